@@ -1,0 +1,778 @@
+"""TAAE: a transformer auto-encoder with an FSQ bottleneck for speech at 400 to 950 bit/s (arXiv 2411.19842).
+
+Signal path: audio -> patches -> encoder -> latents -> FSQ -> codes -> decoder -> patches -> audio. Shapes in this file:
+the audio is (batch, 1, samples), convolutions see (batch, channels, steps), transformer layers (batch, steps, channels).
+
+`lengths` (batch,) is the number of real steps of each item at the rate of the tensor it goes with, or None where all
+steps are real. What lies beyond an item's length is zero at the input of every convolution and hidden from attention,
+so that an item of a padded batch comes out as it does alone.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedAudioTokenizerBase
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .configuration_taae import TaaeConfig
+from .quantization_taae import ResidualFSQ, dither, resolve_bottleneck
+
+try:
+    from flash_attn import flash_attn_varlen_func
+except ImportError:
+    flash_attn_varlen_func = None
+
+
+@dataclass
+class TaaeEncoderOutput(ModelOutput):
+    """
+    Args:
+        audio_codes (`torch.LongTensor` of shape `(batch, tokens_per_frame, frames)`):
+            Tokens of the bottleneck.
+        audio_codes_mask (`torch.LongTensor` of shape `(batch, frames)`):
+            1 where a frame holds audio of its item, 0 where it is padding.
+        latents (`torch.FloatTensor` of shape `(batch, latent_dim, frames)`):
+            Output of the encoder, before the hyperbolic tangent; zero in padded frames.
+    """
+
+    audio_codes: Tensor | None = None
+    audio_codes_mask: Tensor | None = None
+    latents: Tensor | None = None
+
+
+@dataclass
+class TaaeDecoderOutput(ModelOutput):
+    """
+    Args:
+        audio_values (`torch.FloatTensor` of shape `(batch, 1, frames * hop_length)`):
+            Decoded audio, zero in padded frames.
+    """
+
+    audio_values: Tensor | None = None
+
+
+@dataclass
+class TaaeOutput(ModelOutput):
+    """
+    Args:
+        audio_values (`torch.FloatTensor` of shape `(batch, 1, samples)`):
+            Decoded audio, cut to the length of the input.
+        audio_codes (`torch.LongTensor` of shape `(batch, tokens_per_frame, frames)`, *optional*):
+            Tokens of the bottleneck; None in training mode, where latents are dithered instead of tokenised.
+        audio_codes_mask (`torch.LongTensor` of shape `(batch, frames)`):
+            1 where a frame holds audio of its item, 0 where it is padding.
+        latents (`torch.FloatTensor` of shape `(batch, latent_dim, frames)`):
+            Output of the encoder, before the hyperbolic tangent.
+    """
+
+    audio_values: Tensor | None = None
+    audio_codes: Tensor | None = None
+    audio_codes_mask: Tensor | None = None
+    latents: Tensor | None = None
+
+
+def real_steps(lengths: Tensor, steps: int) -> Tensor:
+    """Boolean (batch, steps), true for the first `lengths[item]` steps of each item."""
+    return torch.arange(steps, device=lengths.device) < lengths[:, None]
+
+
+def zero_padding(hidden_states: Tensor, lengths: Tensor | None) -> Tensor:
+    """Sets to zero what lies beyond each item's length in (batch, channels, steps)."""
+    if lengths is None:
+        return hidden_states
+    return hidden_states.masked_fill(~real_steps(lengths, hidden_states.shape[-1])[:, None, :], 0)
+
+
+class TaaeConv1d(nn.Conv1d):
+    """A convolution that keeps the rate, or divides it by its stride, and never reads padding.
+
+    With `causal=True` the padding is on the left alone, and a step of the output sees no input after its own.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+        causal: bool = False,
+    ):
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride=stride, dilation=dilation, groups=groups, bias=bias
+        )
+        reach = dilation * (kernel_size - 1)
+        if causal:
+            self.side_padding = (reach - stride + 1, 0)
+        else:
+            side = reach // 2 if stride == 1 else math.ceil(stride / 2)
+            self.side_padding = (side, side)
+
+    def forward(self, hidden_states: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(batch, in_channels, steps) -> (batch, out_channels, steps / stride)."""
+        return super().forward(F.pad(zero_padding(hidden_states, lengths), self.side_padding))
+
+    def output_lengths(self, lengths: Tensor | None) -> Tensor | None:
+        """Real steps of each item after this convolution."""
+        return None if lengths is None else lengths // self.stride[0]
+
+
+class TaaeConvTranspose1d(nn.ConvTranspose1d):
+    """An upsampling convolution of kernel 2 * stride that never reads padding.
+
+    Gives steps * stride steps, one fewer where the stride is odd and the convolution not causal, as the reference does.
+    With `causal=True` the output is trimmed on the right, so that a step sees no input after its own.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, causal: bool = False):
+        super().__init__(
+            in_channels, out_channels, 2 * stride, stride=stride, padding=0 if causal else math.ceil(stride / 2)
+        )
+        self.causal = causal
+
+    def forward(self, hidden_states: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(batch, in_channels, steps) -> (batch, out_channels, steps * stride)."""
+        hidden_states = super().forward(zero_padding(hidden_states, lengths))
+        return hidden_states[..., : -self.stride[0]] if self.causal else hidden_states
+
+    def output_lengths(self, lengths: Tensor | None) -> Tensor | None:
+        """Real steps of each item after this convolution."""
+        if lengths is None:
+            return None
+        missing = 0 if self.causal else self.stride[0] % 2
+        return (lengths * self.stride[0] - missing).clamp(min=0)
+
+
+class TaaeSnake(nn.Module):
+    """Snake activation, x + sin²(e^alpha x) / e^beta, alpha and beta per channel."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.zeros(channels))
+        self.beta = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(batch, channels, steps) -> the same shape."""
+        alpha, beta = self.alpha[:, None].exp(), self.beta[:, None].exp()
+        return hidden_states + torch.sin(alpha * hidden_states).square() / (beta + 1e-9)
+
+
+class TaaeResidualUnit(nn.Module):
+    """Activation, dilated convolution, activation, pointwise convolution, plus the input."""
+
+    def __init__(self, config: TaaeConfig, channels: int, dilation: int):
+        super().__init__()
+        self.activation1 = TaaeSnake(channels) if config.use_snake else nn.ELU()
+        self.conv1 = TaaeConv1d(channels, channels, kernel_size=7, dilation=dilation, causal=config.causal)
+        self.activation2 = TaaeSnake(channels) if config.use_snake else nn.ELU()
+        self.conv2 = TaaeConv1d(channels, channels, kernel_size=1)
+
+    def forward(self, hidden_states: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(batch, channels, steps) -> the same shape."""
+        residual = self.conv1(self.activation1(hidden_states), lengths)
+        return hidden_states + self.conv2(self.activation2(residual), lengths)
+
+
+def residual_units(config: TaaeConfig, channels: int) -> nn.ModuleList:
+    """The three dilated units of one block, or none."""
+    dilations = (1, 3, 9) if config.use_dilated_conv else ()
+    return nn.ModuleList(TaaeResidualUnit(config, channels, dilation) for dilation in dilations)
+
+
+def rotary_embedding(steps: int, dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary position embedding, each (steps, dim) in float32.
+
+    The angles are computed in float64: float32 is off by 1e-2 rad after half an hour, which changes tokens.
+    """
+    angle_device = torch.device("cpu") if device.type == "mps" else device
+    exponents = torch.arange(0, dim, 2, dtype=torch.float64, device=angle_device) / dim
+    positions = torch.arange(steps, dtype=torch.float64, device=angle_device)
+    angles = (positions[:, None] / base**exponents).repeat(1, 2)
+    return angles.cos().to(torch.float32).to(device), angles.sin().to(torch.float32).to(device)
+
+
+def apply_rotary(states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Turns the first dimensions of each head, as many as there are cosines: (batch, heads, steps, head_dim)."""
+    turned, kept = states.split([cosines.shape[-1], states.shape[-1] - cosines.shape[-1]], dim=-1)
+    first, second = turned.chunk(2, dim=-1)
+    turned = turned * cosines.to(states.dtype) + torch.cat([-second, first], dim=-1) * sines.to(states.dtype)
+    return torch.cat([turned, kept], dim=-1)
+
+
+class WindowBlocks:
+    """Cuts attention over a sliding window into blocks of queries, each with the keys that its queries can see.
+
+    Time and memory grow with the length, on every attention implementation, where a mask of steps × steps would grow
+    with its square. A sequence no longer than a block is a block by itself.
+
+    Args:
+        window: keys that a query sees to its left and right, inclusive.
+        batch_size, steps: shape of the sequences.
+        lengths: (batch,) real steps of each item, or None.
+        dtype, device: of the mask.
+    """
+
+    def __init__(
+        self,
+        window: tuple[int, int],
+        batch_size: int,
+        steps: int,
+        lengths: Tensor | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        left, right = window
+        self.batch_size, self.steps = batch_size, steps
+        self.block = min(left + right + 1, steps)
+        self.blocks = -(-steps // self.block)
+        self.halo = (left, right) if self.blocks > 1 else (0, 0)
+        self.mask = self._mask(window, lengths, dtype, device)
+
+    def _mask(self, window: tuple[int, int], lengths: Tensor | None, dtype: torch.dtype, device: torch.device):
+        """Additive mask (batch * blocks, 1, block, keys): 0 where a query sees a key, the dtype's minimum elsewhere."""
+        left, right = window
+        starts = torch.arange(self.blocks, device=device)[:, None] * self.block
+        query = starts + torch.arange(self.block, device=device)
+        key = starts - self.halo[0] + torch.arange(self.block + sum(self.halo), device=device)
+        offset = key[:, None, :] - query[:, :, None]
+        ends = torch.full((self.batch_size,), self.steps, device=device) if lengths is None else lengths
+        real = (key >= 0) & (key < ends[:, None, None])
+        # Queries beyond the end see themselves: a softmax over nothing would be NaN, and spread.
+        seen = (offset >= -left) & (offset <= right) & real[:, :, None, :] | (offset == 0)
+        mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
+        return mask.flatten(0, 1)[:, None]
+
+    def split_queries(self, states: Tensor) -> Tensor:
+        """(batch, heads, steps, head_dim) -> (batch * blocks, heads, block, head_dim)."""
+        return self._split(F.pad(states, (0, 0, 0, self.blocks * self.block - self.steps)), self.block)
+
+    def split_keys(self, states: Tensor) -> Tensor:
+        """(batch, heads, steps, head_dim) -> (batch * blocks, heads, keys, head_dim)."""
+        before, after = self.halo
+        padded = F.pad(states, (0, 0, before, after + self.blocks * self.block - self.steps))
+        return self._split(padded, self.block + before + after)
+
+    def _split(self, states: Tensor, size: int) -> Tensor:
+        return states.unfold(2, size, self.block).permute(0, 2, 1, 4, 3).flatten(0, 1)
+
+    def join(self, states: Tensor) -> Tensor:
+        """(batch * blocks, block, heads, head_dim) -> (batch, steps, heads * head_dim)."""
+        return states.reshape(self.batch_size, self.blocks * self.block, -1)[:, : self.steps]
+
+
+def flash_window_attention(
+    query: Tensor, key: Tensor, value: Tensor, window: tuple[int, int], lengths: Tensor | None
+) -> Tensor:
+    """Attention over a sliding window by FlashAttention 2, which knows asymmetric windows itself.
+
+    Args:
+        query, key, value: (batch, heads, steps, head_dim) in float16 or bfloat16.
+        window: keys that a query sees to its left and right, inclusive.
+        lengths: (batch,) real steps of each item, or None.
+
+    Returns:
+        (batch, steps, heads * head_dim).
+
+    Raises:
+        ValueError: for other dtypes: silently casting to float16 changes tokens.
+    """
+    if query.dtype not in (torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"flash_attention_2 computes in float16 or bfloat16, not {query.dtype}; load the model with "
+            'dtype=torch.bfloat16, or with attn_implementation="sdpa" for exact tokens.'
+        )
+    batch, heads, steps, head_dim = query.shape
+    lengths = torch.full((batch,), steps, device=query.device) if lengths is None else lengths
+    real = real_steps(lengths, steps)
+    packed = [states.transpose(1, 2)[real] for states in (query, key, value)]
+    ends = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+    attended = flash_attn_varlen_func(*packed, ends, ends, steps, steps, window_size=window)
+    output = query.new_zeros(batch, steps, heads, head_dim)
+    output[real] = attended
+    return output.flatten(2)
+
+
+def eager_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, **kwargs
+) -> tuple[Tensor, Tensor]:
+    """Attention spelt out: (batch, heads, steps, head_dim) -> (batch, steps, heads, head_dim), and the weights."""
+    weights = torch.softmax(query @ key.transpose(-1, -2) * scaling + attention_mask, dim=-1)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class TaaeAttention(nn.Module):
+    """Multi-head attention over a sliding window, with normalised queries and keys and rotary positions."""
+
+    def __init__(self, config: TaaeConfig, width: int):
+        super().__init__()
+        self.config = config
+        self.window = config.attention_window
+        self.head_dim = min(config.head_dim, width)
+        self.qkv_proj = nn.Linear(width, 3 * width, bias=False)
+        self.q_norm = nn.LayerNorm(self.head_dim, eps=config.qk_norm_eps)
+        self.k_norm = nn.LayerNorm(self.head_dim, eps=config.qk_norm_eps)
+        self.o_proj = nn.Linear(width, width, bias=False)
+        self.is_causal = False  # the window says what is seen; attention functions must not add to it
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        blocks: WindowBlocks | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """(batch, steps, width) -> the same shape. `blocks` is None with FlashAttention, which needs none."""
+        query, key, value = (
+            states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for states in self.qkv_proj(hidden_states).chunk(3, dim=-1)
+        )
+        query = apply_rotary(self.q_norm(query), *position_embeddings)
+        key = apply_rotary(self.k_norm(key), *position_embeddings)
+        if blocks is None:
+            return self.o_proj(flash_window_attention(query, key, value, self.window, lengths))
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        attended, _ = attention(
+            self,
+            blocks.split_queries(query),
+            blocks.split_keys(key),
+            blocks.split_keys(value),
+            blocks.mask,
+            scaling=self.head_dim**-0.5,
+        )
+        return self.o_proj(blocks.join(attended))
+
+
+class TaaeFeedForward(nn.Module):
+    """Gated feed-forward layer: value * SiLU(gate)."""
+
+    def __init__(self, config: TaaeConfig, width: int):
+        super().__init__()
+        self.up_proj = nn.Linear(width, 2 * config.intermediate_ratio * width)
+        self.down_proj = nn.Linear(config.intermediate_ratio * width, width)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(batch, steps, width) -> the same shape."""
+        value, gate = self.up_proj(hidden_states).chunk(2, dim=-1)
+        return self.down_proj(value * F.silu(gate))
+
+
+class TaaeConformerModule(nn.Module):
+    """The convolution module of a Conformer."""
+
+    def __init__(self, config: TaaeConfig, width: int):
+        super().__init__()
+        self.in_norm = nn.LayerNorm(width, eps=config.norm_eps, bias=False)
+        self.pointwise_conv1 = nn.Linear(width, width, bias=False)
+        self.glu = nn.Linear(width, 2 * width)
+        self.depthwise_conv = TaaeConv1d(
+            width, width, kernel_size=17, groups=width, bias=False, causal=config.causal
+        )
+        self.mid_norm = nn.LayerNorm(width, eps=config.norm_eps, bias=False)
+        self.pointwise_conv2 = nn.Linear(width, width, bias=False)
+
+    def forward(self, hidden_states: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(batch, steps, width) -> the same shape."""
+        value, gate = self.glu(self.pointwise_conv1(self.in_norm(hidden_states))).chunk(2, dim=-1)
+        hidden_states = self.depthwise_conv((value * F.silu(gate)).transpose(1, 2), lengths).transpose(1, 2)
+        return self.pointwise_conv2(F.silu(self.mid_norm(hidden_states)))
+
+
+class TaaeLayerScale(nn.Module):
+    """Scales each channel of a residual branch, starting near zero."""
+
+    def __init__(self, config: TaaeConfig, width: int):
+        super().__init__()
+        self.initial_scale = config.layer_scale_initial_scale
+        self.scale = nn.Parameter(torch.full((width,), self.initial_scale))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(batch, steps, width) -> the same shape."""
+        return self.scale * hidden_states
+
+
+class TaaeTransformerLayer(GradientCheckpointingLayer):
+    """Pre-norm attention and feed-forward, each scaled by LayerScale; optionally a Conformer module between them."""
+
+    def __init__(self, config: TaaeConfig, width: int):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width, eps=config.norm_eps, bias=False)
+        self.attention = TaaeAttention(config, width)
+        self.attention_scale = self._scale(config, width)
+        self.conformer = TaaeConformerModule(config, width) if config.use_conformer else None
+        self.conformer_scale = self._scale(config, width) if config.use_conformer else None
+        self.feed_forward_norm = nn.LayerNorm(width, eps=config.norm_eps, bias=False)
+        self.feed_forward = TaaeFeedForward(config, width)
+        self.feed_forward_scale = self._scale(config, width)
+
+    @staticmethod
+    def _scale(config: TaaeConfig, width: int) -> nn.Module:
+        return nn.Identity() if config.layer_scale_initial_scale is None else TaaeLayerScale(config, width)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        blocks: WindowBlocks | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """(batch, steps, width) -> the same shape."""
+        attended = self.attention(self.attention_norm(hidden_states), position_embeddings, blocks, lengths)
+        hidden_states = hidden_states + self.attention_scale(attended)
+        if self.conformer is not None:
+            hidden_states = hidden_states + self.conformer_scale(self.conformer(hidden_states, lengths))
+        return hidden_states + self.feed_forward_scale(self.feed_forward(self.feed_forward_norm(hidden_states)))
+
+
+class TaaeTransformer(nn.Module):
+    """The transformer layers of one block."""
+
+    def __init__(self, config: TaaeConfig, width: int, depth: int):
+        super().__init__()
+        self.config = config
+        self.rotary_dim = min(config.head_dim, width) // 2
+        self.layers = nn.ModuleList(TaaeTransformerLayer(config, width) for _ in range(depth))
+
+    def forward(self, hidden_states: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(batch, width, steps) -> the same shape."""
+        if not self.layers:
+            return hidden_states
+        batch, _, steps = hidden_states.shape
+        device, dtype = hidden_states.device, hidden_states.dtype
+        positions = rotary_embedding(steps, self.rotary_dim, self.config.rope_theta, device)
+        blocks = None
+        if self.config._attn_implementation != "flash_attention_2":
+            blocks = WindowBlocks(self.config.attention_window, batch, steps, lengths, dtype, device)
+        hidden_states = hidden_states.transpose(1, 2)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, positions, blocks, lengths)
+        return hidden_states.transpose(1, 2)
+
+
+class TaaeEncoderBlock(nn.Module):
+    """Residual units (optional), Snake (optional), strided convolution (if the stride is not 1), transformer layers."""
+
+    def __init__(self, config: TaaeConfig, in_width: int, width: int, stride: int, depth: int):
+        super().__init__()
+        self.residual_units = residual_units(config, in_width)
+        self.activation = TaaeSnake(in_width) if config.use_snake else nn.Identity()
+        self.downsample = None
+        if stride > 1:
+            self.downsample = TaaeConv1d(in_width, width, 2 * stride, stride=stride, causal=config.causal)
+        self.transformer = TaaeTransformer(config, width, depth)
+
+    def forward(self, hidden_states: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """(batch, in_width, steps) -> (batch, width, steps / stride), and the lengths at that rate."""
+        for unit in self.residual_units:
+            hidden_states = unit(hidden_states, lengths)
+        hidden_states = self.activation(hidden_states)
+        if self.downsample is not None:
+            hidden_states = self.downsample(hidden_states, lengths)
+            lengths = self.downsample.output_lengths(lengths)
+        return self.transformer(hidden_states, lengths), lengths
+
+
+class TaaeDecoderBlock(nn.Module):
+    """Transformer layers, Snake (optional), transposed convolution (if the stride is not 1), residual units (optional)."""
+
+    def __init__(self, config: TaaeConfig, width: int, out_width: int, stride: int, depth: int):
+        super().__init__()
+        self.transformer = TaaeTransformer(config, width, depth)
+        self.activation = TaaeSnake(width) if config.use_snake else nn.Identity()
+        self.upsample = TaaeConvTranspose1d(width, out_width, stride, config.causal) if stride > 1 else None
+        self.residual_units = residual_units(config, out_width)
+
+    def forward(self, hidden_states: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """(batch, width, steps) -> (batch, out_width, steps * stride), and the lengths at that rate."""
+        hidden_states = self.activation(self.transformer(hidden_states, lengths))
+        if self.upsample is not None:
+            hidden_states = self.upsample(hidden_states, lengths)
+            lengths = self.upsample.output_lengths(lengths)
+        for unit in self.residual_units:
+            hidden_states = unit(hidden_states, lengths)
+        return hidden_states, lengths
+
+
+class TaaeEncoder(nn.Module):
+    """Patches to latents."""
+
+    def __init__(self, config: TaaeConfig):
+        super().__init__()
+        widths = config.hidden_sizes
+        self.patch_size = config.patch_size
+        self.conv_in = TaaeConv1d(config.patch_size, widths[0], kernel_size=7, causal=config.causal)
+        self.blocks = nn.ModuleList(
+            TaaeEncoderBlock(config, widths[max(i - 1, 0)], widths[i], config.strides[i], config.encoder_depths[i])
+            for i in range(len(widths))
+        )
+        self.activation = TaaeSnake(widths[-1]) if config.use_snake else nn.Identity()
+        self.conv_out = TaaeConv1d(widths[-1], config.latent_dim, kernel_size=3, causal=config.causal)
+
+    def forward(self, audio: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(batch, 1, samples) with `lengths` in patches, samples a multiple of the hop -> (batch, latent_dim, frames)."""
+        hidden_states = audio.reshape(audio.shape[0], -1, self.patch_size).transpose(1, 2)
+        hidden_states = self.conv_in(hidden_states, lengths)
+        for block in self.blocks:
+            hidden_states, lengths = block(hidden_states, lengths)
+        return zero_padding(self.conv_out(self.activation(hidden_states), lengths), lengths)
+
+
+class TaaeDecoder(nn.Module):
+    """Codes to patches."""
+
+    def __init__(self, config: TaaeConfig):
+        super().__init__()
+        widths = config.hidden_sizes
+        self.soft_clip = config.soft_clip
+        self.conv_in = TaaeConv1d(config.latent_dim, widths[-1], kernel_size=3, causal=config.causal)
+        self.blocks = nn.ModuleList(
+            TaaeDecoderBlock(config, widths[i], widths[max(i - 1, 0)], config.strides[i], config.decoder_depths[i])
+            for i in reversed(range(len(widths)))
+        )
+        self.activation = TaaeSnake(widths[0]) if config.use_snake else nn.Identity()
+        self.conv_out = TaaeConv1d(widths[0], config.patch_size, kernel_size=7, bias=False, causal=config.causal)
+
+    def forward(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(batch, latent_dim, frames) with `lengths` in frames -> (batch, 1, frames * hop_length)."""
+        hidden_states = self.conv_in(codes, lengths)
+        for block in self.blocks:
+            hidden_states, lengths = block(hidden_states, lengths)
+        patches = zero_padding(self.conv_out(self.activation(hidden_states), lengths), lengths)
+        audio = patches.transpose(1, 2).reshape(codes.shape[0], 1, -1)
+        return torch.tanh(audio) if self.soft_clip else audio
+
+
+class TaaeModel(PreTrainedAudioTokenizerBase):
+    """The transformer auto-encoder: speech to tokens and back.
+
+    A model is made and loaded with fused weights. Training wants [`~TaaeModel.apply_weight_norm`] first;
+    `save_pretrained` always writes fused weights.
+    """
+
+    config_class = TaaeConfig
+    config: TaaeConfig
+    base_model_prefix = "taae"
+    main_input_name = "input_values"
+    input_modalities = ("audio",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["TaaeTransformerLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def __init__(self, config: TaaeConfig):
+        super().__init__(config)
+        self.encoder = TaaeEncoder(config)
+        self.decoder = TaaeDecoder(config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.ConvTranspose1d):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                bound = 1 / math.sqrt(nn.init._calculate_fan_in_and_fan_out(module.weight)[0])
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, TaaeLayerScale):
+            init.constant_(module.scale, module.initial_scale)
+        elif isinstance(module, TaaeSnake):
+            init.zeros_(module.alpha)
+            init.zeros_(module.beta)
+        elif isinstance(module, TaaeTransformerLayer) and self.config.layer_scale_initial_scale is None:
+            # Without LayerScale the branches themselves start at zero.
+            init.zeros_(module.attention.o_proj.weight)
+            init.zeros_(module.feed_forward.down_proj.weight)
+
+    def bottleneck(self, bottleneck: str | list | tuple | None = None) -> ResidualFSQ:
+        """The bottleneck that an argument of `encode` or `decode` stands for; None is the config's own.
+
+        Raises:
+            ValueError: if the name is unknown, or the stages do not fit the latent dimensions.
+        """
+        return resolve_bottleneck(bottleneck, self.config.quantization_levels, default=self.config.bottleneck)
+
+    @can_return_tuple
+    def encode(
+        self,
+        input_values: Tensor,
+        padding_mask: Tensor | None = None,
+        bottleneck: str | list | tuple | None = None,
+        **kwargs,
+    ) -> TaaeEncoderOutput:
+        """Turns audio into tokens.
+
+        Args:
+            input_values: (batch, 1, samples) at `config.sampling_rate`; zero-padded to whole frames here if need be.
+            padding_mask: (batch, samples), 1 for each item's own samples, which come first, 0 for padding.
+            bottleneck: a preset's name, `"native"`, a list of `(levels, scale)` stages, or None for the config's.
+
+        Raises:
+            ValueError: if a shape, the mask or the bottleneck is wrong.
+        """
+        quantizer = self.bottleneck(bottleneck)
+        latents, lengths = self._encode_latents(input_values, padding_mask)
+        mask = _frame_mask(latents, lengths)
+        return TaaeEncoderOutput(audio_codes=quantizer.encode(latents), audio_codes_mask=mask, latents=latents)
+
+    @can_return_tuple
+    def decode(
+        self,
+        audio_codes: Tensor | None = None,
+        audio_codes_mask: Tensor | None = None,
+        bottleneck: str | list | tuple | None = None,
+        latents: Tensor | None = None,
+        **kwargs,
+    ) -> TaaeDecoderOutput:
+        """Turns tokens, or continuous latents, into audio.
+
+        Args:
+            audio_codes: (batch, tokens_per_frame, frames) integers, as `encode` returns them.
+            audio_codes_mask: (batch, frames), 1 for each item's own frames, which come first, 0 for padding.
+            bottleneck: the one that made the tokens.
+            latents: (batch, latent_dim, frames) in place of tokens: decoded through the hyperbolic tangent, unrounded.
+
+        Raises:
+            ValueError: if neither or both of tokens and latents are given, or their shape or range is wrong.
+        """
+        if (audio_codes is None) == (latents is None):
+            raise ValueError("decode takes either audio_codes or latents, and one of them.")
+        lengths = None if audio_codes_mask is None else _mask_lengths(audio_codes_mask, "audio_codes_mask")
+        if latents is None:
+            codes = self.bottleneck(bottleneck).decode(audio_codes, audio_codes_mask)
+        else:
+            if latents.ndim != 3 or latents.shape[1] != self.config.latent_dim:
+                raise ValueError(
+                    f"latents must be (batch, {self.config.latent_dim}, frames), not {tuple(latents.shape)}."
+                )
+            codes = torch.tanh(latents)
+        if codes.shape[-1] == 0:
+            raise ValueError("There is no frame to decode.")
+        return TaaeDecoderOutput(audio_values=self.decoder(codes.to(self.dtype), lengths))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: Tensor,
+        padding_mask: Tensor | None = None,
+        bottleneck: str | list | tuple | None = None,
+        **kwargs,
+    ) -> TaaeOutput:
+        """Encodes and decodes, cutting the audio to the input's length.
+
+        In training mode the bottleneck is the paper's noisy one (section 3.2), through which gradients flow, and there
+        are no tokens.
+
+        Args:
+            input_values: (batch, 1, samples) at `config.sampling_rate`.
+            padding_mask: (batch, samples), 1 for each item's own samples, which come first, 0 for padding.
+            bottleneck: as for `encode`; not used in training mode.
+
+        Raises:
+            ValueError: if a shape, the mask or the bottleneck is wrong.
+        """
+        quantizer = self.bottleneck(bottleneck)
+        latents, lengths = self._encode_latents(input_values, padding_mask)
+        if self.training:
+            tokens, codes = None, self._dither(latents)
+        else:
+            tokens = quantizer.encode(latents)
+            codes = quantizer.decode(tokens)
+        audio = self.decoder(codes.to(latents.dtype), lengths)[..., : input_values.shape[-1]]
+        if padding_mask is not None:
+            audio = audio.masked_fill(~padding_mask.bool()[:, None, : audio.shape[-1]], 0)
+        return TaaeOutput(
+            audio_values=audio, audio_codes=tokens, audio_codes_mask=_frame_mask(latents, lengths), latents=latents
+        )
+
+    def _dither(self, latents: Tensor) -> Tensor:
+        config = self.config
+        return dither(
+            latents, config.training_levels, config.training_noise_probability, config.training_rounding_probability
+        )
+
+    def _encode_latents(self, input_values: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Latents (batch, latent_dim, frames) and each item's number of frames (None where all are real)."""
+        if input_values.ndim != 3 or input_values.shape[1] != 1 or input_values.shape[2] == 0:
+            raise ValueError(
+                f"input_values must be (batch, 1, samples) with at least one sample, not {tuple(input_values.shape)}."
+            )
+        frames = None
+        if padding_mask is not None:
+            if padding_mask.shape != (input_values.shape[0], input_values.shape[2]):
+                raise ValueError(
+                    f"The padding_mask of input_values {tuple(input_values.shape)} is (batch, samples), "
+                    f"not {tuple(padding_mask.shape)}."
+                )
+            samples = _mask_lengths(padding_mask, "padding_mask")
+            input_values = zero_padding(input_values, samples)
+            frames = -(-samples // self.config.hop_length)
+        # The reference drops what does not fill its strides; a whole frame keeps it.
+        audio = F.pad(input_values, (0, -input_values.shape[-1] % self.config.hop_length)).to(self.dtype)
+        patches = None if frames is None else frames * (self.config.hop_length // self.config.patch_size)
+        return self.encoder(audio, patches), frames
+
+    def apply_weight_norm(self) -> "TaaeModel":
+        """Splits each convolution's weight into direction and magnitude, for training. Changes no output."""
+        for module in self._convolutions():
+            if not parametrize.is_parametrized(module, "weight"):
+                parametrizations.weight_norm(module, "weight")
+        return self
+
+    def remove_weight_norm(self) -> "TaaeModel":
+        """Fuses each convolution's direction and magnitude back into one weight, for use. Changes no output."""
+        for module in self._convolutions():
+            if parametrize.is_parametrized(module, "weight"):
+                parametrize.remove_parametrizations(module, "weight")
+        return self
+
+    def fused_state_dict(self) -> dict[str, Tensor]:
+        """The state dict as it is without weight norm, whether or not that is applied now."""
+        state = {name: tensor for name, tensor in self.state_dict().items() if ".parametrizations." not in name}
+        for name, module in self.named_modules():
+            if parametrize.is_parametrized(module, "weight"):
+                state[f"{name}.weight"] = module.weight.detach()
+        return state
+
+    def save_pretrained(self, save_directory, state_dict: dict[str, Tensor] | None = None, **kwargs):
+        """Writes config, code and fused weights, so that the folder loads with and without this package installed."""
+        self.config.auto_map = {"AutoModelForAudioTokenization": f"{__name__.split('.')[-1]}.{type(self).__name__}"}
+        state_dict = self.fused_state_dict() if state_dict is None else state_dict
+        super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+
+    def _convolutions(self) -> list[nn.Module]:
+        convolutions = (nn.Conv1d, nn.ConvTranspose1d)
+        # The depthwise convolution of a Conformer module is not weight-normalised in the reference.
+        return [m for m in self.modules() if isinstance(m, convolutions) and m.groups == 1]
+
+
+def _mask_lengths(mask: Tensor, name: str) -> Tensor:
+    """Real steps of each item from a (batch, steps) mask of ones, then zeros."""
+    if mask.ndim != 2:
+        raise ValueError(f"{name} must have two dimensions (batch, steps), not shape {tuple(mask.shape)}.")
+    mask = mask.bool()
+    if not torch.compiler.is_compiling() and (mask[:, 1:] & ~mask[:, :-1]).any():
+        raise ValueError(f"{name} must be ones followed by zeros for each item: pad on the right.")
+    return mask.sum(dim=1)
+
+
+def _frame_mask(latents: Tensor, lengths: Tensor | None) -> Tensor:
+    """(batch, frames) int64, 1 where a frame is real."""
+    if lengths is None:
+        return torch.ones(latents.shape[0], latents.shape[-1], dtype=torch.int64, device=latents.device)
+    return real_steps(lengths, latents.shape[-1]).to(torch.int64)
+
+
+__all__ = ["TaaeModel"]
