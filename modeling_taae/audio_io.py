@@ -5,8 +5,9 @@ import os
 import re
 import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
@@ -16,7 +17,8 @@ STANDARD_STREAM = "-"
 
 # What a directory is searched for. A file that is named outright is tried whatever it is called.
 AUDIO_SUFFIXES = frozenset(
-    ".aif .aifc .aiff .au .caf .flac .mp3 .oga .ogg .opus .rf64 .snd .sph .voc .w64 .wav .wave".split()
+    {".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".snd", ".sph", ".voc"}
+    | {".w64", ".wav", ".wave"}
 )
 
 WRITTEN_FORMATS = {".wav": "WAV", ".flac": "FLAC"}
@@ -48,6 +50,7 @@ def open_input(source: str | Path) -> BinaryIO:
         TaaeInputError: if it cannot be opened or has no bytes.
     """
     try:
+        # The caller closes the file.
         file = io.BytesIO(sys.stdin.buffer.read()) if is_standard_stream(source) else open(source, "rb")
         if not file.seekable():
             file = io.BytesIO(file.read())
@@ -93,8 +96,8 @@ def read_audio(source: str | Path, sampling_rate: int = 16_000) -> np.ndarray:
         except (soundfile.SoundFileError, TypeError) as error:
             reason = str(getattr(error, "error_string", error)).strip(". ")
             raise TaaeInputError(
-                f"{name}: cannot be read as audio ({reason}); expected an undamaged file such as WAV, FLAC, Ogg or MP3, "
-                "so check it, or convert it first, for example with ffmpeg"
+                f"{name}: cannot be read as audio ({reason}); expected an undamaged WAV, FLAC, Ogg or MP3 file or the "
+                "like, so check it, or convert it first, for example with ffmpeg"
             ) from error
     _check_complete(log, name)
     if rate != sampling_rate:
@@ -133,7 +136,7 @@ def audio_format(target: str | Path) -> str:
         return "WAV"
     suffix = Path(target).suffix.lower()
     if suffix not in WRITTEN_FORMATS:
-        raise TaaeInputError(f"{target}: audio is written as .wav or .flac, not {suffix or 'without a suffix'}; rename it")
+        raise TaaeInputError(f"{target}: is no name for audio; expected one that ends in .wav or .flac, so change -o")
     return WRITTEN_FORMATS[suffix]
 
 
@@ -178,7 +181,8 @@ def write_bytes(target: str | Path, data: bytes) -> None:
         else:
             _replace(path, data)
     except OSError as error:
-        reason = error.strerror or error
+        # Making folders below a file says "File exists".
+        reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror or error
         raise TaaeInputError(f"{target}: cannot be written ({reason}); choose another target with -o") from error
 
 
@@ -191,3 +195,74 @@ def _replace(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class Job(NamedTuple):
+    """One file to make of another."""
+
+    source: Path
+    target: Path
+
+
+def plan_jobs(inputs: list[str], output: str | None, suffixes: frozenset[str], target_suffix: str) -> list[Job]:
+    """Says which file becomes which.
+
+    Args:
+        inputs: files, directories (searched to any depth for files with one of `suffixes`), or `-` alone.
+        output: the target of a single file, the directory of several, `-`, or None for a place beside each input.
+        suffixes: what counts as an input inside a directory, in lower case.
+        target_suffix: suffix of targets whose name is not given.
+
+    Raises:
+        TaaeInputError: if nothing is found, or targets are ambiguous, clash or would overwrite an input.
+    """
+    if STANDARD_STREAM in inputs:
+        if len(inputs) > 1:
+            raise TaaeInputError("- (standard input) was given among other inputs; give it alone")
+        return [Job(Path(STANDARD_STREAM), Path(output or STANDARD_STREAM))]
+    if len(inputs) == 1 and output and not os.path.isdir(inputs[0]) and not _names_directory(output):
+        jobs = [Job(Path(inputs[0]), Path(output))]
+    else:
+        jobs = _plan_directory(inputs, output, suffixes, target_suffix)
+    _check_targets(jobs)
+    return jobs
+
+
+def _names_directory(output: str) -> bool:
+    return os.path.isdir(output) or output.endswith(("/", os.sep))
+
+
+def _plan_directory(inputs: list[str], output: str | None, suffixes: frozenset[str], target_suffix: str) -> list[Job]:
+    if output and (output == STANDARD_STREAM or os.path.exists(output) and not os.path.isdir(output)):
+        raise TaaeInputError(f"-o {output}: is one target for several inputs; expected a directory")
+    jobs = []
+    for root in map(Path, inputs):
+        sources = sorted(_search(root, suffixes)) if root.is_dir() else [root]
+        if not sources:
+            raise TaaeInputError(f"{root}: holds no file to read; expected files named {', '.join(sorted(suffixes))}")
+        for source in sources:
+            inside = source.relative_to(root) if root.is_dir() else Path(source.name)
+            target = Path(output) / inside if output else source
+            jobs.append(Job(source, target.with_suffix(target_suffix)))
+    return jobs
+
+
+def _search(root: Path, suffixes: frozenset[str]) -> Iterator[Path]:
+    # Hidden files are not meant: macOS leaves a ._speech.wav without audio beside each file on foreign disks.
+    for path in root.rglob("*"):
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and not path.is_dir():
+            yield path
+
+
+def _check_targets(jobs: list[Job]) -> None:
+    sources = {os.path.realpath(job.source): job.source for job in jobs}
+    targets: dict[str, Path] = {}
+    for source, target in jobs:
+        place = os.path.realpath(target)
+        if place in sources:
+            raise TaaeInputError(f"{target}: is an input and would be overwritten; choose another target with -o")
+        if place in targets:
+            raise TaaeInputError(
+                f"{targets[place]} and {source} would both become {target}; rename one or treat them one by one"
+            )
+        targets[place] = source

@@ -214,9 +214,13 @@ def _as_waveform(clip: Clip, position: str) -> np.ndarray:
             f"{position} has samples of type {samples.dtype}, whose full scale is not known. "
             "Pass floats with full scale at 1, or int16 or int32 PCM."
         )
+    with np.errstate(over="ignore"):
+        samples = samples.astype(np.float32)
     if not np.isfinite(samples).all():
-        raise ValueError(f"{position} contains NaN or infinite samples; remove them first, for example with nan_to_num.")
-    return samples.astype(np.float32)
+        raise ValueError(
+            f"{position} contains NaN or infinite samples; remove them first, for example with nan_to_num."
+        )
+    return samples
 
 
 __all__ = ["TaaeFeatureExtractor", "integrated_loudness", "normalize_loudness"]

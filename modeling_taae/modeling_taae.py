@@ -14,11 +14,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.nn.utils import parametrizations, parametrize
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedAudioTokenizerBase
 from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.generic import is_flash_attention_requested
 
 from .configuration_taae import TaaeConfig
 from .quantization_taae import ResidualFSQ, dither, resolve_bottleneck
@@ -207,6 +209,19 @@ def apply_rotary(states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     return torch.cat([turned, kept], dim=-1)
 
 
+def additive_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a query sees a key, the dtype's minimum elsewhere."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+
+
+def flex_mask(seen: Tensor) -> BlockMask:
+    """What FlexAttention reads in place of an additive mask, with which it corrupts memory on the CPU."""
+    items, _, queries, keys = seen.shape
+    return create_block_mask(
+        lambda item, head, query, key: seen[item, 0, query, key], items, 1, queries, keys, device=str(seen.device)
+    )
+
+
 class WindowBlocks:
     """Cuts attention over a sliding window into blocks of queries, each with the keys that its queries can see.
 
@@ -218,6 +233,7 @@ class WindowBlocks:
         batch_size, steps: shape of the sequences.
         lengths: (batch,) real steps of each item, or None.
         dtype, device: of the mask.
+        implementation: the attention implementation that the mask is for.
     """
 
     def __init__(
@@ -228,16 +244,18 @@ class WindowBlocks:
         lengths: Tensor | None,
         dtype: torch.dtype,
         device: torch.device,
+        implementation: str = "sdpa",
     ):
         left, right = window
         self.batch_size, self.steps = batch_size, steps
         self.block = min(left + right + 1, steps)
         self.blocks = -(-steps // self.block)
         self.halo = (left, right) if self.blocks > 1 else (0, 0)
-        self.mask = self._mask(window, lengths, dtype, device)
+        seen = self._seen(window, lengths, device)
+        self.mask = flex_mask(seen) if implementation == "flex_attention" else additive_mask(seen, dtype)
 
-    def _mask(self, window: tuple[int, int], lengths: Tensor | None, dtype: torch.dtype, device: torch.device):
-        """Additive mask (batch * blocks, 1, block, keys): 0 where a query sees a key, the dtype's minimum elsewhere."""
+    def _seen(self, window: tuple[int, int], lengths: Tensor | None, device: torch.device) -> Tensor:
+        """Boolean (batch * blocks, 1, block, keys), true where a query sees a key."""
         left, right = window
         starts = torch.arange(self.blocks, device=device)[:, None] * self.block
         query = starts + torch.arange(self.block, device=device)
@@ -247,8 +265,7 @@ class WindowBlocks:
         real = (key >= 0) & (key < ends[:, None, None])
         # Queries beyond the end see themselves: a softmax over nothing would be NaN, and spread.
         seen = (offset >= -left) & (offset <= right) & real[:, :, None, :] | (offset == 0)
-        mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
-        return mask.flatten(0, 1)[:, None]
+        return seen.flatten(0, 1)[:, None]
 
     def split_queries(self, states: Tensor) -> Tensor:
         """(batch, heads, steps, head_dim) -> (batch * blocks, heads, block, head_dim)."""
@@ -448,8 +465,9 @@ class TaaeTransformer(nn.Module):
         device, dtype = hidden_states.device, hidden_states.dtype
         positions = rotary_embedding(steps, self.rotary_dim, self.config.rope_theta, device)
         blocks = None
-        if self.config._attn_implementation != "flash_attention_2":
-            blocks = WindowBlocks(self.config.attention_window, batch, steps, lengths, dtype, device)
+        if not is_flash_attention_requested(self.config):
+            implementation = self.config._attn_implementation
+            blocks = WindowBlocks(self.config.attention_window, batch, steps, lengths, dtype, device, implementation)
         hidden_states = hidden_states.transpose(1, 2)
         for layer in self.layers:
             hidden_states = layer(hidden_states, positions, blocks, lengths)

@@ -12,7 +12,7 @@ Version 1, little-endian throughout:
 | 8 | number of samples |
 | 2 + n | bottleneck as text (see [`format_bottleneck`]), after its length |
 | 1 + 8 k | number k of tokens per frame, then the vocabulary size of each |
-| rest | tokens, frame by frame, each in the fewest bits that hold its vocabulary, lowest bit first; zero bits at the end |
+| rest | tokens, frame by frame, each in the fewest bits that hold its vocabulary, lowest bit first |
 | 4 | CRC-32 of everything before |
 
 Magic, version and checksum are the same in every version; what lies between belongs to the version.
@@ -84,7 +84,8 @@ def parse_bottleneck(text: str) -> str | Stages:
         return [([int(level) for level in levels.split(",")], float(scale)) for levels, scale in stages]
     except ValueError as error:
         raise TaaeInputError(
-            f"{text!r} is no bottleneck; expected a preset's name, 'native', or stages such as 5,5,5,5,5,5@1.0/5,5,5,5,5,5@0.25"
+            f"{text!r} is no bottleneck; expected a preset's name, 'native', or stages such as "
+            "5,5,5,5,5,5@1.0/5,5,5,5,5,5@0.25"
         ) from error
 
 
@@ -114,8 +115,8 @@ class TaaeFile:
     model_identity: str
 
     def __post_init__(self):
-        if min(self.num_samples, self.hop_length, self.sampling_rate, *self.vocabulary_sizes) < 1:
-            raise TaaeFileError("a clip needs at least one sample, and positive rates and vocabulary sizes")
+        if min(self.num_samples, self.hop_length, self.sampling_rate) < 1:
+            raise TaaeFileError("a clip needs at least one sample, at least one sample per frame and a sampling rate")
         expected = (len(self.vocabulary_sizes), self.frames)
         if self.audio_codes.shape != expected:
             raise TaaeFileError(
@@ -149,7 +150,9 @@ class TaaeFile:
         bottleneck = format_bottleneck(self.bottleneck).encode()
         identity = bytes.fromhex(self.model_identity)
         header = HEADER.pack(identity, self.sampling_rate, self.hop_length, self.num_samples, len(bottleneck))
-        vocabularies = struct.pack(f"<B{len(self.vocabulary_sizes)}Q", len(self.vocabulary_sizes), *self.vocabulary_sizes)
+        vocabularies = struct.pack(
+            f"<B{len(self.vocabulary_sizes)}Q", len(self.vocabulary_sizes), *self.vocabulary_sizes
+        )
         content = PREAMBLE.pack(MAGIC, VERSION) + header + bottleneck + vocabularies
         content += pack_tokens(self.audio_codes, self.vocabulary_sizes)
         return content + CHECKSUM.pack(zlib.crc32(content))
@@ -162,20 +165,24 @@ class TaaeFile:
             TaaeFileError: if the bytes are foreign, of another version, truncated or changed in any way.
         """
         if data[: len(MAGIC)] != MAGIC:
-            raise TaaeFileError("is not a .taae file; expected one that `taae encode` wrote")
+            raise TaaeFileError("this is not a .taae file; expected one that `taae encode` wrote")
         if len(data) < PREAMBLE.size + CHECKSUM.size:
-            raise TaaeFileError("is truncated; copy it or encode the audio again")
+            raise TaaeFileError("this file is truncated; copy it or encode the audio again")
         version = data[len(MAGIC)]
         if version != VERSION:
-            raise TaaeFileError(f"has format version {version}, this release reads version {VERSION}; update the package")
+            raise TaaeFileError(
+                f"this file has format version {version}, this release reads version {VERSION}; update the package"
+            )
         content, checksum = data[: -CHECKSUM.size], data[-CHECKSUM.size :]
         if CHECKSUM.unpack(checksum)[0] != zlib.crc32(content):
-            raise TaaeFileError("is truncated or corrupt (wrong checksum); copy it or encode the audio again")
+            raise TaaeFileError("this file is truncated or corrupt (wrong checksum); copy it or encode the audio again")
         try:
             return cls._from_content(content)
         # The checksum is right, so another program wrote this, and not by the rules.
-        except (struct.error, UnicodeDecodeError, ValueError) as error:
-            raise TaaeFileError(f"is malformed ({error}); expected a file that `taae encode` wrote") from error
+        except (struct.error, ValueError, ZeroDivisionError) as error:
+            raise TaaeFileError(
+                f"this file is malformed ({error}); expected a file that `taae encode` wrote"
+            ) from error
 
     @classmethod
     def _from_content(cls, content: bytes) -> "TaaeFile":
@@ -186,8 +193,6 @@ class TaaeFile:
         (stages,) = struct.unpack_from("<B", content, position)
         vocabulary_sizes = struct.unpack_from(f"<{stages}Q", content, position + 1)
         payload = content[position + 1 + 8 * stages :]
-        if not stages or not hop_length:
-            raise TaaeFileError("no tokens per frame, or no samples")
         frames = -(-num_samples // hop_length)
         return cls(
             audio_codes=unpack_tokens(payload, vocabulary_sizes, frames),
@@ -239,8 +244,10 @@ def unpack_tokens(payload: bytes, vocabulary_sizes: tuple[int, ...], frames: int
     """Reads what [`pack_tokens`] wrote: (tokens_per_frame, frames) int64.
 
     Raises:
-        TaaeFileError: if the payload has another length than so many frames need.
+        TaaeFileError: if the payload has another length than so many frames need, or a vocabulary has no choice.
     """
+    if min(vocabulary_sizes, default=0) < 2:
+        raise TaaeFileError(f"vocabularies of {vocabulary_sizes} tokens; expected at least one of at least 2")
     widths = [token_bits(size) for size in vocabulary_sizes]
     needed = -(-frames * sum(widths) // 8)
     if len(payload) != needed:

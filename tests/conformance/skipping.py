@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 
 def skip_tests(reasons: dict[str, str]) -> Callable[[type], type]:
-    """Class decorator: skips the inherited tests that `reasons` names; a name that upstream no longer has is an error."""
+    """Class decorator: skips the inherited tests that `reasons` names. A name that upstream lacks is an error."""
 
     def decorate(test_class: type) -> type:
         for name, reason in reasons.items():

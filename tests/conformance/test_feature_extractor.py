@@ -22,10 +22,9 @@ class TaaeFeatureExtractionTester:
 
     def prepare_inputs_for_common(self, equal_length: bool = False, numpify: bool = False) -> list:
         random = np.random.default_rng(0)
+        lengths = [self.min_seq_length + index * self.seq_length_diff for index in range(self.batch_size)]
         if equal_length:
             lengths = [self.max_seq_length] * self.batch_size
-        else:
-            lengths = range(self.min_seq_length, self.max_seq_length, self.seq_length_diff)
         signals = [random.uniform(-1, 1, length) for length in lengths]
         return signals if numpify else [signal.tolist() for signal in signals]
 

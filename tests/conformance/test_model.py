@@ -9,9 +9,10 @@ from upstream_tests.test_modeling_common import ModelTesterMixin
 
 from modeling_taae import TaaeConfig, TaaeModel
 
-# A whole codec in a few thousand parameters. Lists, not tuples: that is what a configuration file gives back. The window is
-# shorter than the inputs and the layer scale is large, so that what happens in attention shows in the audio. The grid is
-# fine, so that a digit which half precision rounds the other way moves the audio a little, not by a fifth of its range.
+# A whole codec in a few thousand parameters. Lists, not tuples: that is what a configuration file gives back. The
+# window is shorter than the inputs and the layer scale is large, so that what happens in attention shows in the audio.
+# The grid is fine, so that a digit which half precision rounds the other way moves the audio a little, not by a fifth
+# of its range.
 TINY = {
     "patch_size": 4,
     "hidden_sizes": [16, 24],
@@ -21,7 +22,7 @@ TINY = {
     "head_dim": 8,
     "sliding_window": [3, 4],
     "layer_scale_initial_scale": 0.5,
-    "quantization_levels": 257,
+    "quantization_levels": [257] * 6,
     "bottleneck": "native",
 }
 OPTIONAL_PARTS = {
@@ -35,7 +36,7 @@ OPTIONAL_PARTS = {
 NOT_APPLICABLE = {
     "test_model_get_set_embeddings": "audio goes in, not token ids: there is no embedding table",
     "test_attention_outputs": "attention weights are not among the outputs: the window is never held as a whole matrix",
-    "test_hidden_states_output": "hidden states are not among the outputs: their rate and width change from block to block",
+    "test_hidden_states_output": "hidden states are not among the outputs: rate and width change from block to block",
     "test_retain_grad_hidden_states_attentions": "neither hidden states nor attention weights are among the outputs",
 }
 

@@ -1,4 +1,4 @@
-"""Fetches the common tests of the installed Transformers release, which its wheel leaves out and its source release contains."""
+"""Fetches the common tests of the installed Transformers release: its source release has them, its wheel does not."""
 
 import importlib.metadata
 import subprocess
@@ -10,8 +10,8 @@ from pathlib import Path
 CACHE = Path(__file__).resolve().parents[2] / ".cache" / "conformance"
 PACKAGE = "upstream_tests"
 
-# The source release has the test modules of its top level only. What they import from deeper folders is stood in for here:
-# the first two are empty mixins (our model neither generates nor takes part in the exporters' tests), the third are values
+# The source release has the top level of the test folder only. What those modules import from deeper down is stood in
+# for here: two empty mixins (our model does not generate, and the exporters' tests are not in the release), and values
 # for fields that every configuration has, each different from its default.
 STAND_INS = {
     "__init__.py": "",
@@ -37,7 +37,7 @@ STAND_INS = {
 
 
 def prepare() -> Path:
-    """Returns a folder to put on `sys.path`: it holds the tests of the installed release as the package `upstream_tests`."""
+    """Returns a folder for `sys.path`, with the tests of the installed release as the package `upstream_tests`."""
     version = importlib.metadata.version("transformers")
     folder = CACHE / f"transformers-{version}"
     if not folder.exists():
@@ -51,13 +51,15 @@ def prepare() -> Path:
 
 
 def _download_source(version: str, folder: Path) -> Path:
-    """Downloads the source release of `version` into `folder`; raises RuntimeError with pip's own words if that fails."""
+    """Downloads the source release of `version`; raises RuntimeError with pip's own words if that fails."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(folder), "--no-deps"]
     command += ["--no-binary", ":all:", "--no-build-isolation", f"transformers=={version}"]
     result = subprocess.run(command, capture_output=True, text=True)
     archives = list(folder.glob("transformers-*.tar.gz"))
     if not archives:
-        raise RuntimeError(f"cannot fetch the source of transformers {version}, which holds the tests:\n{result.stderr}")
+        raise RuntimeError(
+            f"cannot fetch the source of transformers {version}, which holds the tests:\n{result.stderr}"
+        )
     return archives[0]
 
 

@@ -1,0 +1,398 @@
+"""The command `taae`: speech files to tokens in `.taae` files and back.
+
+Torch and Transformers are imported when a model is needed, so that help and mistakes answer at once.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import numpy as np
+from tqdm import tqdm
+
+from .audio_io import (
+    AUDIO_SUFFIXES,
+    Job,
+    TaaeInputError,
+    audio_format,
+    display_name,
+    is_standard_stream,
+    plan_jobs,
+    read_audio,
+    write_audio,
+)
+from .taae_file import TaaeFile, TaaeFileError, format_bottleneck, model_identity, parse_bottleneck
+
+if TYPE_CHECKING:
+    from .feature_extraction_taae import TaaeFeatureExtractor
+    from .modeling_taae import TaaeModel
+
+DEFAULT_MODEL = "taae-speech-16k-nano"
+TAAE_SUFFIX = ".taae"
+
+DESCRIPTION = "Speech in about 50 bytes a second: encodes audio into .taae files and decodes them, with a TAAE model."
+EPILOG = """\
+examples:
+  taae reconstruct speech.wav -o decoded.wav      hear what the codec does to your voice
+  taae encode speech.wav                          writes speech.taae
+  taae decode speech.taae -o speech.wav
+  taae encode recordings/ -o encoded/             every audio file in the folder, however deep
+  taae info speech.taae
+  taae encode - < speech.flac | taae decode - -o - > decoded.wav
+
+The model is --model, else $TAAE_MODEL, else taae-speech-16k-nano.
+`taae COMMAND --help` tells more about a command."""
+
+RAW = argparse.RawDescriptionHelpFormatter
+AUDIO_HELP = "an audio file of any format, rate and channel count that libsndfile reads; a directory of them; or -"
+OUTPUT_HELP = "file for one input, directory for several, - for standard output"
+BOTTLENECK_HELP = (
+    "1x46656_400bps, 2x15625_700bps, 4x729_1000bps, native, or stages such as 5,5,5,5,5,5@1.0/5,5,5,5,5,5@0.25 "
+    "(levels of each dimension @ scale); default: the model's own"
+)
+ENCODE_EXAMPLES = """\
+  taae encode speech.wav                                  writes speech.taae
+  taae encode speech.mp3 -o small.taae --bottleneck 2x15625_700bps
+  taae encode a.wav b.flac recordings/ -o encoded/        keeps the folders below recordings/"""
+DECODE_EXAMPLES = """\
+  taae decode speech.taae -o speech.wav
+  taae decode encoded/ -o decoded/
+  taae decode speech.taae -o - | play -t wav -"""
+RECONSTRUCT_EXAMPLES = """\
+  taae reconstruct speech.wav -o decoded.wav
+  taae reconstruct recordings/ -o decoded/ --bottleneck 4x729_1000bps"""
+INFO_EXAMPLES = """\
+  taae info speech.taae
+  taae info hub_cards/taae-speech-16k-nano"""
+CONVERT_EXAMPLES = "  taae convert stable-codec-speech-16k/ taae-speech-16k/"
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse, with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with exit status 2."""
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+@dataclass
+class Codec:
+    """A model with its feature extractor, on its device."""
+
+    model: "TaaeModel"
+    extractor: "TaaeFeatureExtractor"
+    identity: str
+
+    def encode(self, audio: np.ndarray, bottleneck: str | list | None = None) -> TaaeFile:
+        """Encodes one clip, (samples,) float32 at the model's rate."""
+        import torch
+
+        inputs = self.extractor(audio, sampling_rate=self.extractor.sampling_rate, return_tensors="pt")
+        with torch.inference_mode():
+            encoded = self.model.encode(**inputs.to(self.model.device), bottleneck=bottleneck)
+        return TaaeFile(
+            audio_codes=encoded.audio_codes[0].cpu().numpy(),
+            vocabulary_sizes=self.model.bottleneck(bottleneck).codebook_sizes,
+            bottleneck=self.model.config.bottleneck if bottleneck is None else bottleneck,
+            num_samples=len(audio),
+            hop_length=self.model.config.hop_length,
+            sampling_rate=self.model.config.sampling_rate,
+            model_identity=self.identity,
+        )
+
+    def decode(self, encoded: TaaeFile) -> np.ndarray:
+        """Decodes one clip: (samples,) float32, as long as what was encoded.
+
+        Raises:
+            TaaeInputError: if the tokens are not of a kind that this model decodes.
+        """
+        import torch
+
+        codes = torch.from_numpy(encoded.audio_codes)[None].to(self.model.device)
+        try:
+            with torch.inference_mode():
+                decoded = self.model.decode(codes, bottleneck=encoded.bottleneck)
+        except ValueError as error:
+            raise TaaeInputError(f"the tokens do not fit this model ({error}); choose another with --model") from error
+        return decoded.audio_values[0, 0, : encoded.num_samples].float().cpu().numpy()
+
+
+def default_model() -> str:
+    """`$TAAE_MODEL`, else the model in this checkout, else its name on the Hub."""
+    in_checkout = Path(__file__).resolve().parent.parent / "hub_cards" / DEFAULT_MODEL
+    fallback = str(in_checkout) if (in_checkout / "config.json").is_file() else DEFAULT_MODEL
+    return os.environ.get("TAAE_MODEL") or fallback
+
+
+def load_codec(name: str | None, device: str | None = None, loudness: bool = True) -> Codec:
+    """Loads a model and its feature extractor.
+
+    Args:
+        name: a folder, a name on the Hub, or None for [`default_model`].
+        device: as torch spells it; None for a GPU where there is one, else the CPU.
+        loudness: whether the extractor normalises loudness as its config says.
+
+    Raises:
+        TaaeInputError: if there is no such model or device, or it is not a TAAE model with all its weights.
+    """
+    import torch
+    from huggingface_hub import snapshot_download
+    from transformers import AutoFeatureExtractor, AutoModel
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    name = name or default_model()
+    try:
+        # In one go, because asking the Hub file by file takes minutes to fail where there is no network.
+        folder = name if os.path.isdir(name) else snapshot_download(name, allow_patterns=["*.json", "*.safetensors"])
+        model, loading = AutoModel.from_pretrained(folder, trust_remote_code=False, output_loading_info=True)
+        extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
+    # Damaged files raise whatever their reader raises.
+    except Exception as error:
+        raise TaaeInputError(
+            f"{name}: no model could be loaded from there ({one_line(error)}); expected a folder with config.json, "
+            "preprocessor_config.json and weights, or a name on the Hub: choose one with --model or $TAAE_MODEL"
+        ) from error
+    if model.config.model_type != "taae" or loading["missing_keys"] or loading["unexpected_keys"]:
+        raise TaaeInputError(f"{name}: is not a TAAE model with all its weights; choose another with --model")
+    if not loudness:
+        extractor.target_loudness = None
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        model.to(device).eval()
+    # torch says AssertionError where it was built without the device's backend.
+    except (RuntimeError, AssertionError) as error:
+        raise TaaeInputError(
+            f"--device {device}: cannot be used ({one_line(error)}); expected a device of this machine, such as cpu"
+        ) from error
+    return Codec(model, extractor, model_identity(model))
+
+
+def chosen_bottleneck(codec: Codec, text: str | None) -> str | list | None:
+    """What `--bottleneck` stands for, checked against the model."""
+    try:
+        bottleneck = None if text is None else parse_bottleneck(text)
+        codec.model.bottleneck(bottleneck)
+    except ValueError as error:
+        raise TaaeInputError(f"--bottleneck: {error}") from error
+    return bottleneck
+
+
+def run_jobs(jobs: list[Job], work: Callable[[Job], None], debug: bool) -> int:
+    """Works through the jobs; a failing one among several is reported at the end. Returns the exit status."""
+    if len(jobs) == 1:
+        work(jobs[0])
+        return 0
+    failures = []
+    for job in tqdm(jobs, unit="file", disable=None):
+        try:
+            work(job)
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            failures.append(
+                one_line(error) if isinstance(error, TaaeInputError) else f"{job.source}: {describe(error)}"
+            )
+    if failures:
+        print(*(f"taae: error: {failure}" for failure in failures), sep="\n", file=sys.stderr)
+        print(f"taae: {len(failures)} of {len(jobs)} files failed", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def encode(args: argparse.Namespace) -> int:
+    """`taae encode`."""
+    jobs = plan_jobs(args.inputs, args.output, AUDIO_SUFFIXES, TAAE_SUFFIX)
+    codec = load_codec(args.model, args.device, args.loudness)
+    bottleneck = chosen_bottleneck(codec, args.bottleneck)
+
+    def work(job: Job) -> None:
+        codec.encode(read_audio(job.source, codec.model.config.sampling_rate), bottleneck).save(job.target)
+
+    return run_jobs(jobs, work, args.debug)
+
+
+def decode(args: argparse.Namespace) -> int:
+    """`taae decode`."""
+    jobs = plan_jobs(args.inputs, args.output, frozenset([TAAE_SUFFIX]), ".wav")
+    for job in jobs:
+        audio_format(job.target)
+    codec = load_codec(args.model, args.device)
+
+    def work(job: Job) -> None:
+        encoded = TaaeFile.load(job.source)
+        if encoded.model_identity != codec.identity and not args.force:
+            raise TaaeFileError(
+                f"{display_name(job.source)}: was encoded by model {encoded.model_identity}, not by this one "
+                f"({codec.identity}); choose the encoder's with --model, or decode to noise with --force"
+            )
+        write_audio(job.target, codec.decode(encoded), codec.model.config.sampling_rate)
+
+    return run_jobs(jobs, work, args.debug)
+
+
+def reconstruct(args: argparse.Namespace) -> int:
+    """`taae reconstruct`."""
+    jobs = plan_jobs(args.inputs, args.output, AUDIO_SUFFIXES, ".wav")
+    for job in jobs:
+        audio_format(job.target)
+    codec = load_codec(args.model, args.device, args.loudness)
+    bottleneck = chosen_bottleneck(codec, args.bottleneck)
+
+    def work(job: Job) -> None:
+        audio = read_audio(job.source, codec.model.config.sampling_rate)
+        decoded = codec.decode(codec.encode(audio, bottleneck))
+        write_audio(job.target, decoded, codec.model.config.sampling_rate)
+
+    return run_jobs(jobs, work, args.debug)
+
+
+def info(args: argparse.Namespace) -> int:
+    """`taae info`."""
+    if is_standard_stream(args.subject) or os.path.isfile(args.subject) or args.subject.endswith(TAAE_SUFFIX):
+        rows = file_facts(TaaeFile.load(args.subject))
+    else:
+        rows = model_facts(load_codec(args.subject, device="cpu"))
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+    return 0
+
+
+def file_facts(encoded: TaaeFile) -> list[tuple[str, str]]:
+    """What `taae info` tells about a file, as names and values."""
+    size = len(encoded.to_bytes())
+    return [
+        ("duration", f"{encoded.duration:.2f} s ({encoded.num_samples:,} samples at {encoded.sampling_rate:,} Hz)"),
+        ("frames", f"{encoded.frames:,} at {encoded.sampling_rate / encoded.hop_length:g} Hz"),
+        ("bottleneck", format_bottleneck(encoded.bottleneck)),
+        ("vocabulary", " + ".join(f"{size:,}" for size in encoded.vocabulary_sizes)),
+        ("bit rate", f"{encoded.bit_rate:.1f} bit/s"),
+        ("file", f"{size:,} bytes, {8 * size / encoded.duration:.1f} bit/s with header and checksum"),
+        ("model identity", encoded.model_identity),
+    ]
+
+
+def model_facts(codec: Codec) -> list[tuple[str, str]]:
+    """What `taae info` tells about a model, as names and values."""
+    from .quantization_taae import BOTTLENECK_PRESETS, NATIVE
+
+    config = codec.model.config
+    rows = [
+        ("parameters", f"{codec.model.num_parameters():,}"),
+        ("frame rate", f"{config.frame_rate:g} Hz ({config.hop_length:,} samples at {config.sampling_rate:,} Hz)"),
+        ("causal", "yes" if config.causal else "no"),
+        ("loudness", "as it is" if (target := codec.extractor.target_loudness) is None else f"{target:g} LUFS"),
+        ("model identity", codec.identity),
+        ("default bottleneck", format_bottleneck(config.bottleneck)),
+    ]
+    for name in [*BOTTLENECK_PRESETS, NATIVE]:
+        try:
+            bits = codec.model.bottleneck(name).bits_per_frame
+        except ValueError:  # a preset for another number of latent dimensions
+            continue
+        rows.append((name, f"{bits * config.frame_rate:.1f} bit/s"))
+    return rows
+
+
+def convert(args: argparse.Namespace) -> int:
+    """`taae convert`."""
+    from .convert import ConversionError, convert_checkpoint
+
+    try:
+        convert_checkpoint(Path(args.source), Path(args.target))
+    except ConversionError as error:
+        raise TaaeInputError(str(error)) from error
+    return 0
+
+
+def build_parser() -> ArgumentParser:
+    """The command line's options and help."""
+    parser = ArgumentParser(prog="taae", description=DESCRIPTION, epilog=EPILOG, formatter_class=RAW)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    common = ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    model = ArgumentParser(add_help=False)
+    model.add_argument("--model", help="folder or name on the Hub (default: $TAAE_MODEL, else taae-speech-16k-nano)")
+    model.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: a GPU where there is one)")
+    encoding = ArgumentParser(add_help=False)
+    encoding.add_argument("--bottleneck", metavar="B", help=BOTTLENECK_HELP)
+    encoding.add_argument("--no-loudness", dest="loudness", action="store_false", help="keep the level as it is")
+
+    def add(run: Callable[[argparse.Namespace], int], summary: str, examples: str, *options: ArgumentParser):
+        command = commands.add_parser(
+            run.__name__,
+            parents=[*options, common],
+            help=summary,
+            description=summary.capitalize() + ".",
+            epilog=f"examples:\n{examples}",
+            formatter_class=RAW,
+        )
+        command.set_defaults(run=run)
+        return command
+
+    command = add(encode, "turn audio into .taae files", ENCODE_EXAMPLES, model, encoding)
+    command.add_argument("inputs", nargs="+", metavar="AUDIO", help=AUDIO_HELP)
+    command.add_argument("-o", "--output", metavar="OUT", help=f"{OUTPUT_HELP} (default: beside each input)")
+
+    command = add(decode, "turn .taae files into audio", DECODE_EXAMPLES, model)
+    command.add_argument("inputs", nargs="+", metavar="FILE", help="a .taae file, a directory of them, or -")
+    command.add_argument("-o", "--output", metavar="OUT", required=True, help=OUTPUT_HELP)
+    command.add_argument("--force", action="store_true", help="decode what another model encoded, to noise most likely")
+
+    command = add(reconstruct, "encode and decode audio, to hear the codec", RECONSTRUCT_EXAMPLES, model, encoding)
+    command.add_argument("inputs", nargs="+", metavar="AUDIO", help=AUDIO_HELP)
+    command.add_argument("-o", "--output", metavar="OUT", required=True, help=OUTPUT_HELP)
+
+    command = add(info, "tell about a .taae file or a model", INFO_EXAMPLES)
+    command.add_argument("subject", metavar="FILE_OR_MODEL", help="a .taae file, -, a model's folder or its Hub name")
+
+    command = add(convert, "make a model of a stable-codec checkpoint", CONVERT_EXAMPLES)
+    command.add_argument("source", metavar="SRC", help="folder with model_config.json and the weights")
+    command.add_argument("target", metavar="DST", help="folder to write")
+    return parser
+
+
+def one_line(error: Exception) -> str:
+    """An error's message, without line breaks."""
+    return " ".join(str(error).split())
+
+
+def describe(error: Exception) -> str:
+    """An error that no one foresaw, in one line."""
+    return f"{type(error).__name__}: {one_line(error)}; run again with --debug for the traceback"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: arguments without the program's name; None for those of the process.
+
+    Returns:
+        The exit status: 0, 1 for a failure, 2 for bad input, 130 after Ctrl-C, 141 after a broken pipe. Bad usage and
+        help leave through SystemExit, with 2 and 0.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        status = args.run(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Python flushes standard output once more at exit, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if args.debug:
+            traceback.print_exc()
+        foreseen = isinstance(error, TaaeInputError)
+        print(f"taae: error: {one_line(error) if foreseen else describe(error)}", file=sys.stderr)
+        return 2 if foreseen else 1

@@ -1,0 +1,57 @@
+"""Fixtures that several tests share."""
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_taae import TaaeConfig, TaaeFeatureExtractor, TaaeModel
+
+SHARED = Path(os.environ.get("TAAE_SHARED") or Path(__file__).resolve().parents[2] / "shared")
+
+
+def build_tiny_model(seed: int) -> TaaeModel:
+    """A model of 0.2M random parameters, with frames as long as the published model's."""
+    torch.manual_seed(seed)
+    config = TaaeConfig(
+        hidden_sizes=(32, 32), encoder_depths=(1, 1), decoder_depths=(1, 1), head_dim=32, layer_scale_initial_scale=0.1
+    )
+    return TaaeModel(config).eval()
+
+
+@pytest.fixture(scope="session")
+def make_tiny_model() -> Callable[[int], TaaeModel]:
+    """Builds a tiny model of a seed, to be changed at will."""
+    return build_tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> TaaeModel:
+    """One tiny model for all tests, to be left as it is."""
+    return build_tiny_model(seed=0)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tiny_model: TaaeModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as a user has it: a folder with config, weights and preprocessor config."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_model.save_pretrained(folder)
+    TaaeFeatureExtractor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def speech() -> list[np.ndarray]:
+    """Three clips of speech, each (samples,) float32 at 16 kHz."""
+    import soundfile
+
+    parquet = pytest.importorskip("pyarrow.parquet")
+    files = sorted(SHARED.glob("speech/validation-*.parquet"))
+    if not files:
+        pytest.skip(f"there is no speech/validation-*.parquet in {SHARED}; set TAAE_SHARED to the folder that has it")
+    rows = next(parquet.ParquetFile(files[0]).iter_batches(batch_size=3, columns=["audio"])).to_pylist()
+    return [soundfile.read(io.BytesIO(row["audio"]["bytes"]), dtype="float32")[0] for row in rows]

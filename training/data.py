@@ -1,0 +1,164 @@
+"""From data sets of recorded speech to training crops.
+
+Audio is kept as bytes by `datasets`, decoded by soundfile, resampled by soxr and brought to the loudness that the
+feature extractor gives at inference. What cannot be decoded is counted and left out.
+
+Crop n of a run is a function of the seed and n alone, so a run that resumes at step s goes on with exactly the crops
+that it would have seen, on any number of processes that keeps the global batch.
+"""
+
+import glob
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from datasets import Audio, Dataset, Features, IterableDataset, LargeList, Value, load_dataset
+
+from modeling_taae import TaaeFeatureExtractor
+from modeling_taae.feature_extraction_taae import normalize_loudness
+from training.recipe import Corpus, Data
+
+DECODED = Features({"samples": LargeList(Value("int16"))})
+
+
+class CorpusError(ValueError):
+    """A corpus that cannot be trained on; the message says which and why."""
+
+
+def load_corpus(corpus: Corpus) -> Dataset | IterableDataset:
+    """The rows of a corpus with their audio as bytes.
+
+    Raises:
+        CorpusError: if there is nothing to read or no such audio column.
+    """
+    try:
+        if files := sorted(glob.glob(corpus.source)):
+            rows = load_dataset("parquet", data_files=files, split="train", streaming=corpus.streaming)
+        else:
+            rows = load_dataset(corpus.source, split=corpus.split, streaming=corpus.streaming)
+    except Exception as error:  # datasets raises many types; each means that there is nothing to train on
+        raise CorpusError(
+            f"No corpus at {corpus.source!r}: it is no Parquet file here, and as a Hub data set: {error}"
+        ) from error
+    columns = rows.column_names or list(next(iter(rows), {}))
+    if corpus.audio_column not in columns:
+        raise CorpusError(f"{corpus.source!r} has no column {corpus.audio_column!r}; it has {', '.join(columns)}.")
+    return rows.select_columns(corpus.audio_column).cast_column(corpus.audio_column, Audio(decode=False))
+
+
+def decode_audio(audio: dict, sampling_rate: int, target_loudness: float | None) -> np.ndarray | None:
+    """One row's audio as (samples,) int16 at a rate in Hz and a loudness in LUFS; None if it cannot be decoded."""
+    try:
+        source = audio["path"] if audio["bytes"] is None else io.BytesIO(audio["bytes"])
+        samples, native_rate = soundfile.read(source, dtype="float32", always_2d=True)
+        samples = soxr.resample(samples.mean(axis=1), native_rate, sampling_rate)
+    except (OSError, RuntimeError, ValueError):
+        return None
+    if len(samples) == 0 or not np.isfinite(samples).all():
+        return None
+    if target_loudness is not None:
+        samples = normalize_loudness(samples, sampling_rate, target_loudness)
+    return np.round(samples.clip(-1, 1) * 32767).astype(np.int16)
+
+
+def decode_batch(batch: dict, audio_column: str, sampling_rate: int, target_loudness: float | None) -> dict:
+    """Rows of encoded audio -> as many rows of samples as can be decoded."""
+    decoded = (decode_audio(audio, sampling_rate, target_loudness) for audio in batch[audio_column])
+    return {"samples": [samples for samples in decoded if samples is not None]}
+
+
+def decode_corpus(corpus: Corpus, extractor: TaaeFeatureExtractor) -> Dataset | IterableDataset:
+    """A corpus with one int16 column `samples`; rows that cannot be decoded are left out."""
+    return load_corpus(corpus).map(
+        decode_batch,
+        batched=True,
+        batch_size=64,
+        remove_columns=[corpus.audio_column],
+        features=DECODED,
+        # Plain values, so that `datasets` finds what an earlier run has decoded.
+        fn_kwargs={
+            "audio_column": corpus.audio_column,
+            "sampling_rate": extractor.sampling_rate,
+            "target_loudness": extractor.target_loudness,
+        },
+        **({} if corpus.streaming else {"desc": f"Decoding {corpus.source}"}),
+    )
+
+
+class DecodedCorpus:
+    """A decoded corpus on disk, from which any stretch of audio is equally likely.
+
+    Args:
+        corpus: what to decode.
+        extractor: which rate and loudness to decode to.
+
+    Raises:
+        CorpusError: if nothing in it can be decoded, or all of it is silent.
+    """
+
+    def __init__(self, corpus: Corpus, extractor: TaaeFeatureExtractor):
+        decoded = decode_corpus(corpus, extractor)
+        self.skipped = len(load_corpus(corpus)) - len(decoded)
+        self.column = decoded.data.column("samples")
+        lengths = np.concatenate([chunk.value_lengths().to_numpy() for chunk in self.column.chunks] or [[]])
+        if lengths.sum() == 0:
+            raise CorpusError(f"{corpus.source!r} holds no audio that can be decoded ({self.skipped} rows skipped).")
+        self.ends = np.cumsum(lengths)
+
+    @property
+    def samples(self) -> int:
+        """Samples in all."""
+        return int(self.ends[-1])
+
+    def crop(self, generator: np.random.Generator, length: int) -> np.ndarray:
+        """(length,) int16 from a place drawn at random, zero-padded where its recording is shorter."""
+        row = int(np.searchsorted(self.ends, generator.integers(self.samples), side="right"))
+        recording = self.column[row].values.to_numpy()
+        start = generator.integers(max(len(recording) - length, 0) + 1)
+        crop = recording[start : start + length]
+        return np.pad(crop, (0, length - len(crop)))
+
+
+class TrainingCrops(torch.utils.data.Dataset):
+    """The endless sequence of training crops, as float32 (1, samples).
+
+    Args:
+        data: corpora, crop length and augmentation.
+        extractor: which rate and loudness to decode to.
+        seed: of the sequence.
+    """
+
+    def __init__(self, data: Data, extractor: TaaeFeatureExtractor, seed: int):
+        if not data.corpora:
+            raise CorpusError("The recipe names no corpus; list at least one under data.corpora.")
+        self.corpora = [DecodedCorpus(corpus, extractor) for corpus in data.corpora]
+        weights = np.array([corpus.weight for corpus in data.corpora], dtype=np.float64)
+        self.probabilities = weights / weights.sum()
+        self.crop_length = data.crop_frames * extractor.hop_length
+        self.level_jitter, self.seed = data.level_jitter, seed
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """Crop `index`, whichever process asks for it."""
+        generator = np.random.default_rng((self.seed, index))
+        corpus = self.corpora[generator.choice(len(self.corpora), p=self.probabilities)]
+        return finish_crop(corpus.crop(generator, self.crop_length), generator, self.level_jitter)
+
+
+def finish_crop(crop: np.ndarray, generator: np.random.Generator, level_jitter: float) -> torch.Tensor:
+    """(samples,) int16 -> (1, samples) float32 at a level drawn at random, short of clipping."""
+    samples = crop.astype(np.float32) / 32768
+    gain = 10 ** (generator.uniform(-level_jitter, level_jitter) / 20)
+    peak = np.abs(samples).max()
+    return torch.from_numpy(samples * np.float32(min(gain, 1 / max(peak, 1e-6))))[None]
+
+
+def validation_clips(corpus: Corpus, extractor: TaaeFeatureExtractor, utterances: int) -> Iterator[np.ndarray]:
+    """The first utterances of a corpus as (samples,) float32 at the model's rate, loudness and full scale of 1."""
+    rows = load_corpus(corpus)
+    for row in rows.take(utterances):
+        samples = decode_audio(row[corpus.audio_column], extractor.sampling_rate, extractor.target_loudness)
+        if samples is not None:
+            yield samples.astype(np.float32) / 32768

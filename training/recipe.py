@@ -1,0 +1,170 @@
+"""Recipes: everything that a training run depends on, as typed fields with one place for each.
+
+A recipe is a YAML file; any field of it can be overridden on the command line by its dotted name
+(`--optimizer.learning_rate 3e-4`). Unknown fields and ill-typed values are refused before anything is loaded.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jsonargparse import ArgumentParser
+
+
+@dataclass
+class Corpus:
+    """One source of speech.
+
+    Args:
+        source: Parquet files as a path or glob pattern, or the name of a data set on the Hub.
+        split: which split of a Hub data set.
+        audio_column: column that holds the audio's bytes or path.
+        weight: how often to draw from this corpus, relative to the others; within a corpus, all audio is equally
+            likely.
+        streaming: read on the fly in shuffled order instead of decoding everything to disk first.
+        shuffle_buffer: rows in the shuffle buffer of a streamed corpus.
+    """
+
+    source: str
+    split: str = "train"
+    audio_column: str = "audio"
+    weight: float = 1.0
+    streaming: bool = False
+    shuffle_buffer: int = 2_000
+
+
+@dataclass
+class Data:
+    """What the model trains on.
+
+    Args:
+        corpora: where the speech comes from.
+        crop_frames: length of a training crop, in token frames of 40 ms.
+        level_jitter: crops are scaled by up to this much either way around the normalised loudness, in dB.
+        workers: processes that prepare batches beside the training loop; 0 prepares them in it.
+    """
+
+    corpora: list[Corpus] = field(default_factory=list)
+    crop_frames: int = 32
+    level_jitter: float = 5.0
+    workers: int = 0
+
+
+@dataclass
+class Losses:
+    """Weights of the losses, all in one place.
+
+    Args:
+        log_mel: L1 distance of log10-mel spectra, summed over resolutions.
+        magnitude: L1 distance of spectral magnitudes relative to the reference's mean, summed over resolutions.
+        waveform: L1 distance of samples relative to the reference's mean, at the start.
+        waveform_decay_steps: steps in which the waveform term decays linearly to nothing.
+    """
+
+    log_mel: float = 1.0
+    magnitude: float = 0.5
+    waveform: float = 1.0
+    waveform_decay_steps: int = 5_000
+
+
+@dataclass
+class Optimizer:
+    """AdamW and its learning rate: warm-up, constant, decay to zero over the last steps.
+
+    Args:
+        learning_rate: the constant one.
+        betas: AdamW's averaging factors.
+        weight_decay: AdamW's weight decay.
+        warmup_steps: linear warm-up from zero.
+        decay_steps: the last steps of the run, in which the rate falls to zero along a cosine.
+        max_grad_norm: gradients are scaled down to this norm.
+        ema_decay: averaging factor of the published weights, per update.
+        ema_every: steps between updates of the average.
+    """
+
+    learning_rate: float = 6e-4
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.01
+    warmup_steps: int = 500
+    decay_steps: int = 4_000
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.999
+    ema_every: int = 8
+
+
+@dataclass
+class Validation:
+    """How a run is watched.
+
+    Args:
+        corpus: speech that is never trained on; None validates nothing.
+        every: steps between validations.
+        utterances: how many to score, from the start of the corpus.
+        bottleneck: the token preset that is scored.
+    """
+
+    corpus: Corpus | None = None
+    every: int = 2_000
+    utterances: int = 30
+    bottleneck: str = "1x46656_400bps"
+
+
+@dataclass
+class Recipe:
+    """A training run.
+
+    Args:
+        output_dir: where checkpoints, logs and the trained model go.
+        size: a named size (nano, 240m, 480m, 950m) to train from scratch, or a folder or Hub name of a TAAE model to
+            start from.
+        config: fields of the model's configuration that differ from the named size.
+        data: what to train on.
+        losses: what to minimise.
+        optimizer: how.
+        validation: how to watch.
+        max_steps: optimiser steps in all.
+        batch_size: crops per process and forward pass.
+        gradient_accumulation_steps: forward passes per optimiser step.
+        mixed_precision: precision of activations; weights are kept in float32.
+        attn_implementation: attention in training; "eager" is the fastest for short crops on CPUs.
+        checkpoint_every: steps between checkpoints.
+        keep_checkpoints: how many of the newest checkpoints stay.
+        log_every: steps between entries in the log.
+        tracker: an Accelerate tracker.
+        seed: of weights, crops and noise.
+    """
+
+    output_dir: str = "runs/taae"
+    size: str = "nano"
+    config: dict[str, Any] = field(default_factory=dict)
+    data: Data = field(default_factory=Data)
+    losses: Losses = field(default_factory=Losses)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    validation: Validation = field(default_factory=Validation)
+    max_steps: int = 100_000
+    batch_size: int = 4
+    gradient_accumulation_steps: int = 1
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    attn_implementation: str = "sdpa"
+    checkpoint_every: int = 1_000
+    keep_checkpoints: int = 2
+    log_every: int = 50
+    tracker: str = "tensorboard"
+    seed: int = 0
+
+
+def parse_recipe(arguments: list[str]) -> Recipe:
+    """Reads `RECIPE.yaml [--any.recipe.key value ...]`; exits with status 2 and one line on a mistake."""
+    parser = ArgumentParser(
+        prog="train.py",
+        usage="accelerate launch training/train.py RECIPE.yaml [--any.recipe.key value ...]",
+        description="Train or fine-tune a TAAE speech codec. The recipe is a YAML file of the fields below; "
+        "each can be overridden on the command line.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--recipe", action="config", help="the recipe; may stand first, without --recipe")
+    parser.add_class_arguments(Recipe, as_group=False)
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--recipe", *arguments]
+    parsed = parser.parse_args(arguments)
+    del parsed["recipe"]
+    return Recipe(**parser.instantiate(parsed))
