@@ -40,9 +40,9 @@ class TaaeConfig(PreTrainedConfig):
             Dimension of an attention head; a block narrower than this has one head of its own width.
         intermediate_ratio (`int`, defaults to 4):
             Width of the gated feed-forward layer as a multiple of the block's width.
-        sliding_window (`tuple[int, int]`, defaults to `(63, 64)`):
-            Keys that a query sees to its left and to its right, inclusive, besides its own. With `causal=True` the
-            right half is ignored.
+        sliding_window (`tuple[int, int]` or `int`, defaults to `(63, 64)`):
+            Keys that a query sees to its left and to its right, inclusive, besides its own; one number stands for both.
+            With `causal=True` the right half is ignored.
         causal (`bool`, defaults to `False`):
             The paper's streaming variant (appendix A.4): frame t depends on frames up to t only.
         latent_dim (`int`, defaults to 6):
@@ -95,7 +95,7 @@ class TaaeConfig(PreTrainedConfig):
     decoder_depths: tuple[int, ...] | list[int] = (8, 20)
     head_dim: int = 128
     intermediate_ratio: int = 4
-    sliding_window: tuple[int, int] | list[int] = (63, 64)
+    sliding_window: int | tuple[int, int] | list[int] = (63, 64)
     causal: bool = False
     latent_dim: int = 6
     quantization_levels: int | tuple[int, ...] | list[int] = 17
@@ -115,6 +115,8 @@ class TaaeConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if isinstance(self.quantization_levels, int):
             self.quantization_levels = (self.quantization_levels,) * self.latent_dim
+        if isinstance(self.sliding_window, int):
+            self.sliding_window = (self.sliding_window, self.sliding_window)
         for name in (
             "hidden_sizes",
             "strides",
@@ -190,7 +192,8 @@ class TaaeConfig(PreTrainedConfig):
     @property
     def attention_window(self) -> tuple[int, int]:
         """Keys seen to the left and to the right of a query, causality included."""
-        left, right = self.sliding_window
+        window = self.sliding_window
+        left, right = (window, window) if isinstance(window, int) else window
         return (left, 0) if self.causal else (left, right)
 
 

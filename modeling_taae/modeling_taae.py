@@ -9,12 +9,13 @@ so that an item of a padded batch comes out as it does alone.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.nn.utils import parametrizations, parametrize
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -215,7 +216,7 @@ def additive_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def flex_mask(seen: Tensor) -> BlockMask:
-    """What FlexAttention reads in place of an additive mask, with which it corrupts memory on the CPU."""
+    """The same for FlexAttention, which corrupts memory on the CPU if it is given an additive mask."""
     items, _, queries, keys = seen.shape
     return create_block_mask(
         lambda item, head, query, key: seen[item, 0, query, key], items, 1, queries, keys, device=str(seen.device)
@@ -299,8 +300,14 @@ def flash_window_attention(
         (batch, steps, heads * head_dim).
 
     Raises:
+        ImportError: without the package flash_attn.
         ValueError: for other dtypes: silently casting to float16 changes tokens.
     """
+    if flash_attn_varlen_func is None:
+        raise ImportError(
+            "flash_attention_2 needs the package flash_attn: install it, or load the model with "
+            'attn_implementation="sdpa".'
+        )
     if query.dtype not in (torch.float16, torch.bfloat16):
         raise ValueError(
             f"flash_attention_2 computes in float16 or bfloat16, not {query.dtype}; load the model with "
@@ -323,6 +330,20 @@ def eager_attention(
     """Attention spelt out: (batch, heads, steps, head_dim) -> (batch, steps, heads, head_dim), and the weights."""
     weights = torch.softmax(query @ key.transpose(-1, -2) * scaling + attention_mask, dim=-1)
     return (weights @ value).transpose(1, 2), weights
+
+
+def flex_attention_on_cpu(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: BlockMask, scaling: float, **kwargs
+) -> tuple[Tensor, None]:
+    """FlexAttention uncompiled, as `eager_attention`: what PyTorch compiles of it for the CPU fails as lengths vary."""
+    return flex_attention(query, key, value, block_mask=attention_mask, scale=scaling).transpose(1, 2), None
+
+
+def attention_function(implementation: str, device: torch.device) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The function that computes attention within blocks."""
+    if implementation == "flex_attention" and device.type == "cpu":
+        return flex_attention_on_cpu
+    return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
 
 
 class TaaeAttention(nn.Module):
@@ -355,7 +376,7 @@ class TaaeAttention(nn.Module):
         key = apply_rotary(self.k_norm(key), *position_embeddings)
         if blocks is None:
             return self.o_proj(flash_window_attention(query, key, value, self.window, lengths))
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        attention = attention_function(self.config._attn_implementation, query.device)
         attended, _ = attention(
             self,
             blocks.split_queries(query),
