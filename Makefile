@@ -36,9 +36,10 @@ clean:  ## remove the environment, caches and demo output (training runs stay)
 
 # The stamp's name is the extra of setup.cfg that it stands for.
 $(VENV)/%.stamp: $(REQUIREMENTS) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	@echo "Installing the package and what '$*' needs into $(VENV): a few minutes, the first time"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
 	@touch $@
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12 …")'
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from modeling_taae.audio_io import TaaeInputError, read_audio, write_audio
-from modeling_taae.cli import Codec, load_codec
+from modeling_taae.codec import Codec, load_codec
 from modeling_taae.taae_file import TaaeFile
 
 MODEL = Path(__file__).parent / "taae-speech-16k-nano"

@@ -33,6 +33,11 @@ class TaaeInputError(ValueError):
     """A file or an argument that cannot be used; the message says what it is, what was expected and what to do."""
 
 
+def one_line(error: Exception) -> str:
+    """An error's message, without line breaks."""
+    return " ".join(str(error).split())
+
+
 def is_standard_stream(path: str | Path) -> bool:
     """Whether a path is `-`, which stands for standard input or standard output."""
     return str(path) == STANDARD_STREAM
@@ -87,18 +92,22 @@ def read_audio(source: str | Path, sampling_rate: int = 16_000) -> np.ndarray:
     Raises:
         TaaeInputError: if the file cannot be read, is no audio, is damaged or cut short, or holds no samples or NaNs.
     """
-    name = display_name(source)
-    with open_input(source) as opened:
-        try:
-            with soundfile.SoundFile(opened) as file:
-                audio, rate, log = _read_mono(file), file.samplerate, file.extra_info
-        # soundfile raises TypeError for a headerless .raw file, whose rate it would have to be told.
-        except (soundfile.SoundFileError, TypeError) as error:
-            reason = str(getattr(error, "error_string", error)).strip(". ")
-            raise TaaeInputError(
-                f"{name}: cannot be read as audio ({reason}); expected an undamaged WAV, FLAC, Ogg or MP3 file or the "
-                "like, so check it, or convert it first, for example with ffmpeg"
-            ) from error
+    with open_input(source) as file:
+        return decode_audio(file, display_name(source), sampling_rate)
+
+
+def decode_audio(content: BinaryIO, name: str, sampling_rate: int = 16_000) -> np.ndarray:
+    """As [`read_audio`], from an open, seekable file; `name` is what errors call it."""
+    try:
+        with soundfile.SoundFile(content) as file:
+            audio, rate, log = _read_mono(file), file.samplerate, file.extra_info
+    # soundfile raises TypeError for a headerless .raw file, whose rate it would have to be told.
+    except (soundfile.SoundFileError, TypeError) as error:
+        reason = str(getattr(error, "error_string", error)).strip(". ")
+        raise TaaeInputError(
+            f"{name}: cannot be read as audio ({reason}); expected an undamaged WAV, FLAC, Ogg or MP3 file or the "
+            "like, so check it, or convert it first, for example with ffmpeg"
+        ) from error
     _check_complete(log, name)
     if rate != sampling_rate:
         audio = soxr.resample(audio, rate, sampling_rate)
@@ -237,7 +246,7 @@ def _plan_directory(inputs: list[str], output: str | None, suffixes: frozenset[s
         raise TaaeInputError(f"-o {output}: is one target for several inputs; expected a directory")
     jobs = []
     for root in map(Path, inputs):
-        sources = sorted(_search(root, suffixes)) if root.is_dir() else [root]
+        sources = sorted(search_directory(root, suffixes)) if root.is_dir() else [root]
         if not sources:
             raise TaaeInputError(f"{root}: holds no file to read; expected files named {', '.join(sorted(suffixes))}")
         for source in sources:
@@ -247,7 +256,8 @@ def _plan_directory(inputs: list[str], output: str | None, suffixes: frozenset[s
     return jobs
 
 
-def _search(root: Path, suffixes: frozenset[str]) -> Iterator[Path]:
+def search_directory(root: Path, suffixes: frozenset[str]) -> Iterator[Path]:
+    """Files below a folder, however deep, with one of these suffixes, in no particular order."""
     # Hidden files are not meant: macOS leaves a ._speech.wav without audio beside each file on foreign disks.
     for path in root.rglob("*"):
         if path.suffix.lower() in suffixes and not path.name.startswith(".") and not path.is_dir():

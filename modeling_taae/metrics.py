@@ -1,30 +1,58 @@
-"""Objective quality of decoded speech, one function per metric, each on a pair of mono clips.
+"""Objective quality of decoded speech: one function per metric, and what each is called.
 
-Clips are (samples,) float arrays at 16 kHz of equal length, full scale at 1, reference first.
+Clips are mono, (samples,) float32 at 16 kHz with full scale at 1. Metrics of fidelity take the reference first and the
+decoded clip second, of equal length; metrics without a reference take the decoded clip alone.
 """
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
 from transformers.audio_utils import mel_filter_bank
 
 SAMPLING_RATE = 16_000
+NOT_A_NUMBER = float("nan")
+
+# Magnitudes are cut off here before their logarithm is taken, 80 dB below 1.
+QUIETEST_MAGNITUDE = 1e-4
+STFT_WINDOW, STFT_HOP, MEL_BANDS = 1024, 256, 128
 
 
 def si_sdr(reference: np.ndarray, decoded: np.ndarray) -> float:
-    """Scale-invariant signal-to-distortion ratio in dB, both clips made zero-mean first (torchmetrics)."""
+    """Scale-invariant signal-to-distortion ratio (Le Roux et al., 2019, arXiv 1811.02508).
+
+    Both clips are made zero-mean first (torchmetrics with `zero_mean=True`). A codec that does not keep the phase, as
+    vocoders and small models do not, is far below zero whatever it sounds like.
+
+    Returns:
+        Decibels; NaN where the reference is constant.
+    """
     from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 
+    if np.ptp(reference) == 0:
+        return NOT_A_NUMBER
     clips = torch.from_numpy(np.ascontiguousarray(decoded)), torch.from_numpy(np.ascontiguousarray(reference))
     return float(scale_invariant_signal_distortion_ratio(*clips, zero_mean=True))
 
 
 def pesq_wb(reference: np.ndarray, decoded: np.ndarray) -> float:
-    """Wide-band PESQ after ITU-T P.862.2, from 1.04 to 4.64; NaN where it finds no speech."""
+    """Wide-band PESQ, ITU-T P.862.2, as the package pesq computes it at 16 kHz.
+
+    Returns:
+        MOS-LQO, 1.04 to 4.64; NaN where PESQ finds no speech or the clip is under a quarter of a second.
+    """
     return _pesq(reference, decoded, SAMPLING_RATE, "wb")
 
 
 def pesq_nb(reference: np.ndarray, decoded: np.ndarray) -> float:
-    """Narrow-band PESQ after ITU-T P.862.1 on copies resampled to 8 kHz, up to 4.55; NaN where it finds no speech."""
+    """Narrow-band PESQ, ITU-T P.862 with the mapping of P.862.1, on copies resampled to 8 kHz (soxr).
+
+    Returns:
+        MOS-LQO, 1.02 to 4.56; NaN where PESQ finds no speech or the clip is under a quarter of a second.
+    """
     import soxr
 
     reference, decoded = (soxr.resample(clip, SAMPLING_RATE, 8_000) for clip in (reference, decoded))
@@ -37,41 +65,63 @@ def _pesq(reference: np.ndarray, decoded: np.ndarray, sampling_rate: int, mode: 
     try:
         return float(pesq.pesq(sampling_rate, reference, decoded, mode))
     except (pesq.NoUtterancesError, pesq.BufferTooShortError):
-        return float("nan")
+        return NOT_A_NUMBER
 
 
 def stoi(reference: np.ndarray, decoded: np.ndarray) -> float:
-    """Short-time objective intelligibility (Taal et al., 2011), the plain kind, from about 0 to 1."""
+    """Short-time objective intelligibility (Taal et al., 2011), the plain kind (pystoi with `extended=False`).
+
+    Returns:
+        About 0 to 1; NaN where less than 0.4 s is left once silent frames are removed, for which pystoi is not
+        defined and gives 1e-5.
+    """
+    import warnings
+
     import pystoi
 
-    return float(pystoi.stoi(reference, decoded, SAMPLING_RATE, extended=False))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Not enough STFT frames")
+        try:
+            return float(pystoi.stoi(reference, decoded, SAMPLING_RATE, extended=False))
+        except RuntimeWarning:
+            return NOT_A_NUMBER
 
 
 def stft_distance(reference: np.ndarray, decoded: np.ndarray) -> float:
-    """Spectral convergence plus L1 of log magnitudes, window 1024, hop 256 (Yamamoto et al., 2020)."""
+    """Spectral convergence plus L1 of natural-log magnitudes (Yamamoto et al., 2020, arXiv 1910.11480).
+
+    One resolution: Hann windows of 1024 samples, hop 256, magnitudes at least 1e-4.
+    """
     return _spectral_distance(*(_magnitudes(clip) for clip in (reference, decoded)))
 
 
 def mel_distance(reference: np.ndarray, decoded: np.ndarray) -> float:
-    """As [`stft_distance`], on 128 mel bands."""
-    filters = torch.from_numpy(
-        mel_filter_bank(
-            num_frequency_bins=513,
-            num_mel_filters=128,
-            min_frequency=0.0,
-            max_frequency=SAMPLING_RATE / 2,
-            sampling_rate=SAMPLING_RATE,
-            norm="slaney",
-            mel_scale="slaney",
-        )
-    ).to(torch.float32)
-    return _spectral_distance(*(filters.T @ _magnitudes(clip) for clip in (reference, decoded)))
+    """As [`stft_distance`], on 128 mel bands (Slaney's scale and area normalisation, 0 to 8 kHz)."""
+    return _spectral_distance(*(_mel_filters() @ _magnitudes(clip) for clip in (reference, decoded)))
+
+
+@cache
+def _mel_filters() -> torch.Tensor:
+    filters = mel_filter_bank(
+        num_frequency_bins=STFT_WINDOW // 2 + 1,
+        num_mel_filters=MEL_BANDS,
+        min_frequency=0.0,
+        max_frequency=SAMPLING_RATE / 2,
+        sampling_rate=SAMPLING_RATE,
+        norm="slaney",
+        mel_scale="slaney",
+    )
+    return torch.from_numpy(filters).to(torch.float32).T.contiguous()
 
 
 def _magnitudes(clip: np.ndarray) -> torch.Tensor:
+    """(samples,) -> (frequencies, frames)."""
     audio = torch.from_numpy(np.ascontiguousarray(clip)).to(torch.float32)
-    spectrum = torch.stft(audio, n_fft=1024, hop_length=256, window=torch.hann_window(1024), return_complex=True)
-    return spectrum.abs().clamp(min=1e-4)
+    # torch reflects the edges, which needs more samples than half a window.
+    audio = torch.nn.functional.pad(audio, (0, max(STFT_WINDOW - len(audio), 0)))
+    window = torch.hann_window(STFT_WINDOW)
+    spectrum = torch.stft(audio, n_fft=STFT_WINDOW, hop_length=STFT_HOP, window=window, return_complex=True)
+    return spectrum.abs().clamp(min=QUIETEST_MAGNITUDE)
 
 
 def _spectral_distance(reference: torch.Tensor, decoded: torch.Tensor) -> float:
@@ -79,16 +129,97 @@ def _spectral_distance(reference: torch.Tensor, decoded: torch.Tensor) -> float:
     return float(convergence + (reference.log() - decoded.log()).abs().mean())
 
 
+def dnsmos(decoded: np.ndarray) -> dict[str, float]:
+    """DNSMOS P.835 and P.808 (Reddy et al., 2022, arXiv 2110.01763): networks that guess how listeners would rate.
+
+    The models are those in the package speechmos. Clips shorter than their window of 9.01 s are repeated to fill it,
+    longer ones are averaged over windows that start a second apart.
+
+    Returns:
+        Scores from 1 to 5: `dnsmos_sig` (speech), `dnsmos_bak` (background), `dnsmos_ovrl` (overall), `dnsmos_p808`.
+
+    Raises:
+        ImportError: if speechmos, or what it needs, is not installed.
+    """
+    scores = _dnsmos_networks()(decoded.clip(-1, 1), SAMPLING_RATE, False)
+    return {f"dnsmos_{name}": float(scores[f"{name}_mos"]) for name in ("sig", "bak", "ovrl", "p808")}
+
+
+@cache
+def _dnsmos_networks() -> Callable[[np.ndarray, int, bool], dict[str, float]]:
+    import onnxruntime
+    from speechmos import dnsmos
+
+    options = onnxruntime.SessionOptions()
+    # One thread: the same figures on any machine, and no threads that spin beside other work.
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    networks = dnsmos.DNSMOS.__new__(dnsmos.DNSMOS)
+    folder = Path(dnsmos.__file__).parent / "dnsmos_models"
+    networks.onnx_sess = onnxruntime.InferenceSession(folder / "sig_bak_ovr.onnx", options)
+    networks.p808_onnx_sess = onnxruntime.InferenceSession(folder / "model_v8.onnx", options)
+    return networks
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is computed and shown.
+
+    Args:
+        label: its name in tables.
+        better: the direction of improvement, `"higher"` or `"lower"`.
+        decimals: how many of them mean anything.
+        function: of the reference and the decoded clip; of the decoded clip alone, giving several metrics by name,
+            if `needs_reference` is false.
+        unit: unit, where there is one.
+    """
+
+    label: str
+    better: str
+    decimals: int
+    function: Callable
+    unit: str = ""
+    needs_reference: bool = True
+
+    @property
+    def definition(self) -> str:
+        """The first line of the function's docstring."""
+        return self.function.__doc__.splitlines()[0]
+
+
 METRICS = {
-    "pesq_wb": pesq_wb,
-    "pesq_nb": pesq_nb,
-    "stoi": stoi,
-    "si_sdr": si_sdr,
-    "mel_distance": mel_distance,
-    "stft_distance": stft_distance,
+    "pesq_wb": Metric("PESQ-wb", "higher", 2, pesq_wb),
+    "pesq_nb": Metric("PESQ-nb", "higher", 2, pesq_nb),
+    "stoi": Metric("STOI", "higher", 3, stoi),
+    "si_sdr": Metric("SI-SDR", "higher", 1, si_sdr, unit="dB"),
+    "mel_distance": Metric("mel distance", "lower", 2, mel_distance),
+    "stft_distance": Metric("STFT distance", "lower", 2, stft_distance),
 }
+DNSMOS_METRICS = {
+    f"dnsmos_{name}": Metric(f"DNSMOS {name.upper()}", "higher", 2, dnsmos, needs_reference=False)
+    for name in ("ovrl", "sig", "bak", "p808")
+}
+ALL_METRICS = METRICS | DNSMOS_METRICS
 
 
-def score(reference: np.ndarray, decoded: np.ndarray) -> dict[str, float]:
-    """Every metric of one pair of clips, by name; NaN where a metric is not defined for the pair."""
-    return {name: metric(reference, decoded) for name, metric in METRICS.items()}
+def score(reference: np.ndarray, decoded: np.ndarray, names: Iterable[str] = tuple(METRICS)) -> dict[str, float]:
+    """Metrics of one pair of clips by name, in the order asked for; NaN where one is not defined for the pair.
+
+    Args:
+        reference, decoded: (samples,) float32 at 16 kHz, of equal length.
+        names: which, of `ALL_METRICS`; by default all that need a reference.
+
+    Raises:
+        ValueError: if the clips differ in length or a metric is unknown.
+    """
+    if reference.shape != decoded.shape or reference.ndim != 1:
+        raise ValueError(f"Metrics compare clips of equal length, not of shapes {reference.shape} and {decoded.shape}.")
+    scores: dict[str, float] = {}
+    for name in names:
+        if name not in ALL_METRICS:
+            raise ValueError(f"There is no metric named {name!r}; choose from {', '.join(ALL_METRICS)}.")
+        metric = ALL_METRICS[name]
+        if metric.needs_reference:
+            scores[name] = metric.function(reference, decoded)
+        elif name not in scores:
+            scores |= metric.function(decoded)
+    return {name: scores[name] for name in names}

@@ -5,6 +5,7 @@ grid, a *token* one integer for the digits of all dimensions, a *code* the value
 """
 
 import math
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -201,15 +202,15 @@ def resolve_bottleneck(
 
 def _parse_stages(stages: list | tuple) -> tuple[FiniteScalarQuantizer, ...]:
     try:
-        parsed = tuple(FiniteScalarQuantizer(tuple(map(int, levels)), float(scale)) for levels, scale in stages)
-    except TypeError as error:
+        parsed = [(tuple(map(operator.index, levels)), float(scale)) for levels, scale in stages]
+    except (TypeError, ValueError) as error:
         raise ValueError(
             "A bottleneck is a preset's name or a list of (levels of each dimension, scale) stages, such as "
             f"[([5, 5, 5, 5, 5, 5], 1.0)]; got {stages!r}."
         ) from error
     if not parsed:
         raise ValueError("A bottleneck needs at least one stage.")
-    return parsed
+    return tuple(FiniteScalarQuantizer(levels, scale) for levels, scale in parsed)
 
 
 def dither(latents: Tensor, levels: tuple[int, ...], noise_probability: float, rounding_probability: float) -> Tensor:

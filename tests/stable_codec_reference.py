@@ -6,6 +6,7 @@ where nothing was recorded: other windows, widths, heads, strides and options.
 """
 
 import math
+import re
 import zlib
 from dataclasses import dataclass
 
@@ -167,7 +168,9 @@ def _draw(key: str, size: tuple[int, ...], seed: int, bases: dict[str, float]) -
     noise = np.random.RandomState((seed * 1_000_003 + zlib.crc32(key.encode())) % 2**32).standard_normal(size)
     owner, _, kind = key.rpartition(".")
     if kind == "weight_g":
-        values = bases.get(owner, 1.3) * (1 + 0.2 * noise)
+        # The recorded recipe knows no residual units; small ones keep the network well-conditioned.
+        base = 0.2 if re.fullmatch(r"\w+(\.layers\.\d){3}", owner) else bases.get(owner, 1.3)
+        values = base * (1 + 0.2 * noise)
     elif owner.endswith(("q_norm", "k_norm")) and kind == "weight":
         values = 1.2 + 0.1 * noise
     elif kind in ("weight", "weight_v"):
@@ -176,7 +179,7 @@ def _draw(key: str, size: tuple[int, ...], seed: int, bases: dict[str, float]) -
         values = 1 + 0.1 * noise
     elif kind == "scale":
         values = 0.5 * (1 + 0.3 * noise)
-    else:  # biases, and Snake's two parameters, which the recorded recipe has none of
+    else:  # biases, and Snake's two parameters, which are not in the recorded recipe either
         values = (0.1 if kind == "bias" else 0.3) * noise
     tensor = torch.from_numpy(values).to(torch.float32)
     return tensor.to(torch.bfloat16).to(torch.float32) if tensor.numel() > 4096 else tensor
@@ -236,11 +239,13 @@ def rotate(heads: Tensor) -> Tensor:
     return torch.cat([turned.real, turned.imag, heads[..., 2 * pairs :]], dim=-1)
 
 
-def attention(state: State, name: str, x: Tensor, window: tuple[int, int]) -> Tensor:
+def attention(state: State, name: str, x: Tensor, window: tuple[int, int], head_dim: int = HEAD_DIM) -> Tensor:
     """Attention over a window, (batch, steps, width) -> the same shape, with a whole T × T matrix of scores."""
     batch, steps, width = x.shape
-    head_dim = min(HEAD_DIM, width)
-    query, key, value = (x @ state[f"{name}.to_qkv.weight"].T).view(batch, steps, 3, -1, head_dim).permute(2, 0, 3, 1, 4)
+    head_dim = min(head_dim, width)
+    query, key, value = (
+        (x @ state[f"{name}.to_qkv.weight"].T).view(batch, steps, 3, -1, head_dim).permute(2, 0, 3, 1, 4)
+    )
     query, key = (
         rotate(F.layer_norm(heads, (head_dim,), state[f"{name}.{norm}.weight"], state[f"{name}.{norm}.bias"], 1e-6))
         for heads, norm in ((query, "q_norm"), (key, "k_norm"))

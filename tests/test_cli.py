@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import torch
 
-from modeling_taae import cli
+from modeling_taae import cli, codec
 from modeling_taae.audio_io import read_audio, write_audio
 from modeling_taae.taae_file import TaaeFile
 
@@ -416,14 +416,14 @@ class TestInfo:
 class TestModelChoice:
     def test_default_order(self, monkeypatch, tmp_path):
         monkeypatch.setenv("TAAE_MODEL", "from_environment")
-        assert cli.default_model() == "from_environment"
+        assert codec.default_model() == "from_environment"
         monkeypatch.delenv("TAAE_MODEL")
-        monkeypatch.setattr(cli, "__file__", str(tmp_path / "modeling_taae" / "cli.py"))
-        assert cli.default_model() == "taae-speech-16k-nano"
+        monkeypatch.setattr(codec, "__file__", str(tmp_path / "modeling_taae" / "cli.py"))
+        assert codec.default_model() == "taae-speech-16k-nano"
         folder = tmp_path / "hub_cards" / "taae-speech-16k-nano"
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
-        assert cli.default_model() == str(folder)
+        assert codec.default_model() == str(folder)
 
     def test_offline_without_any_names_the_option(self, refused, monkeypatch, tmp_path):
         def offline(*_, **__):
@@ -431,7 +431,7 @@ class TestModelChoice:
 
         wav("tone.wav")
         monkeypatch.delenv("TAAE_MODEL")
-        monkeypatch.setattr(cli, "__file__", str(tmp_path / "modeling_taae" / "cli.py"))
+        monkeypatch.setattr(codec, "__file__", str(tmp_path / "modeling_taae" / "cli.py"))
         monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
         error = refused("encode", "tone.wav")
         assert "taae-speech-16k-nano" in error and "--model" in error and "no network" in error

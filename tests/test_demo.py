@@ -11,7 +11,7 @@ import torch
 
 from modeling_taae import TaaeConfig, TaaeFeatureExtractor, TaaeModel
 from modeling_taae.audio_io import read_audio
-from modeling_taae.cli import load_codec
+from modeling_taae.codec import load_codec
 from modeling_taae.taae_file import TaaeFile
 
 RATE = 16_000

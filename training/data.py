@@ -3,24 +3,28 @@
 Audio is kept as bytes by `datasets`, decoded by soundfile, resampled by soxr and brought to the loudness that the
 feature extractor gives at inference. What cannot be decoded is counted and left out.
 
-Crop n of a run is a function of the seed and n alone, so a run that resumes at step s goes on with exactly the crops
-that it would have seen, on any number of processes that keeps the global batch.
+Which crop comes n-th in a run follows from the seed and n alone, so a run that resumes goes on with exactly the crops
+that it would have seen. `TrainingCrops` decodes its corpora once, to disk; `StreamedCrops` reads them as it goes.
 """
 
 import glob
 import io
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 import soundfile
 import soxr
 import torch
-from datasets import Audio, Dataset, Features, IterableDataset, LargeList, Value, load_dataset
+from datasets import Dataset, Features, IterableDataset, LargeList, Value, interleave_datasets, load_dataset
+from datasets.distributed import split_dataset_by_node
 
 from modeling_taae import TaaeFeatureExtractor
 from modeling_taae.feature_extraction_taae import normalize_loudness
 from training.recipe import Corpus, Data
 
+# Not the Audio feature, which wants torchcodec even for undecoded audio, as soon as streams are interleaved.
+AUDIO_BYTES = {"bytes": Value("binary"), "path": Value("string")}
 DECODED = Features({"samples": LargeList(Value("int16"))})
 
 
@@ -28,7 +32,7 @@ class CorpusError(ValueError):
     """A corpus that cannot be trained on; the message says which and why."""
 
 
-def load_corpus(corpus: Corpus) -> Dataset | IterableDataset:
+def load_corpus(corpus: Corpus, streaming: bool = False) -> Dataset | IterableDataset:
     """The rows of a corpus with their audio as bytes.
 
     Raises:
@@ -36,9 +40,9 @@ def load_corpus(corpus: Corpus) -> Dataset | IterableDataset:
     """
     try:
         if files := sorted(glob.glob(corpus.source)):
-            rows = load_dataset("parquet", data_files=files, split="train", streaming=corpus.streaming)
+            rows = load_dataset("parquet", data_files=files, split="train", streaming=streaming)
         else:
-            rows = load_dataset(corpus.source, split=corpus.split, streaming=corpus.streaming)
+            rows = load_dataset(corpus.source, split=corpus.split, streaming=streaming)
     except Exception as error:  # datasets raises many types; each means that there is nothing to train on
         raise CorpusError(
             f"No corpus at {corpus.source!r}: it is no Parquet file here, and as a Hub data set: {error}"
@@ -46,7 +50,7 @@ def load_corpus(corpus: Corpus) -> Dataset | IterableDataset:
     columns = rows.column_names or list(next(iter(rows), {}))
     if corpus.audio_column not in columns:
         raise CorpusError(f"{corpus.source!r} has no column {corpus.audio_column!r}; it has {', '.join(columns)}.")
-    return rows.select_columns(corpus.audio_column).cast_column(corpus.audio_column, Audio(decode=False))
+    return rows.select_columns(corpus.audio_column).cast_column(corpus.audio_column, AUDIO_BYTES)
 
 
 def decode_audio(audio: dict, sampling_rate: int, target_loudness: float | None) -> np.ndarray | None:
@@ -70,24 +74,6 @@ def decode_batch(batch: dict, audio_column: str, sampling_rate: int, target_loud
     return {"samples": [samples for samples in decoded if samples is not None]}
 
 
-def decode_corpus(corpus: Corpus, extractor: TaaeFeatureExtractor) -> Dataset | IterableDataset:
-    """A corpus with one int16 column `samples`; rows that cannot be decoded are left out."""
-    return load_corpus(corpus).map(
-        decode_batch,
-        batched=True,
-        batch_size=64,
-        remove_columns=[corpus.audio_column],
-        features=DECODED,
-        # Plain values, so that `datasets` finds what an earlier run has decoded.
-        fn_kwargs={
-            "audio_column": corpus.audio_column,
-            "sampling_rate": extractor.sampling_rate,
-            "target_loudness": extractor.target_loudness,
-        },
-        **({} if corpus.streaming else {"desc": f"Decoding {corpus.source}"}),
-    )
-
-
 class DecodedCorpus:
     """A decoded corpus on disk, from which any stretch of audio is equally likely.
 
@@ -100,8 +86,22 @@ class DecodedCorpus:
     """
 
     def __init__(self, corpus: Corpus, extractor: TaaeFeatureExtractor):
-        decoded = decode_corpus(corpus, extractor)
-        self.skipped = len(load_corpus(corpus)) - len(decoded)
+        rows = load_corpus(corpus)
+        decoded = rows.map(
+            decode_batch,
+            batched=True,
+            batch_size=64,
+            remove_columns=[corpus.audio_column],
+            features=DECODED,
+            # Plain values, so that `datasets` finds what an earlier run has decoded.
+            fn_kwargs={
+                "audio_column": corpus.audio_column,
+                "sampling_rate": extractor.sampling_rate,
+                "target_loudness": extractor.target_loudness,
+            },
+            desc=f"Decoding {corpus.source}",
+        )
+        self.skipped = len(rows) - len(decoded)
         self.column = decoded.data.column("samples")
         lengths = np.concatenate([chunk.value_lengths().to_numpy() for chunk in self.column.chunks] or [[]])
         if lengths.sum() == 0:
@@ -116,38 +116,114 @@ class DecodedCorpus:
     def crop(self, generator: np.random.Generator, length: int) -> np.ndarray:
         """(length,) int16 from a place drawn at random, zero-padded where its recording is shorter."""
         row = int(np.searchsorted(self.ends, generator.integers(self.samples), side="right"))
-        recording = self.column[row].values.to_numpy()
-        start = generator.integers(max(len(recording) - length, 0) + 1)
-        crop = recording[start : start + length]
-        return np.pad(crop, (0, length - len(crop)))
+        return random_crop(self.column[row].values.to_numpy(), generator, length)
 
 
 class TrainingCrops(torch.utils.data.Dataset):
-    """The endless sequence of training crops, as float32 (1, samples).
+    """Training crops, (1, samples) float32, from corpora that are decoded to disk first: crop n is item n, without end.
 
     Args:
         data: corpora, crop length and augmentation.
         extractor: which rate and loudness to decode to.
         seed: of the sequence.
+
+    Raises:
+        CorpusError: if there is nothing to train on.
     """
 
     def __init__(self, data: Data, extractor: TaaeFeatureExtractor, seed: int):
-        if not data.corpora:
-            raise CorpusError("The recipe names no corpus; list at least one under data.corpora.")
         self.corpora = [DecodedCorpus(corpus, extractor) for corpus in data.corpora]
-        weights = np.array([corpus.weight for corpus in data.corpora], dtype=np.float64)
-        self.probabilities = weights / weights.sum()
+        self.probabilities = corpus_probabilities(data.corpora)
         self.crop_length = data.crop_frames * extractor.hop_length
         self.level_jitter, self.seed = data.level_jitter, seed
+
+    @property
+    def skipped(self) -> int:
+        """Rows that could not be decoded."""
+        return sum(corpus.skipped for corpus in self.corpora)
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """Crop `index`, whichever process asks for it."""
         generator = np.random.default_rng((self.seed, index))
         corpus = self.corpora[generator.choice(len(self.corpora), p=self.probabilities)]
-        return finish_crop(corpus.crop(generator, self.crop_length), generator, self.level_jitter)
+        return at_random_level(corpus.crop(generator, self.crop_length), generator, self.level_jitter)
 
 
-def finish_crop(crop: np.ndarray, generator: np.random.Generator, level_jitter: float) -> torch.Tensor:
+class StreamedCrops(torch.utils.data.IterableDataset):
+    """Training crops of one process, (1, samples) float32, from corpora that are read as training goes: one crop a row.
+
+    Rows come in the order of a shuffle buffer. A row that cannot be decoded gives silence in its place, which keeps the
+    count of rows, and so the place to resume at, right; the rows before that place are read again, but not decoded.
+
+    Args:
+        data: corpora, crop length and augmentation.
+        extractor: which rate and loudness to decode to.
+        seed: of the sequence.
+        process, processes: which share of the rows to read, of how many.
+        first: the crop to start with.
+
+    Raises:
+        CorpusError: if there is nothing to train on.
+    """
+
+    def __init__(
+        self, data: Data, extractor: TaaeFeatureExtractor, seed: int, process: int, processes: int, first: int
+    ):
+        # Columns of one name, whatever each corpus calls them, so that they can be interleaved.
+        streams = [
+            load_corpus(corpus, streaming=True).rename_column(corpus.audio_column, "crop_source")
+            for corpus in data.corpora
+        ]
+        rows = interleave_datasets(
+            streams,
+            probabilities=list(corpus_probabilities(data.corpora)),
+            seed=seed,
+            stopping_strategy="all_exhausted",
+        )
+        rows = rows.shuffle(seed=seed, buffer_size=data.shuffle_buffer)
+        self.rows = split_dataset_by_node(rows, rank=process, world_size=processes)
+        self.extractor, self.level_jitter = extractor, data.level_jitter
+        self.crop_length = data.crop_frames * extractor.hop_length
+        self.seed, self.process, self.first = seed, process, first
+
+    def _endless_rows(self) -> Iterator[dict]:
+        for epoch in itertools.count():
+            self.rows.set_epoch(epoch)
+            yield from self.rows
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        """The crops from the first on, without end."""
+        for index, row in enumerate(self._endless_rows()):
+            if index < self.first:
+                continue
+            samples = decode_audio(row["crop_source"], self.extractor.sampling_rate, self.extractor.target_loudness)
+            generator = np.random.default_rng((self.seed, self.process, index))
+            crop = random_crop(np.zeros(0, np.int16) if samples is None else samples, generator, self.crop_length)
+            yield at_random_level(crop, generator, self.level_jitter)
+
+
+def corpus_probabilities(corpora: list[Corpus]) -> np.ndarray:
+    """How often to draw from each corpus, in sum 1.
+
+    Raises:
+        CorpusError: if there is no corpus, or the weights are not all positive.
+    """
+    if not corpora:
+        raise CorpusError("The recipe names no corpus; list at least one under data.corpora.")
+    weights = np.array([corpus.weight for corpus in corpora], dtype=np.float64)
+    if not (weights > 0).all():
+        raise CorpusError(f"The weights of corpora must be positive, not {weights.tolist()}.")
+    return weights / weights.sum()
+
+
+def random_crop(recording: np.ndarray, generator: np.random.Generator, length: int) -> np.ndarray:
+    """(length,) of a recording from a place drawn at random, zero-padded where the recording is shorter."""
+    start = generator.integers(max(len(recording) - length, 0) + 1)
+    crop = recording[start : start + length]
+    return np.pad(crop, (0, length - len(crop)))
+
+
+def at_random_level(crop: np.ndarray, generator: np.random.Generator, level_jitter: float) -> torch.Tensor:
     """(samples,) int16 -> (1, samples) float32 at a level drawn at random, short of clipping."""
     samples = crop.astype(np.float32) / 32768
     gain = 10 ** (generator.uniform(-level_jitter, level_jitter) / 20)

@@ -18,18 +18,13 @@ class Corpus:
         source: Parquet files as a path or glob pattern, or the name of a data set on the Hub.
         split: which split of a Hub data set.
         audio_column: column that holds the audio's bytes or path.
-        weight: how often to draw from this corpus, relative to the others; within a corpus, all audio is equally
-            likely.
-        streaming: read on the fly in shuffled order instead of decoding everything to disk first.
-        shuffle_buffer: rows in the shuffle buffer of a streamed corpus.
+        weight: how often to draw from this corpus, relative to the others.
     """
 
     source: str
     split: str = "train"
     audio_column: str = "audio"
     weight: float = 1.0
-    streaming: bool = False
-    shuffle_buffer: int = 2_000
 
 
 @dataclass
@@ -40,12 +35,17 @@ class Data:
         corpora: where the speech comes from.
         crop_frames: length of a training crop, in token frames of 40 ms.
         level_jitter: crops are scaled by up to this much either way around the normalised loudness, in dB.
-        workers: processes that prepare batches beside the training loop; 0 prepares them in it.
+        streaming: read the corpora as training goes, instead of decoding them to disk first.
+        shuffle_buffer: rows in the shuffle buffer when streaming.
+        workers: processes that prepare batches beside the training loop; 0 prepares them in it. At most 1 when
+            streaming, so that a run can resume where it was.
     """
 
     corpora: list[Corpus] = field(default_factory=list)
     crop_frames: int = 32
     level_jitter: float = 5.0
+    streaming: bool = False
+    shuffle_buffer: int = 2_000
     workers: int = 0
 
 

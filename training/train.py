@@ -4,11 +4,12 @@ A run is made of optimiser steps. It writes checkpoints that resume exactly, a l
 the end (and at every validation) the averaged weights as a folder that `AutoModel.from_pretrained` loads.
 """
 
+import itertools
 import json
 import math
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's 
 from modeling_taae import TaaeConfig, TaaeFeatureExtractor, TaaeModel
 from modeling_taae.configuration_taae import NAMED_SIZES
 from modeling_taae.metrics import score
-from training.data import CorpusError, TrainingCrops, validation_clips
+from training.data import CorpusError, StreamedCrops, TrainingCrops, validation_clips
 from training.losses import ReconstructionLoss
 from training.recipe import Optimizer, Recipe, Validation, parse_recipe
 
@@ -67,6 +68,7 @@ class Trainer:
         self.recipe = recipe
         self.output_dir = Path(recipe.output_dir)
         self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # left to itself, it ignores other processes on a CPU
             mixed_precision=recipe.mixed_precision,
             gradient_accumulation_steps=recipe.gradient_accumulation_steps,
             log_with=recipe.tracker,
@@ -76,8 +78,11 @@ class Trainer:
         model = build_model(recipe)
         config = model.config
         self.extractor = TaaeFeatureExtractor(sampling_rate=config.sampling_rate, hop_length=config.hop_length)
-        with self.accelerator.main_process_first():
-            self.crops = TrainingCrops(recipe.data, self.extractor, recipe.seed)
+        self.crops = None
+        if not recipe.data.streaming:
+            with self.accelerator.main_process_first():  # the others find what it has decoded
+                self.crops = TrainingCrops(recipe.data, self.extractor, recipe.seed)
+            self.accelerator.print(f"{self.crops.skipped} recordings could not be decoded and are left out.")
         self.clips = list(self._validation_clips(recipe.validation))
         self.losses = ReconstructionLoss(recipe.losses, config.sampling_rate).to(self.accelerator.device)
         settings = recipe.optimizer
@@ -99,17 +104,21 @@ class Trainer:
         if validation.corpus is not None and self.accelerator.is_main_process:
             yield from validation_clips(validation.corpus, self.extractor, validation.utterances)
 
-    def batches(self) -> DataLoader:
-        """The batches from the current step to the last, each process's own share."""
-        recipe = self.recipe
-        per_step = recipe.batch_size * self.accelerator.num_processes * recipe.gradient_accumulation_steps
-        loader = DataLoader(
-            self.crops,
-            batch_size=recipe.batch_size,
-            sampler=range(self.step * per_step, recipe.max_steps * per_step),
-            num_workers=recipe.data.workers,
-        )
-        return self.accelerator.prepare(loader)
+    def batches(self) -> Iterable[torch.Tensor]:
+        """This process's batches from the current step to the last."""
+        recipe, process, processes = self.recipe, self.accelerator.process_index, self.accelerator.num_processes
+        size, data = recipe.batch_size, recipe.data
+        first, last = (step * recipe.gradient_accumulation_steps for step in (self.step, recipe.max_steps))
+        # A generator of its own: a loader draws a number as it starts, which would shift the dither of a resumed run.
+        generator = torch.Generator()
+        if data.streaming:
+            crops = StreamedCrops(data, self.extractor, recipe.seed, process, processes, first * size)
+            loader = DataLoader(crops, size, num_workers=min(data.workers, 1), generator=generator)
+            return itertools.islice(loader, last - first)
+        # The global batch is the same run of crops on any number of processes.
+        starts = ((batch * processes + process) * size for batch in range(first, last))
+        shares = [range(start, start + size) for start in starts]
+        return DataLoader(self.crops, batch_sampler=shares, num_workers=data.workers, generator=generator)
 
     def train(self) -> None:
         """Runs from the newest checkpoint, if there is one, to the last step.
@@ -127,7 +136,8 @@ class Trainer:
             disable=not self.accelerator.is_main_process,
         )
         self.model.train()
-        for audio in self.batches():
+        for batch in self.batches():
+            audio = batch.to(self.accelerator.device)
             with self.accelerator.accumulate(self.model):
                 terms = self.losses(self.model(audio).audio_values, audio, self.step)
                 self.accelerator.backward(terms["loss"])

@@ -1,0 +1,318 @@
+"""Evaluation: every codec on every utterance, scored, and written down so that an interrupted run goes on.
+
+The reference of every comparison is the utterance as the model hears it: mono, at the model's rate, brought to the
+loudness that its feature extractor asks for. Peers are given exactly the same clip.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from .audio_io import TaaeInputError, one_line
+from .feature_extraction_taae import normalize_loudness
+from .metrics import ALL_METRICS, SAMPLING_RATE, score
+from .peers import System, align, estimate_delay
+from .utterances import Utterance, Utterances
+
+ROWS_FILE = "rows.jsonl"
+# Delays are estimated on so many utterances from the start of the data, speed on so much speech, so many times.
+CALIBRATION_UTTERANCES = 16
+SPEED_SECONDS, SPEED_REPETITIONS = 10.0, 5
+
+
+@dataclass
+class Evaluation:
+    """What a run has found, before anything is averaged.
+
+    Args:
+        systems: the codecs, in order.
+        metrics: names of the metrics.
+        rows: of each system, by its name, one row per utterance that could be scored (see [`score_utterance`]).
+        utterances: id and facts of every utterance, scored or not; `problem` where there is one.
+        target_loudness: of the reference, in LUFS; None if the level was left as it is.
+        delays: of each system, by its name, in samples.
+        speed: of each system, by its name (see [`measure_speed`]).
+    """
+
+    systems: list[System]
+    metrics: list[str]
+    target_loudness: float | None
+    rows: dict[str, list[dict]] = field(default_factory=dict)
+    utterances: list[dict] = field(default_factory=list)
+    delays: dict[str, int] = field(default_factory=dict)
+    speed: dict[str, dict] = field(default_factory=dict)
+
+
+def evaluate(
+    utterances: Utterances,
+    systems: list[System],
+    folder: Path,
+    metrics: list[str],
+    target_loudness: float | None,
+    workers: int = 1,
+    speed: bool = True,
+) -> Evaluation:
+    """Runs every system on every utterance.
+
+    Rows are appended to `rows.jsonl` in the folder as they are made. A row that is there from an earlier run is used
+    again if it was made of the same audio by the same system, settings and metrics.
+
+    Args:
+        utterances: the data.
+        systems: what to evaluate.
+        folder: for results; made if need be.
+        metrics: names of the metrics, of `ALL_METRICS`.
+        target_loudness: what utterances are brought to, in LUFS; None leaves them as they are.
+        workers: processes that compute metrics; 1 computes them in this one.
+        speed: whether to measure speed at the end.
+
+    Raises:
+        TaaeInputError: if there is no utterance to score.
+    """
+    result = Evaluation(systems, metrics, target_loudness)
+    clips = references(utterances, target_loudness, CALIBRATION_UTTERANCES)
+    if not clips:
+        raise TaaeInputError(f"none of the {len(utterances)} utterances can be scored; check the data")
+    result.delays = {system.name: system_delay(system, clips) for system in systems}
+    result.rows = {system.name: [] for system in systems}
+    total = len(utterances) * len(systems) or None
+    with (
+        RowStore(folder / ROWS_FILE) as store,
+        scoring(workers) as submit,
+        tqdm(total=total, unit="clip", desc="Scoring", disable=None) as progress,
+    ):
+        for row in make_rows(utterances, result, store, submit, lookahead=2 * workers):
+            result.rows[row["system"]].append(row)
+            progress.update()
+        store.keep(row["key"] for rows in result.rows.values() for row in rows)
+    if speed:
+        result.speed = {system.name: measure_speed(system, clips) for system in systems}
+    return result
+
+
+def make_rows(
+    utterances: Utterances, result: Evaluation, store: "RowStore", submit: Callable[..., Future], lookahead: int
+) -> Iterator[dict]:
+    """Rows of all utterances and systems, in that order; while metrics are computed, later clips are encoded.
+
+    Args:
+        utterances: the data; each is added to `result.utterances`.
+        result: the run.
+        store: rows that exist already, and where new ones go.
+        submit: as an executor's.
+        lookahead: rows that may wait for their metrics.
+    """
+    keys = {system.name: settings_key(system, result) for system in result.systems}
+    waiting: deque[tuple[dict, Future | None]] = deque()
+
+    def finish(row: dict, scores: Future | None) -> dict:
+        if scores is not None:
+            row["metrics"] = finite(scores.result())
+            store.append(row)
+        return row
+
+    for utterance in utterances:
+        problem = {"problem": utterance.problem} if utterance.problem else {}
+        result.utterances.append({"id": utterance.id, **utterance.facts, **problem})
+        if utterance.audio is None:
+            continue
+        reference = normalized(utterance, result.target_loudness)
+        for system in result.systems:
+            key = row_key(keys[system.name], utterance.id, reference)
+            if key in store.rows:
+                waiting.append((store.rows[key], None))
+            else:
+                row, decoded = reconstruct(system, utterance, reference, result.delays[system.name])
+                failed = call_now(dict.fromkeys, result.metrics, float("nan"))
+                scores = failed if decoded is None else submit(score, reference, decoded, result.metrics)
+                waiting.append(({"key": key} | row, scores))
+            while len(waiting) > lookahead:
+                yield finish(*waiting.popleft())
+    while waiting:
+        yield finish(*waiting.popleft())
+
+
+def references(utterances: Utterances, target_loudness: float | None, count: int) -> list[np.ndarray]:
+    """The first utterances that can be scored, as they are compared with."""
+    clips = []
+    for utterance in utterances:
+        if utterance.audio is not None:
+            clips.append(normalized(utterance, target_loudness))
+        if len(clips) == count:
+            break
+    return clips
+
+
+def normalized(utterance: Utterance, target_loudness: float | None) -> np.ndarray:
+    """(samples,) float32 at the loudness in LUFS that codecs are given."""
+    if target_loudness is None:
+        return utterance.audio
+    return normalize_loudness(utterance.audio, SAMPLING_RATE, target_loudness)
+
+
+def system_delay(system: System, clips: list[np.ndarray]) -> int:
+    """A codec's delay in samples, as it is known or by trial."""
+    if system.delay is not None:
+        return system.delay
+    return estimate_delay((clip, system.decode(system.encode(clip))) for clip in clips)
+
+
+def reconstruct(
+    system: System, utterance: Utterance, reference: np.ndarray, delay: int
+) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Encodes and decodes one utterance.
+
+    Returns:
+        The row, without metrics: id, facts, length in seconds, sizes in bytes and tokens; and the decoded clip, aligned
+        and as long as the reference. Where the codec fails, the row's `error` says why and there is no clip.
+    """
+    row = {"id": utterance.id, "system": system.name, **utterance.facts, "seconds": len(reference) / SAMPLING_RATE}
+    try:
+        encoded = system.encode(reference)
+        decoded = align(system.decode(encoded), delay, len(reference)).astype(np.float32)
+    except (RuntimeError, ValueError, OSError) as error:
+        return row | {"error": one_line(error)}, None
+    if not np.isfinite(decoded).all():
+        return row | {"error": "the decoded audio contains NaN or infinite samples"}, None
+    row |= {"payload_bytes": encoded.payload_bytes, "file_bytes": encoded.file_bytes}
+    return row | ({} if encoded.codes is None else {"codes": encoded.codes.tolist()}), decoded
+
+
+def finite(scores: dict[str, float]) -> dict[str, float | None]:
+    """Scores as JSON can hold them: None in place of what is not a finite number."""
+    return {name: value if np.isfinite(value) else None for name, value in scores.items()}
+
+
+def settings_key(system: System, evaluation: Evaluation) -> str:
+    """What a system's figures depend on beside the audio, as text."""
+    settings = [system.name, system.facts, evaluation.delays[system.name], evaluation.metrics]
+    return json.dumps(settings, sort_keys=True)
+
+
+def row_key(settings: str, name: str, reference: np.ndarray) -> str:
+    """What a row is found again by: a hash of settings, utterance and audio."""
+    digest = hashlib.sha256(f"{settings}\n{name}\n".encode())
+    digest.update(np.ascontiguousarray(reference).data)
+    return digest.hexdigest()[:20]
+
+
+class RowStore:
+    """Rows in a JSON-lines file, each written as soon as it is there.
+
+    Args:
+        path: the file; a last line that an interruption cut short is dropped.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows: dict[str, dict] = {}
+
+    def __enter__(self) -> "RowStore":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    row = json.loads(line)
+                    self.rows[row["key"]] = row
+                except (ValueError, KeyError, TypeError):
+                    continue
+            self.keep(list(self.rows))
+        self.file = open(self.path, "a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def append(self, row: dict) -> None:
+        """Writes a row."""
+        self.rows[row["key"]] = row
+        self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self.file.flush()
+
+    def keep(self, keys: Iterator[str] | list[str]) -> None:
+        """Writes the file anew with these rows alone, in this order."""
+        partial = self.path.with_suffix(".partial")
+        lines = (json.dumps(self.rows[key], ensure_ascii=False) + "\n" for key in keys)
+        with open(partial, "w", encoding="utf-8") as file:
+            file.writelines(lines)
+        os.replace(partial, self.path)
+
+
+@contextmanager
+def scoring(workers: int) -> Iterator[Callable[..., Future]]:
+    """A function that computes in other processes, or at once and here if there is one worker."""
+    if workers <= 1:
+        yield call_now
+        return
+    # Not forked: torch's threads do not survive that.
+    pool: Executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=use_one_thread)
+    try:
+        yield pool.submit
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def call_now(function: Callable, *arguments: Any) -> Future:
+    """Calls a function and returns what an executor would."""
+    future: Future = Future()
+    future.set_result(function(*arguments))
+    return future
+
+
+def use_one_thread() -> None:
+    """Keeps a worker from starting a thread per core."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def measure_speed(system: System, clips: list[np.ndarray]) -> dict[str, float]:
+    """Real-time factors, seconds of work per second of speech, of single clips: medians after a run to warm up.
+
+    Returns:
+        `encode_rtf`, `decode_rtf`, and `seconds`, the clip's length. Programs that are started for each clip count with
+        their start.
+    """
+    samples = int(SPEED_SECONDS * SAMPLING_RATE)
+    clip = np.resize(np.concatenate(clips), samples)
+    times: dict[str, list[float]] = {"encode_rtf": [], "decode_rtf": []}
+    for _ in range(SPEED_REPETITIONS + 1):
+        start = time.perf_counter()
+        encoded = system.encode(clip)
+        middle = time.perf_counter()
+        system.decode(encoded)
+        times["encode_rtf"].append((middle - start) / SPEED_SECONDS)
+        times["decode_rtf"].append((time.perf_counter() - middle) / SPEED_SECONDS)
+    return {name: median(values[1:]) for name, values in times.items()} | {"seconds": SPEED_SECONDS}
+
+
+def check_metrics(names: list[str]) -> None:
+    """Tries each metric on half a second of noise, so that a missing package shows before the work.
+
+    Raises:
+        TaaeInputError: if a metric is unknown, or its package is not installed.
+    """
+    noise = np.random.default_rng(0).normal(0, 0.1, SAMPLING_RATE // 2).astype(np.float32)
+    unknown = [name for name in names if name not in ALL_METRICS]
+    if unknown:
+        raise TaaeInputError(f"--metrics {' '.join(unknown)}: not known; choose from {', '.join(ALL_METRICS)}")
+    try:
+        score(noise, noise[::-1].copy(), names)
+    except ImportError as error:
+        raise TaaeInputError(
+            f"a metric needs a package that is not installed ({one_line(error)}); install all of them with "
+            "`pip install 'modeling_taae[eval]'`, or choose others with --metrics"
+        ) from error

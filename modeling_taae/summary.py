@@ -1,0 +1,175 @@
+"""From the rows of an evaluation to means with intervals, per system, language, source and speaker."""
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from .evaluation import Evaluation
+from .metrics import ALL_METRICS
+from .peers import TaaeSystem
+from .token_statistics import token_statistics
+
+FORMAT = 1
+RESAMPLES, SEED, LEVEL = 2_000, 0, 0.95
+GROUPINGS = ("language", "source", "speaker")
+PACKAGES = (
+    *("modeling_taae", "torch", "transformers", "numpy", "soxr", "soundfile", "pyloudnorm"),
+    *("torchmetrics", "pesq", "pystoi", "speechmos", "onnxruntime", "librosa", "jiwer"),
+)
+# Figures are written with so many significant digits, more than any of them deserves.
+SIGNIFICANT_DIGITS = 7
+
+
+def summarize(evaluation: Evaluation, data: list[str]) -> dict:
+    """The content of results.json.
+
+    Args:
+        evaluation: a finished run.
+        data: what was evaluated on, as its user named it.
+    """
+    rows = next(iter(evaluation.rows.values()))
+    summary = {
+        "format": FORMAT,
+        "data": {
+            "sources": [Path(source).name if os.path.isabs(source) else source for source in data],
+            "utterances": len(evaluation.utterances),
+            "scored": len(rows),
+            "seconds": sum(row["seconds"] for row in rows),
+        },
+        "reference": {"sampling_rate": 16_000, "target_loudness": evaluation.target_loudness},
+        "metrics": {name: metric_facts(name) for name in evaluation.metrics},
+        "intervals": {"method": "percentile bootstrap over utterances"}
+        | {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
+        "systems": [system_summary(evaluation, system) for system in evaluation.systems],
+        "problems": problems(evaluation),
+        "environment": environment(),
+    }
+    return rounded(summary)
+
+
+def metric_facts(name: str) -> dict[str, str | int]:
+    """What a reader must know about a metric."""
+    metric = ALL_METRICS[name]
+    facts = {"label": metric.label, "unit": metric.unit, "better": metric.better, "decimals": metric.decimals}
+    return facts | {"definition": metric.definition}
+
+
+def system_summary(evaluation: Evaluation, system) -> dict:
+    """One system's figures."""
+    rows = evaluation.rows[system.name]
+    summary = {
+        "name": system.name,
+        **system.facts,
+        "nominal_bit_rate": system.nominal_bit_rate,
+        "payload_bit_rate": bit_rate(rows, "payload_bytes"),
+        "file_bit_rate": bit_rate(rows, "file_bytes"),
+        "delay_samples": evaluation.delays[system.name],
+        "metrics": metric_means(rows, evaluation.metrics),
+        "by": {grouping: grouped(rows, grouping, evaluation.metrics) for grouping in GROUPINGS},
+    }
+    if isinstance(system, TaaeSystem):
+        codes = [np.array(row["codes"]) for row in rows if "codes" in row]
+        frame_rate = system.codec.model.config.frame_rate
+        summary["tokens"] = token_statistics(codes, system.quantizer, frame_rate) if codes else None
+    if system.name in evaluation.speed:
+        summary["speed"] = evaluation.speed[system.name]
+    return summary
+
+
+def bit_rate(rows: Sequence[dict], size: str) -> float | None:
+    """All bits over all seconds of the utterances that were encoded, in bit/s."""
+    encoded = [row for row in rows if size in row]
+    if not encoded:
+        return None
+    return 8 * sum(row[size] for row in encoded) / sum(row["seconds"] for row in encoded)
+
+
+def metric_means(rows: Sequence[dict], metrics: Sequence[str]) -> dict[str, dict]:
+    """Mean, bounds of its interval and number of utterances behind it, of each metric."""
+    return {name: mean_with_interval([row["metrics"][name] for row in rows]) for name in metrics}
+
+
+def mean_with_interval(values: Sequence[float | None]) -> dict[str, float | int | None]:
+    """Mean with a bootstrap interval, over the values that are defined.
+
+    Returns:
+        `mean`, `low`, `high` (None where there is no value; no bounds for a single one), and `n`, the number of values.
+    """
+    defined = np.array([value for value in values if value is not None], dtype=np.float64)
+    if len(defined) == 0:
+        return {"mean": None, "low": None, "high": None, "n": 0}
+    if len(defined) == 1:
+        return {"mean": float(defined[0]), "low": None, "high": None, "n": 1}
+    # The same draws for every system: what is compared was resampled alike.
+    draws = np.random.default_rng(SEED).integers(len(defined), size=(RESAMPLES, len(defined)))
+    low, high = np.quantile(defined[draws].mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return {"mean": float(defined.mean()), "low": float(low), "high": float(high), "n": len(defined)}
+
+
+def grouped(rows: Sequence[dict], grouping: str, metrics: Sequence[str]) -> dict[str, dict]:
+    """Means by the values of a fact; utterances without it are left out."""
+    groups: dict[str, list[dict]] = {}
+    for row in rows:
+        if grouping in row:
+            groups.setdefault(row[grouping], []).append(row)
+    return {
+        name: {"utterances": len(members), "metrics": metric_means(members, metrics)}
+        for name, members in sorted(groups.items())
+    }
+
+
+def problems(evaluation: Evaluation) -> list[dict[str, str]]:
+    """What was not scored, or scored with a reservation, and why: data, failed codecs, undefined metrics."""
+    listed = [{"id": row["id"], "problem": row["problem"]} for row in evaluation.utterances if "problem" in row]
+    for name, rows in evaluation.rows.items():
+        for row in rows:
+            undefined = [metric for metric, value in row["metrics"].items() if value is None]
+            if "error" in row:
+                listed.append({"id": row["id"], "system": name, "problem": row["error"]})
+            elif undefined:
+                labels = ", ".join(ALL_METRICS[metric].label for metric in undefined)
+                listed.append({"id": row["id"], "system": name, "problem": f"not defined: {labels}"})
+    return listed
+
+
+def environment() -> dict[str, str | int | None | dict]:
+    """What the run was made with."""
+    import torch
+
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "packages": versions,
+    }
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def rounded(tree: object) -> object:
+    """The same JSON value with every float at a fixed number of significant digits."""
+    if isinstance(tree, dict):
+        return {name: rounded(value) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return [rounded(value) for value in tree]
+    return float(f"{tree:.{SIGNIFICANT_DIGITS}g}") if isinstance(tree, float) else tree

@@ -1,0 +1,187 @@
+"""Recorded speech to evaluate on, from Parquet files, folders of audio or data sets on the Hub.
+
+Audio is kept as bytes by `datasets` and decoded by soundfile and soxr. An utterance that cannot be scored comes all the
+same, with what is wrong with it.
+"""
+
+import glob
+import io
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+
+from .audio_io import AUDIO_SUFFIXES, TaaeInputError, decode_audio, one_line, search_directory
+from .feature_extraction_taae import GATING_BLOCK, SILENCE_ENERGY
+
+# What data sets call the columns that evaluation knows, first match wins.
+COLUMNS = {
+    "id": ("id", "utterance_id", "segment_id"),
+    "language": ("language", "locale", "lang"),
+    "source": ("source",),
+    "speaker": ("speaker_id", "speaker", "client_id"),
+    "text": ("text", "sentence", "transcription", "transcript"),
+}
+# A duration column may be off by so many seconds before the file is called mismatched.
+DURATION_TOLERANCE = 0.1
+
+
+@dataclass
+class Utterance:
+    """One recording.
+
+    Args:
+        id: unique within the data.
+        audio: (samples,) float32, or None where it cannot be scored.
+        problem: what is wrong with it, empty if nothing; with audio beside it, it can be scored nevertheless.
+        facts: language, source, speaker and text, as far as the data tell.
+    """
+
+    id: str
+    audio: np.ndarray | None
+    problem: str = ""
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+class Utterances:
+    """The utterances of one or more sources, in their order; it can be gone through more than once.
+
+    Args:
+        sources: Parquet files, audio files, folders of either, glob patterns of them, or names of Hub data sets.
+        sampling_rate: to decode to, in Hz.
+        limit: how many from the start; None for all.
+        split: of Hub data sets.
+        audio_column: of Parquet files and Hub data sets.
+
+    Raises:
+        TaaeInputError: if a source holds nothing.
+    """
+
+    def __init__(
+        self,
+        sources: list[str],
+        sampling_rate: int = 16_000,
+        limit: int | None = None,
+        split: str = "test",
+        audio_column: str = "audio",
+    ):
+        self.sampling_rate, self.limit = sampling_rate, limit
+        self.split, self.audio_column = split, audio_column
+        self.readers = [self._reader(source) for source in sources]
+
+    def __len__(self) -> int:
+        """Number of utterances; of streamed Hub data sets, as far as their makers tell, else 0."""
+        total = sum(rows for rows, _ in self.readers)
+        return total if self.limit is None else min(total, self.limit)
+
+    def __iter__(self) -> Iterator[Utterance]:
+        seen: Counter[str] = Counter()
+        rows = chain.from_iterable(read() for _, read in self.readers)
+        for number, row in enumerate(islice(rows, self.limit)):
+            facts = known_columns(row)
+            name = facts.pop("id", f"{number:06d}")
+            seen[name] += 1
+            yield self._utterance(name if seen[name] == 1 else f"{name}#{seen[name]}", row, facts)
+
+    def _utterance(self, name: str, row: dict, facts: dict[str, str]) -> Utterance:
+        try:
+            audio = self._decode(row[self.audio_column], name)
+        except (TaaeInputError, OSError) as error:
+            return Utterance(name, None, one_line(error), facts)
+        seconds = len(audio) / self.sampling_rate
+        if seconds < GATING_BLOCK:
+            return Utterance(name, None, f"too short: {seconds:.3f} s, metrics need {GATING_BLOCK} s", facts)
+        if np.mean(np.square(audio)) < SILENCE_ENERGY:
+            return Utterance(name, None, "silent: its level is below -60 dB of full scale", facts)
+        problem, promised = "", row.get("duration")
+        if isinstance(promised, float | int) and abs(promised - seconds) > DURATION_TOLERANCE:
+            problem = f"mismatched: {seconds:.2f} s long where its duration column says {promised:.2f} s; scored"
+        return Utterance(name, audio, problem, facts)
+
+    def _decode(self, audio: dict | str | None, name: str) -> np.ndarray:
+        audio = {"path": audio, "bytes": None} if isinstance(audio, str) else audio or {"path": None, "bytes": None}
+        if audio["bytes"] is not None:
+            return decode_audio(io.BytesIO(audio["bytes"]), name, self.sampling_rate)
+        if not audio["path"] or not os.path.isfile(audio["path"]):
+            raise TaaeInputError(f"{name}: missing: there is neither audio nor a file at its path")
+        with open(audio["path"], "rb") as file:
+            return decode_audio(file, name, self.sampling_rate)
+
+    def _reader(self, source: str) -> tuple:
+        """Number of rows, and a function that goes through them."""
+        paths = [Path(source)] if os.path.exists(source) else sorted(map(Path, glob.glob(source, recursive=True)))
+        if not paths:
+            return self._hub_reader(source)
+        files = list(chain.from_iterable(files_of(path) for path in paths))
+        tables = [str(file) for _, file in files if file.suffix == ".parquet"]
+        recordings = [(name, file) for name, file in files if file.suffix != ".parquet"]
+        if not files:
+            raise TaaeInputError(f"{source}: holds no audio and no Parquet file; expected one of them")
+
+        def read() -> Iterator[dict]:
+            for table in tables:
+                yield from self._stream("parquet", data_files=table, split="train")
+            for name, file in recordings:
+                yield {"id": name, self.audio_column: {"path": str(file), "bytes": None}}
+
+        return sum(map(count_rows, tables)) + len(recordings), read
+
+    def _hub_reader(self, source: str) -> tuple:
+        rows = self._stream(source, split=self.split)
+        splits = getattr(rows.info, "splits", None) or {}
+        return getattr(splits.get(self.split), "num_examples", 0) or 0, lambda: iter(rows)
+
+    def _stream(self, *arguments: str, **options: str):
+        from datasets import Audio, load_dataset
+
+        try:
+            rows = load_dataset(*arguments, streaming=True, **options)
+            columns = rows.column_names or list(next(iter(rows)))
+        except Exception as error:  # datasets raises many types, and each means that there is nothing to read
+            raise TaaeInputError(
+                f"{options.get('data_files', arguments[0])}: cannot be read ({one_line(error)}); expected Parquet "
+                "files, a folder of audio or the name of a data set on the Hub"
+            ) from error
+        if self.audio_column not in columns:
+            raise TaaeInputError(
+                f"{options.get('data_files', arguments[0])}: has no column {self.audio_column!r}, only "
+                f"{', '.join(columns)}; name the one with the audio with --audio-column"
+            )
+        return rows.cast_column(self.audio_column, Audio(decode=False))
+
+
+def known_columns(row: dict) -> dict[str, str]:
+    """What evaluation uses of a row beside the audio."""
+    found = {}
+    for name, aliases in COLUMNS.items():
+        values = [row[alias] for alias in aliases if row.get(alias) not in (None, "")]
+        if values and isinstance(values[0], str | int):
+            found[name] = str(values[0])
+    return found
+
+
+def files_of(path: Path) -> Iterator[tuple[str, Path]]:
+    """A file itself, or the audio and Parquet files in a folder, however deep, each with its name in the results."""
+    if path.is_dir():
+        for file in sorted(search_directory(path, AUDIO_SUFFIXES | {".parquet"})):
+            yield str(file.relative_to(path)), file
+    else:
+        yield path.name, path
+
+
+def count_rows(table: str) -> int:
+    """Rows of a Parquet file.
+
+    Raises:
+        TaaeInputError: if it is none.
+    """
+    import pyarrow
+
+    try:
+        return pyarrow.parquet.read_metadata(table).num_rows
+    except (OSError, pyarrow.ArrowException) as error:
+        raise TaaeInputError(f"{table}: cannot be read as Parquet ({one_line(error)}); check the file") from error
