@@ -64,6 +64,10 @@ RECONSTRUCT_EXAMPLES = """\
 INFO_EXAMPLES = """\
   taae info speech.taae
   taae info hub_cards/taae-speech-16k-nano"""
+EVALUATE_EXAMPLES = """\
+  taae evaluate recordings/ -o results
+  taae evaluate 'test-*.parquet' -o results --bottleneck 1x46656_400bps 2x15625_700bps --peers codec2-700C opus-6k
+  taae evaluate openslr/librispeech_asr --split test.clean --limit 100 -o results --metrics pesq_wb stoi"""
 CONVERT_EXAMPLES = "  taae convert stable-codec-speech-16k/ taae-speech-16k/"
 
 
@@ -212,6 +216,13 @@ def convert(args: argparse.Namespace) -> int:
     return 0
 
 
+def evaluate(args: argparse.Namespace) -> int:
+    """`taae evaluate`."""
+    from .evaluate_command import run
+
+    return run(args)
+
+
 def build_parser() -> ArgumentParser:
     """The command line's options and help."""
     parser = ArgumentParser(prog="taae", description=DESCRIPTION, epilog=EPILOG, formatter_class=RAW)
@@ -254,10 +265,31 @@ def build_parser() -> ArgumentParser:
     command = add(info, "tell about a .taae file or a model", INFO_EXAMPLES)
     command.add_argument("subject", metavar="FILE_OR_MODEL", help="a .taae file, -, a model's folder or its Hub name")
 
+    command = add(evaluate, "measure how good a model is, beside other codecs", EVALUATE_EXAMPLES, model)
+    add_evaluate_options(command)
+
     command = add(convert, "make a model of a stable-codec checkpoint", CONVERT_EXAMPLES)
     command.add_argument("source", metavar="SRC", help="folder with model_config.json and the weights")
     command.add_argument("target", metavar="DST", help="folder to write")
     return parser
+
+
+def add_evaluate_options(command: argparse.ArgumentParser) -> None:
+    """The options of `taae evaluate`."""
+    add = command.add_argument
+    add("data", nargs="+", metavar="DATA", help="Parquet files, audio files, folders of them, or a data set on the Hub")
+    add("-o", "--output", metavar="DIR", required=True, help="folder for results; an interrupted run in it goes on")
+    add("--bottleneck", nargs="+", metavar="B", help=BOTTLENECK_HELP)
+    add("--peers", nargs="+", default=[], metavar="P", help="codec2-450, -700C, -1200, -2400, ..., opus-6k, ..., pcm16")
+    add("--metrics", nargs="+", metavar="M", help="such as pesq_wb stoi dnsmos_ovrl (default: all that work offline)")
+    add("--limit", type=int, metavar="N", help="the first N utterances only")
+    add("--split", default="test", help="of a data set on the Hub (default: test)")
+    add("--audio-column", default="audio", metavar="C", help="column with the audio (default: audio)")
+    add(
+        "--workers", type=int, default=os.cpu_count(), metavar="N", help="processes for metrics (default: one per core)"
+    )
+    add("--no-loudness", dest="loudness", action="store_false", help="keep the level as it is")
+    add("--no-speed", dest="speed", action="store_false", help="do not measure speed")
 
 
 def describe(error: Exception) -> str:

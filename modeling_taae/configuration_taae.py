@@ -177,7 +177,9 @@ class TaaeConfig(PreTrainedConfig):
             raise ValueError("A quantisation grid needs at least 2 levels.")
         shares = (self.training_noise_probability, self.training_rounding_probability)
         if min(shares) < 0 or sum(shares) > 1:
-            raise ValueError(f"The shares of noise and of rounding must be at least 0 and at most 1 in sum; got {shares}.")
+            raise ValueError(
+                f"The shares of noise and of rounding must be at least 0 and at most 1 in sum; got {shares}."
+            )
 
     @property
     def hop_length(self) -> int:

@@ -96,7 +96,7 @@ def stft_distance(reference: np.ndarray, decoded: np.ndarray) -> float:
 
 
 def mel_distance(reference: np.ndarray, decoded: np.ndarray) -> float:
-    """As [`stft_distance`], on 128 mel bands (Slaney's scale and area normalisation, 0 to 8 kHz)."""
+    """The STFT distance of 128 mel bands (Slaney's scale and area normalisation, 0 to 8 kHz) of the same spectra."""
     return _spectral_distance(*(_mel_filters() @ _magnitudes(clip) for clip in (reference, decoded)))
 
 

@@ -449,6 +449,9 @@ class TaaeTransformerLayer(GradientCheckpointingLayer):
         self.feed_forward_norm = nn.LayerNorm(width, eps=config.norm_eps, bias=False)
         self.feed_forward = TaaeFeedForward(config, width)
         self.feed_forward_scale = self._scale(config, width)
+        # Without LayerScale the branches themselves start at zero.
+        starts_at_zero = config.layer_scale_initial_scale is None
+        self.attention.o_proj.starts_at_zero = self.feed_forward.down_proj.starts_at_zero = starts_at_zero
 
     @staticmethod
     def _scale(config: TaaeConfig, width: int) -> nn.Module:
@@ -617,7 +620,10 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         if isinstance(module, nn.Linear | nn.Conv1d | nn.ConvTranspose1d):
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if getattr(module, "starts_at_zero", False):
+                init.zeros_(module.weight)
+            else:
+                init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if module.bias is not None:
                 bound = 1 / math.sqrt(nn.init._calculate_fan_in_and_fan_out(module.weight)[0])
                 init.uniform_(module.bias, -bound, bound)
@@ -630,10 +636,6 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         elif isinstance(module, TaaeSnake):
             init.zeros_(module.alpha)
             init.zeros_(module.beta)
-        elif isinstance(module, TaaeTransformerLayer) and self.config.layer_scale_initial_scale is None:
-            # Without LayerScale the branches themselves start at zero.
-            init.zeros_(module.attention.o_proj.weight)
-            init.zeros_(module.feed_forward.down_proj.weight)
 
     def bottleneck(self, bottleneck: str | list | tuple | None = None) -> ResidualFSQ:
         """The bottleneck that an argument of `encode` or `decode` stands for; None is the config's own.
@@ -697,6 +699,11 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
                     f"latents must be (batch, {self.config.latent_dim}, frames), not {tuple(latents.shape)}."
                 )
             codes = torch.tanh(latents)
+        if audio_codes_mask is not None and audio_codes_mask.shape != (codes.shape[0], codes.shape[2]):
+            raise ValueError(
+                f"The audio_codes_mask of codes {tuple(codes.shape)} is (batch, frames), "
+                f"not {tuple(audio_codes_mask.shape)}."
+            )
         if codes.shape[-1] == 0:
             raise ValueError("There is no frame to decode.")
         return TaaeDecoderOutput(audio_values=self.decoder(codes.to(self.dtype), lengths))
@@ -787,7 +794,8 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
 
     def save_pretrained(self, save_directory, state_dict: dict[str, Tensor] | None = None, **kwargs):
         """Writes config, code and fused weights, so that the folder loads with and without this package installed."""
-        self.config.auto_map = {"AutoModelForAudioTokenization": f"{__name__.split('.')[-1]}.{type(self).__name__}"}
+        name = f"{__name__.split('.')[-1]}.{type(self).__name__}"
+        self.config.auto_map = {"AutoModel": name, "AutoModelForAudioTokenization": name}
         state_dict = self.fused_state_dict() if state_dict is None else state_dict
         super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
 

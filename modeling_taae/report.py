@@ -128,11 +128,17 @@ def rate_table(summary: dict) -> str:
     """Nominal and actual bit rates."""
     names = ("nominal_bit_rate", "payload_bit_rate", "file_bit_rate")
     rows = [
-        [system["name"], *(number(system[name], 1) for name in names), system.get("resampling", "none"), system["file"]]
+        [
+            system["name"],
+            *(number(system[name], 1) for name in names),
+            number(1000 * system["delay_samples"] / summary["reference"]["sampling_rate"], 1),
+            system.get("resampling", "none"),
+            system["file"],
+        ]
         for system in summary["systems"]
     ]
-    heading = ["codec", "nominal bit/s", "coded speech bit/s", "file bit/s", "resampling", "file"]
-    note = "Actual rates are all bytes over all seconds, whole bytes and each file's header included as said."
+    heading = ["codec", "nominal bit/s", "coded speech bit/s", "file bit/s", "delay ms", "resampling", "file"]
+    note = "Actual rates are all bytes over all seconds. The delay was taken out before scoring."
     return f"{table(heading, rows)}\n\n{note}"
 
 
@@ -157,7 +163,7 @@ def token_section(summary: dict) -> list[str]:
     if not rows:
         return []
     heading = ["codec", "stage", "tokens used", "frames", "digit entropy / maximum, per dimension"]
-    heading += ["entropy, bit/s", "entropy given the frame before, bit/s"]
+    heading += ["entropy, all stages, bit/s", "the same given the frame before, bit/s"]
     note = (
         "Entropies are of single digits, counted on these very frames: rates that a coder with these statistics would "
         "need. With few frames, many tokens cannot occur."

@@ -10,7 +10,7 @@ import numpy as np
 
 from .evaluation import Evaluation
 from .metrics import ALL_METRICS
-from .peers import TaaeSystem
+from .peers import System, TaaeSystem
 from .token_statistics import token_statistics
 
 FORMAT = 1
@@ -58,7 +58,7 @@ def metric_facts(name: str) -> dict[str, str | int]:
     return facts | {"definition": metric.definition}
 
 
-def system_summary(evaluation: Evaluation, system) -> dict:
+def system_summary(evaluation: Evaluation, system: System) -> dict:
     """One system's figures."""
     rows = evaluation.rows[system.name]
     summary = {

@@ -66,4 +66,4 @@ def conditional_digit_entropy(digits: Sequence[np.ndarray], dimension: int, leve
 def entropy_of_counts(counts: np.ndarray) -> float:
     """Entropy in bit of the distribution that counts show; 0 where nothing was counted."""
     shares = counts[counts > 0] / max(counts.sum(), 1)
-    return float(-(shares * np.log2(shares)).sum())
+    return float((shares * np.log2(1 / shares)).sum())

@@ -7,6 +7,7 @@ same, with what is wrong with it.
 import glob
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ COLUMNS = {
     "speaker": ("speaker_id", "speaker", "client_id"),
     "text": ("text", "sentence", "transcription", "transcript"),
 }
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 # A duration column may be off by so many seconds before the file is called mismatched.
 DURATION_TOLERANCE = 0.1
 
@@ -115,6 +117,8 @@ class Utterances:
         """Number of rows, and a function that goes through them."""
         paths = [Path(source)] if os.path.exists(source) else sorted(map(Path, glob.glob(source, recursive=True)))
         if not paths:
+            if not HUB_NAME.fullmatch(source) or source.endswith(".parquet"):
+                raise TaaeInputError(f"{source}: no such file, folder or pattern; check the path")
             return self._hub_reader(source)
         files = list(chain.from_iterable(files_of(path) for path in paths))
         tables = [str(file) for _, file in files if file.suffix == ".parquet"]
@@ -179,9 +183,9 @@ def count_rows(table: str) -> int:
     Raises:
         TaaeInputError: if it is none.
     """
-    import pyarrow
+    from pyarrow import ArrowException, parquet
 
     try:
-        return pyarrow.parquet.read_metadata(table).num_rows
-    except (OSError, pyarrow.ArrowException) as error:
+        return parquet.read_metadata(table).num_rows
+    except (OSError, ArrowException) as error:
         raise TaaeInputError(f"{table}: cannot be read as Parquet ({one_line(error)}); check the file") from error

@@ -78,7 +78,7 @@ class Optimizer:
         decay_steps: the last steps of the run, in which the rate falls to zero along a cosine.
         max_grad_norm: gradients are scaled down to this norm.
         ema_decay: averaging factor of the published weights, per update.
-        ema_every: steps between updates of the average.
+        ema_every: steps between updates of the average; the two together look back about ema_every / (1 - ema_decay) steps.
     """
 
     learning_rate: float = 6e-4
@@ -87,7 +87,7 @@ class Optimizer:
     warmup_steps: int = 500
     decay_steps: int = 4_000
     max_grad_norm: float = 1.0
-    ema_decay: float = 0.999
+    ema_decay: float = 0.99
     ema_every: int = 8
 
 

@@ -1,0 +1,65 @@
+"""`taae evaluate`: from arguments to results on disk."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from .audio_io import TaaeInputError, one_line
+from .codec import Codec, default_model, load_codec
+from .evaluation import check_metrics, evaluate
+from .metrics import ALL_METRICS, SAMPLING_RATE
+from .peers import MissingToolError, System, TaaeSystem, make_peer, model_name
+from .report import write_results
+from .summary import summarize
+from .taae_file import parse_bottleneck
+from .utterances import Utterances
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates as the arguments say and returns the exit status.
+
+    Raises:
+        TaaeInputError: if the model, the data or an option cannot be used.
+    """
+    metrics = list(dict.fromkeys(args.metrics or ALL_METRICS))
+    check_metrics(metrics)
+    peers = available_peers(args.peers)
+    name = args.model or default_model()
+    codec = load_codec(name, args.device)
+    if codec.model.config.sampling_rate != SAMPLING_RATE:
+        raise TaaeInputError(
+            f"{name}: works at {codec.model.config.sampling_rate} Hz, but metrics are defined at {SAMPLING_RATE} Hz; "
+            "expected a model at that rate"
+        )
+    # Clips are normalised once, for the model and its peers alike.
+    target_loudness = codec.extractor.target_loudness if args.loudness else None
+    codec.extractor.target_loudness = None
+    systems: list[System] = [*taae_systems(codec, args.bottleneck or [None], model_name(name)), *peers]
+    utterances = Utterances(args.data, SAMPLING_RATE, args.limit, args.split, args.audio_column)
+    folder = Path(args.output)
+    result = evaluate(utterances, systems, folder, metrics, target_loudness, args.workers, args.speed)
+    summary = summarize(result, args.data)
+    write_results(folder, summary, result)
+    if summary["problems"]:
+        print(f"taae: {len(summary['problems'])} reservations are listed in {folder / 'report.md'}", file=sys.stderr)
+    return 0
+
+
+def available_peers(names: list[str]) -> list[System]:
+    """The peers of these names; one whose tools are not installed is left out with a message."""
+    peers = []
+    for name in dict.fromkeys(names):
+        try:
+            peers.append(make_peer(name))
+        except MissingToolError as error:
+            print(f"taae: {one_line(error)}", file=sys.stderr)
+    return peers
+
+
+def taae_systems(codec: Codec, bottlenecks: list[str | None], name: str) -> list[TaaeSystem]:
+    """The model with each bottleneck of the command line."""
+    try:
+        parsed = [None if text is None else parse_bottleneck(text) for text in dict.fromkeys(bottlenecks)]
+        return [TaaeSystem(codec, bottleneck, name) for bottleneck in parsed]
+    except ValueError as error:
+        raise TaaeInputError(f"--bottleneck: {error}") from error

@@ -1,0 +1,269 @@
+"""The model as its users meet it: sizes, configuration, arguments and their errors, saving and loading, dtypes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import TINY, VARIANTS, make_audio, make_model
+from transformers import AutoConfig, AutoModel, AutoModelForAudioTokenization
+
+from modeling_taae import TaaeConfig, TaaeModel
+from modeling_taae.modeling_taae import TaaeTransformerLayer
+
+
+def count_parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+class TestSizes:
+    @pytest.mark.parametrize(
+        ("name", "expected"), [("950m", 953_319_756), ("480m", 483_170_636), ("240m", 248_096_076)]
+    )
+    def test_published_sizes_in_training(self, name: str, expected: int) -> None:
+        with torch.device("meta"):
+            model = TaaeModel(TaaeConfig.named(name)).apply_weight_norm()
+        assert count_parameters(model) == expected
+
+    def test_sides_and_layers_of_the_default(self) -> None:
+        with torch.device("meta"):
+            model = TaaeModel(TaaeConfig()).apply_weight_norm()
+            assert count_parameters(TaaeTransformerLayer(TaaeConfig(), 1024)) == 16_791_040
+        assert count_parameters(model.encoder) == 476_659_724
+        assert count_parameters(model.decoder) == 476_660_032
+
+    def test_nano_is_small_and_has_the_published_frame_rate(self) -> None:
+        config = TaaeConfig.named("nano")
+        with torch.device("meta"):
+            assert count_parameters(TaaeModel(config)) <= 14_000_000
+        assert (config.hop_length, config.frame_rate) == (640, 25.0)
+
+    def test_an_unknown_size_is_an_error_that_lists_the_known(self) -> None:
+        with pytest.raises(ValueError, match="no TAAE size named '1b'.*950m, 480m, 240m, nano"):
+            TaaeConfig.named("1b")
+
+    def test_names_can_be_overridden(self) -> None:
+        assert TaaeConfig.named("nano", causal=True).causal
+
+
+class TestConfig:
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_round_trips(self, tmp_path: Path, variant: str) -> None:
+        config = TaaeConfig(**{**TINY, **VARIANTS[variant]})
+        assert TaaeConfig(**config.to_dict()).to_dict() == config.to_dict()
+        config.save_pretrained(tmp_path)
+        loaded = AutoConfig.from_pretrained(tmp_path)
+        assert isinstance(loaded, TaaeConfig)
+        for name in ("hidden_sizes", "strides", "sliding_window", "quantization_levels", "bottleneck", "causal"):
+            assert getattr(loaded, name) == getattr(config, name), name
+
+    def test_stages_round_trip(self, tmp_path: Path) -> None:
+        make_model(bottleneck=[([5] * 6, 1.0), ([3] * 6, 0.25)]).save_pretrained(tmp_path)
+        encoded = AutoModel.from_pretrained(tmp_path).encode(make_audio(1, 64))
+        assert encoded.audio_codes.shape[1] == 2
+
+    def test_derived_values(self) -> None:
+        config = TaaeConfig(patch_size=160, hidden_sizes=(8, 8), strides=(3, 5), sampling_rate=24_000)
+        assert (config.hop_length, config.frame_rate) == (2400, 10.0)
+        assert config.quantization_levels == (17,) * 6
+        assert config.attention_window == (63, 64)
+        assert TaaeConfig(causal=True).attention_window == (63, 0)
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({"strides": (1, 2, 2)}, "one entry per block.*strides 3"),
+            ({"strides": (), "hidden_sizes": (), "encoder_depths": (), "decoder_depths": ()}, "at least one block"),
+            ({"encoder_depths": (8,)}, "encoder_depths 1"),
+            ({"strides": (1, 0)}, "strides must be at least 1"),
+            ({"decoder_depths": (1, -1)}, "depths at least 0"),
+            ({"hidden_sizes": (1024, 1000), "strides": (1, 2)}, "1000 cannot be split into heads of 128"),
+            ({"hidden_sizes": (512, 1024), "strides": (2, 1)}, "cannot change the width from 512 to 1024"),
+            ({"head_dim": 6, "hidden_sizes": (12, 12)}, "a multiple of 4"),
+            ({"sliding_window": (63,)}, "sliding_window is .left, right."),
+            ({"sliding_window": (63, -1)}, "both at least 0"),
+            ({"quantization_levels": (17, 17)}, "one entry per latent dimension .6.; got 2"),
+            ({"quantization_levels": 1}, "at least 2 levels"),
+            ({"training_levels": (1, 17)}, "at least 2 levels"),
+            ({"training_noise_probability": 0.8}, "at most 1 in sum"),
+            ({"patch_size": 0}, "patch_size must be at least 1, not 0"),
+            ({"latent_dim": 0}, "latent_dim must be at least 1, not 0"),
+        ],
+    )
+    def test_errors_say_what_does_not_fit(self, wrong: dict, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            TaaeConfig(**wrong)
+
+
+class TestArguments:
+    def test_forward_is_encode_then_decode(self) -> None:
+        model, audio = make_model(), make_audio(2, 333)
+        with torch.no_grad():
+            output = model(audio, bottleneck="2x15625_700bps")
+            encoded = model.encode(audio, bottleneck="2x15625_700bps")
+            decoded = model.decode(encoded.audio_codes, bottleneck="2x15625_700bps")
+        assert torch.equal(output.audio_codes, encoded.audio_codes)
+        assert torch.equal(output.latents, encoded.latents)
+        assert torch.equal(output.audio_codes_mask, encoded.audio_codes_mask)
+        assert torch.equal(output.audio_values, decoded.audio_values[..., :333])
+
+    def test_shapes_and_dtypes(self) -> None:
+        model = make_model()
+        with torch.no_grad():
+            encoded = model.encode(make_audio(3, 333), bottleneck="4x729_1000bps")
+            decoded = model.decode(encoded.audio_codes, bottleneck="4x729_1000bps")
+        assert encoded.audio_codes.shape == (3, 4, 11)
+        assert encoded.audio_codes_mask.tolist() == [[1] * 11] * 3
+        assert encoded.latents.shape == (3, 6, 11)
+        assert decoded.audio_values.shape == (3, 1, 11 * 32)
+        assert (encoded.audio_codes.dtype, encoded.audio_codes_mask.dtype) == (torch.int64, torch.int64)
+
+    def test_none_stands_for_the_configured_bottleneck(self) -> None:
+        model = make_model(bottleneck="2x15625_700bps")
+        with torch.no_grad():
+            encoded = model.encode(make_audio(1, 64))
+            assert torch.equal(encoded.audio_codes, model.encode(make_audio(1, 64), bottleneck="2x15625_700bps")[0])
+            assert model.decode(encoded.audio_codes).audio_values.shape == (1, 1, 64)
+
+    def test_the_default_bottleneck_is_the_400_bit_one(self) -> None:
+        encoded = make_model().encode(make_audio(1, 64))
+        assert torch.equal(encoded.audio_codes, make_model().bottleneck("1x46656_400bps").encode(encoded.latents))
+
+    def test_tuples_on_request(self) -> None:
+        model, audio = make_model(), make_audio(1, 64)
+        with torch.no_grad():
+            codes, mask, latents = model.encode(audio, return_dict=False)
+            (decoded,) = model.decode(codes, return_dict=False)
+        assert (codes.shape, mask.shape, latents.shape, decoded.shape) == ((1, 1, 2), (1, 2), (1, 6, 2), (1, 1, 64))
+
+    def test_latents_decode_without_rounding(self) -> None:
+        model = make_model()
+        latents = torch.randn(1, 6, 5, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            decoded = model.decode(latents=latents).audio_values
+            assert torch.equal(decoded, model.decoder(torch.tanh(latents)))
+            rounded = model.decode(model.bottleneck("native").encode(latents), bottleneck="native").audio_values
+        assert (decoded - rounded).abs().max() > 1e-3
+
+    @pytest.mark.parametrize("shape", [(64,), (1, 64), (1, 2, 64), (1, 1, 0), (1, 1, 1, 64)])
+    def test_audio_of_another_shape_is_refused(self, shape: tuple[int, ...]) -> None:
+        with pytest.raises(ValueError, match=r"input_values must be \(batch, 1, samples\) with at least one sample"):
+            make_model().encode(torch.zeros(shape))
+
+    @pytest.mark.parametrize(
+        ("mask", "message"),
+        [
+            (torch.ones(2, 63), r"padding_mask of input_values \(2, 1, 64\) is \(batch, samples\), not \(2, 63\)"),
+            (torch.ones(64), r"not \(64,\)"),
+            (torch.ones(2, 1, 64), r"not \(2, 1, 64\)"),
+            (torch.arange(64).expand(2, -1) > 20, "ones followed by zeros"),
+            (torch.arange(64).expand(2, -1) % 2, "ones followed by zeros"),
+        ],
+    )
+    def test_a_mask_that_does_not_fit_is_refused(self, mask: torch.Tensor, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            make_model().encode(torch.zeros(2, 1, 64), mask)
+
+    def test_decode_wants_tokens_or_latents_of_the_right_shape(self) -> None:
+        model, tokens, latents = make_model(), torch.zeros(2, 1, 3, dtype=torch.int64), torch.zeros(2, 6, 3)
+        for wrong in ({}, {"audio_codes": tokens, "latents": latents}):
+            with pytest.raises(ValueError, match="either audio_codes or latents"):
+                model.decode(**wrong)
+        with pytest.raises(ValueError, match=r"latents must be \(batch, 6, frames\), not \(2, 3, 6\)"):
+            model.decode(latents=latents.mT)
+        with pytest.raises(ValueError, match="no frame to decode"):
+            model.decode(tokens[..., :0])
+        for wrong_mask in (torch.ones(2, 4), torch.ones(1, 3), torch.ones(3)):
+            for codes in ({"audio_codes": tokens}, {"latents": latents}):
+                with pytest.raises(ValueError, match="mask"):
+                    model.decode(**codes, audio_codes_mask=wrong_mask)
+        with pytest.raises(ValueError, match="ones followed by zeros"):
+            model.decode(tokens, audio_codes_mask=torch.tensor([[0, 1, 1], [1, 1, 1]]))
+
+    def test_inference_repeats_itself(self) -> None:
+        model, audio = make_model(), make_audio(1, 200)
+        with torch.no_grad():
+            assert torch.equal(model(audio).audio_values, model(audio).audio_values)
+
+
+class TestSavingAndLoading:
+    @pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForAudioTokenization])
+    @pytest.mark.parametrize("variant", ["plain", "everything", "causal"])
+    def test_a_saved_model_is_the_same_when_loaded(self, tmp_path: Path, auto_class: type, variant: str) -> None:
+        model, audio = make_model(**VARIANTS[variant]), make_audio(2, 200)
+        model.save_pretrained(tmp_path)
+        loaded = auto_class.from_pretrained(tmp_path)
+        assert isinstance(loaded, TaaeModel)
+        assert not loaded.training
+        with torch.no_grad():
+            assert torch.equal(loaded(audio).audio_values, model(audio).audio_values)
+
+    def test_weights_stored_in_bfloat16_load_as_float32_unless_asked(self, tmp_path: Path) -> None:
+        model = make_model()
+        model.save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        assert config["dtype"] == "float32"
+        file = tmp_path / "model.safetensors"
+        state = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(file).items()}
+        save_file(state, file, metadata={"format": "pt"})
+        loaded = AutoModel.from_pretrained(tmp_path)
+        assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+        for name, tensor in loaded.state_dict().items():
+            assert torch.equal(tensor, state[name].float())
+        half = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+        assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+
+    def test_missing_weights_start_like_new_ones(self, tmp_path: Path) -> None:
+        make_model().save_pretrained(tmp_path)
+        state = load_file(tmp_path / "model.safetensors")
+        scale = "encoder.blocks.0.transformer.layers.0.attention_scale.scale"
+        norm = "decoder.blocks.1.transformer.layers.0.feed_forward_norm.weight"
+        del state[scale], state[norm]
+        save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        loaded = AutoModel.from_pretrained(tmp_path).state_dict()
+        assert loaded[scale].tolist() == [0.5] * 16
+        assert loaded[norm].tolist() == [1.0] * 16
+
+
+class TestHalfPrecision:
+    def test_bfloat16_runs_and_its_tokens_come_from_float64(self) -> None:
+        model, audio = make_model().to(torch.bfloat16), make_audio(2, 3200)
+        mask = torch.ones(2, 3200)
+        mask[1, 999:] = 0
+        with torch.no_grad():
+            output = model(audio, mask, bottleneck="native")
+        assert (output.latents.dtype, output.audio_values.dtype) == (torch.bfloat16, torch.bfloat16)
+        assert output.audio_values.isfinite().all()
+        digits = torch.round((torch.tanh(output.latents.double()) + 1) * 8).long()
+        assert torch.equal(output.audio_codes, (digits * 17 ** torch.arange(6)[:, None]).sum(dim=1, keepdim=True))
+
+    def test_bfloat16_is_near_float32(self) -> None:
+        model, audio = make_model(), make_audio(2, 3200)
+        with torch.no_grad():
+            expected = model.encode(audio).latents
+            latents = model.to(torch.bfloat16).encode(audio).latents
+        assert (latents - expected).abs().mean() < 0.03 * expected.abs().mean()
+
+
+def test_one_graph_serves_every_length() -> None:
+    """`torch.compile(fullgraph=True, dynamic=True)`, with a backend that runs the graph instead of compiling it."""
+    model, graphs = make_model(hidden_sizes=(16,), strides=(2,), encoder_depths=(1,), decoder_depths=(1,)), []
+
+    def run_as_is(graph: torch.fx.GraphModule, inputs: list) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    encode = torch.compile(model.encode, fullgraph=True, dynamic=True, backend=run_as_is)
+    decode = torch.compile(model.decode, fullgraph=True, dynamic=True, backend=run_as_is)
+    for frames in (20, 33, 41):
+        audio, mask = make_audio(2, 16 * frames), torch.ones(2, 16 * frames)
+        mask[1, 50:] = 0
+        with torch.no_grad():
+            compiled, expected = encode(audio, mask), model.encode(audio, mask)
+            decoded = decode(compiled.audio_codes, compiled.audio_codes_mask).audio_values
+        assert torch.equal(compiled.audio_codes, expected.audio_codes)
+        torch.testing.assert_close(
+            decoded, model.decode(expected.audio_codes, expected.audio_codes_mask).audio_values, rtol=0, atol=2e-6
+        )
+    assert len(graphs) == 2

@@ -1,0 +1,79 @@
+"""The README's snippets, run as a reader would run them, on the model that this checkout publishes."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from datasets import Dataset
+
+from modeling_taae.cli import main as taae
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+SNIPPETS = re.findall(r"```(\w+)\n(.*?)```", (CHECKOUT / "README.md").read_text(), flags=re.DOTALL)
+COMMANDS = [
+    line.split(" #")[0].strip()
+    for language, code in SNIPPETS
+    if language == "bash"
+    for line in code.splitlines()
+    if line.strip()
+]
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch) -> Path:
+    """A folder with what the snippets read: speech.wav, recordings/, and the checkout's hub_cards/ and training/."""
+    generator = np.random.default_rng(0)
+    speech = generator.normal(size=32_000) * np.sin(np.arange(32_000) / 800) ** 2 * 0.1
+    (tmp_path / "recordings").mkdir()
+    (tmp_path / "my_speech").mkdir()
+    for file in (tmp_path / "speech.wav", *(tmp_path / "recordings" / name for name in ("a.flac", "b.ogg"))):
+        soundfile.write(file, speech, 16_000)
+    audio = {"bytes": (tmp_path / "speech.wav").read_bytes(), "path": "speech.wav"}
+    Dataset.from_dict({"audio": [audio] * 3}).to_parquet(tmp_path / "my_speech" / "train.parquet")
+    for name in ("hub_cards", "training"):
+        (tmp_path / name).symlink_to(CHECKOUT / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("code", [code for language, code in SNIPPETS if language == "python"])
+def test_python_snippets_run(workplace, code, capsys):
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    assert "torch.Size([2, 1, 50])" in capsys.readouterr().out
+
+
+def test_shell_commands_run(workplace):
+    commands = [command for command in COMMANDS if command.startswith("taae ")]
+    assert len(commands) >= 5
+    for command in commands:
+        assert taae(shlex.split(command)[1:]) == 0, command
+    assert len(soundfile.read("again.wav")[0]) == 32_000
+    assert sorted(path.name for path in Path("encoded").iterdir()) == ["a.taae", "b.taae"]
+
+
+def test_the_training_command_runs(workplace):
+    (command,) = [command for command in COMMANDS if command.startswith("accelerate launch")]
+    brief = "--max_steps 1 --batch_size 1 --validation.utterances 0 --validation.corpus.source my_speech/train.parquet"
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
+    subprocess.run(
+        [*launcher, *shlex.split(command)[2:], *brief.split()], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True
+    )
+    assert Path("runs/mine/model/model.safetensors").is_file()
+
+
+def test_make_commands_exist():
+    targets = re.findall(r"^([a-z]+):", (CHECKOUT / "Makefile").read_text(), flags=re.MULTILINE)
+    named = {command.split()[1] for command in COMMANDS if command.startswith("make ")}
+    assert named and named <= set(targets)
+
+
+def test_files_that_documents_link_to_exist():
+    for document in (CHECKOUT / "README.md", CHECKOUT / "training" / "README.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
