@@ -1,4 +1,4 @@
-"""TAAE: speech in 400 bit/s. Importing this package registers the model type `"taae"` with Transformers' Auto classes."""
+"""TAAE: speech in 400 bit/s. Importing this package registers the model type `"taae"` with the Auto classes."""
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioTokenization
 

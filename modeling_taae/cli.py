@@ -50,6 +50,10 @@ BOTTLENECK_HELP = (
     "1x46656_400bps, 2x15625_700bps, 4x729_1000bps, native, or stages such as 5,5,5,5,5,5@1.0/5,5,5,5,5,5@0.25 "
     "(levels of each dimension @ scale); default: the model's own"
 )
+PEERS_HELP = (
+    "codec2-450, -700C, -1200, -2400, ...; opus-6k, ...; pcm16; a Transformers codec, such as "
+    "kyutai/mimi?num_quantizers=8, facebook/encodec_24khz?bandwidth=1.5, or a folder of one"
+)
 ENCODE_EXAMPLES = """\
   taae encode speech.wav                                  writes speech.taae
   taae encode speech.mp3 -o small.taae --bottleneck 2x15625_700bps
@@ -280,8 +284,11 @@ def add_evaluate_options(command: argparse.ArgumentParser) -> None:
     add("data", nargs="+", metavar="DATA", help="Parquet files, audio files, folders of them, or a data set on the Hub")
     add("-o", "--output", metavar="DIR", required=True, help="folder for results; an interrupted run in it goes on")
     add("--bottleneck", nargs="+", metavar="B", help=BOTTLENECK_HELP)
-    add("--peers", nargs="+", default=[], metavar="P", help="codec2-450, -700C, -1200, -2400, ..., opus-6k, ..., pcm16")
+    add("--peers", nargs="+", default=[], metavar="P", help=PEERS_HELP)
     add("--metrics", nargs="+", metavar="M", help="such as pesq_wb stoi dnsmos_ovrl (default: all that work offline)")
+    add("--recognizer", metavar="M", help="a Transformers speech recogniser, for word and character error rates")
+    add("--speaker-model", metavar="M", help="a Transformers x-vector model, for speaker similarity")
+    add("--transcripts", metavar="FILE", help="Parquet file with columns id and text, where DATA has no texts")
     add("--limit", type=int, metavar="N", help="the first N utterances only")
     add("--split", default="test", help="of a data set on the Hub (default: test)")
     add("--audio-column", default="audio", metavar="C", help="column with the audio (default: audio)")

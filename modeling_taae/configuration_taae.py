@@ -141,7 +141,7 @@ class TaaeConfig(PreTrainedConfig):
             raise ValueError(f"There is no TAAE size named {name!r}; choose one of {', '.join(NAMED_SIZES)}.")
         return cls(**{**NAMED_SIZES[name], **overrides})
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Checks that the fields fit together.
 
         Raises:

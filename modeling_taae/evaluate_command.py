@@ -7,6 +7,7 @@ from pathlib import Path
 from .audio_io import TaaeInputError, one_line
 from .codec import Codec, default_model, load_codec
 from .evaluation import check_metrics, evaluate
+from .judges import Judge, Recognizer, SpeakerVerifier
 from .metrics import ALL_METRICS, SAMPLING_RATE
 from .peers import MissingToolError, System, TaaeSystem, make_peer, model_name
 from .report import write_results
@@ -23,9 +24,9 @@ def run(args: argparse.Namespace) -> int:
     """
     metrics = list(dict.fromkeys(args.metrics or ALL_METRICS))
     check_metrics(metrics)
-    peers = available_peers(args.peers)
     name = args.model or default_model()
     codec = load_codec(name, args.device)
+    peers = available_peers(args.peers, codec.model.device.type)
     if codec.model.config.sampling_rate != SAMPLING_RATE:
         raise TaaeInputError(
             f"{name}: works at {codec.model.config.sampling_rate} Hz, but metrics are defined at {SAMPLING_RATE} Hz; "
@@ -35,9 +36,12 @@ def run(args: argparse.Namespace) -> int:
     target_loudness = codec.extractor.target_loudness if args.loudness else None
     codec.extractor.target_loudness = None
     systems: list[System] = [*taae_systems(codec, args.bottleneck or [None], model_name(name)), *peers]
-    utterances = Utterances(args.data, SAMPLING_RATE, args.limit, args.split, args.audio_column)
+    utterances = Utterances(
+        args.data, SAMPLING_RATE, args.limit, args.split, args.audio_column, transcripts=args.transcripts
+    )
+    judges = chosen_judges(args.recognizer, args.speaker_model, codec.model.device.type)
     folder = Path(args.output)
-    result = evaluate(utterances, systems, folder, metrics, target_loudness, args.workers, args.speed)
+    result = evaluate(utterances, systems, folder, metrics, target_loudness, judges, args.workers, args.speed)
     summary = summarize(result, args.data)
     write_results(folder, summary, result)
     if summary["problems"]:
@@ -45,12 +49,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def available_peers(names: list[str]) -> list[System]:
+def chosen_judges(recognizer: str | None, speaker_model: str | None, device: str) -> list[Judge]:
+    """The networks that the command line names."""
+    judges: list[Judge] = []
+    if recognizer is not None:
+        judges.append(Recognizer(recognizer, device))
+    if speaker_model is not None:
+        judges.append(SpeakerVerifier(speaker_model, device))
+    return judges
+
+
+def available_peers(names: list[str], device: str) -> list[System]:
     """The peers of these names; one whose tools are not installed is left out with a message."""
     peers = []
     for name in dict.fromkeys(names):
         try:
-            peers.append(make_peer(name))
+            peers.append(make_peer(name, device))
         except MissingToolError as error:
             print(f"taae: {one_line(error)}", file=sys.stderr)
     return peers

@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from .audio_io import TaaeInputError, one_line
 from .feature_extraction_taae import normalize_loudness
-from .metrics import ALL_METRICS, SAMPLING_RATE, score
+from .judges import Judge
+from .metrics import ALL_METRICS, SAMPLING_RATE, Metric, score
 from .peers import System, align, estimate_delay
 from .utterances import Utterance, Utterances
 
@@ -39,17 +40,19 @@ class Evaluation:
 
     Args:
         systems: the codecs, in order.
-        metrics: names of the metrics.
+        metrics: the metrics by name, those of the judges included.
         rows: of each system, by its name, one row per utterance that could be scored (see [`score_utterance`]).
         utterances: id and facts of every utterance, scored or not; `problem` where there is one.
         target_loudness: of the reference, in LUFS; None if the level was left as it is.
+        judges: networks that score as well.
         delays: of each system, by its name, in samples.
         speed: of each system, by its name (see [`measure_speed`]).
     """
 
     systems: list[System]
-    metrics: list[str]
+    metrics: dict[str, Metric]
     target_loudness: float | None
+    judges: Sequence[Judge] = ()
     rows: dict[str, list[dict]] = field(default_factory=dict)
     utterances: list[dict] = field(default_factory=list)
     delays: dict[str, int] = field(default_factory=dict)
@@ -62,6 +65,7 @@ def evaluate(
     folder: Path,
     metrics: list[str],
     target_loudness: float | None,
+    judges: Sequence[Judge] = (),
     workers: int = 1,
     speed: bool = True,
 ) -> Evaluation:
@@ -76,13 +80,17 @@ def evaluate(
         folder: for results; made if need be.
         metrics: names of the metrics, of `ALL_METRICS`.
         target_loudness: what utterances are brought to, in LUFS; None leaves them as they are.
+        judges: networks that score as well, in this process.
         workers: processes that compute metrics; 1 computes them in this one.
         speed: whether to measure speed at the end.
 
     Raises:
         TaaeInputError: if there is no utterance to score.
     """
-    result = Evaluation(systems, metrics, target_loudness)
+    known = {name: ALL_METRICS[name] for name in metrics}
+    for judge in judges:
+        known |= judge.metrics
+    result = Evaluation(systems, known, target_loudness, judges)
     clips = references(utterances, target_loudness, CALIBRATION_UTTERANCES)
     if not clips:
         raise TaaeInputError(f"none of the {len(utterances)} utterances can be scored; check the data")
@@ -116,11 +124,12 @@ def make_rows(
         lookahead: rows that may wait for their metrics.
     """
     keys = {system.name: settings_key(system, result) for system in result.systems}
+    names = [name for name in result.metrics if name in ALL_METRICS]
     waiting: deque[tuple[dict, Future | None]] = deque()
 
     def finish(row: dict, scores: Future | None) -> dict:
         if scores is not None:
-            row["metrics"] = finite(scores.result())
+            row["metrics"] |= finite(scores.result())
             store.append(row)
         return row
 
@@ -136,9 +145,12 @@ def make_rows(
                 waiting.append((store.rows[key], None))
             else:
                 row, decoded = reconstruct(system, utterance, reference, result.delays[system.name])
-                failed = call_now(dict.fromkeys, result.metrics, float("nan"))
-                scores = failed if decoded is None else submit(score, reference, decoded, result.metrics)
-                waiting.append(({"key": key} | row, scores))
+                row = {"key": key} | row | {"metrics": dict.fromkeys(result.metrics)}
+                if decoded is None:
+                    waiting.append((row, call_now(dict)))
+                else:
+                    waiting.append((row, submit(score, reference, decoded, names)))
+                    row["metrics"] |= judged(result.judges, reference, decoded, utterance.facts.get("text"))
             while len(waiting) > lookahead:
                 yield finish(*waiting.popleft())
     while waiting:
@@ -191,6 +203,16 @@ def reconstruct(
     return row | ({} if encoded.codes is None else {"codes": encoded.codes.tolist()}), decoded
 
 
+def judged(
+    judges: Sequence[Judge], reference: np.ndarray, decoded: np.ndarray, text: str | None
+) -> dict[str, float | list[int] | None]:
+    """What all judges say of one clip."""
+    scores = {}
+    for judge in judges:
+        scores |= judge.judge(reference, decoded, text)
+    return scores
+
+
 def finite(scores: dict[str, float]) -> dict[str, float | None]:
     """Scores as JSON can hold them: None in place of what is not a finite number."""
     return {name: value if np.isfinite(value) else None for name, value in scores.items()}
@@ -198,7 +220,8 @@ def finite(scores: dict[str, float]) -> dict[str, float | None]:
 
 def settings_key(system: System, evaluation: Evaluation) -> str:
     """What a system's figures depend on beside the audio, as text."""
-    settings = [system.name, system.facts, evaluation.delays[system.name], evaluation.metrics]
+    judges = [judge.facts for judge in evaluation.judges]
+    settings = [system.name, system.facts, evaluation.delays[system.name], list(evaluation.metrics), judges]
     return json.dumps(settings, sort_keys=True)
 
 

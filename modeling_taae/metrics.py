@@ -170,7 +170,8 @@ class Metric:
         decimals: how many of them mean anything.
         function: of the reference and the decoded clip; of the decoded clip alone, giving several metrics by name,
             if `needs_reference` is false.
-        unit: unit, where there is one.
+        unit: unit, where there is one; what is in % is computed as a share of one.
+        needs_text: whether it is defined only where the text is known.
     """
 
     label: str
@@ -179,6 +180,7 @@ class Metric:
     function: Callable
     unit: str = ""
     needs_reference: bool = True
+    needs_text: bool = False
 
     @property
     def definition(self) -> str:

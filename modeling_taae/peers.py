@@ -205,11 +205,15 @@ PEERS = {
 }
 
 
-def make_peer(name: str) -> System:
+def make_peer(name: str, device: str = "cpu") -> System:
     """The codec that a name on the command line stands for.
 
+    Args:
+        name: of a codec with command-line tools, such as codec2-700C, or of a Transformers codec.
+        device: for the latter.
+
     Raises:
-        TaaeInputError: if there is none of that name.
+        TaaeInputError: if there is none of that name, or it cannot be loaded.
         MissingToolError: if its tools are not installed.
     """
     for pattern, kind in PEERS.items():
@@ -220,7 +224,14 @@ def make_peer(name: str) -> System:
                     f"install them, on Debian with `apt-get install {kind.package}`"
                 )
             return kind(match[1])
-    raise TaaeInputError(f"--peers {name}: is no codec known here; expected codec2-700C, opus-6k or the like")
+    if "/" in name or Path(name.partition("?")[0]).is_dir():
+        from .transformers_peers import TransformersSystem
+
+        return TransformersSystem(name, device)
+    raise TaaeInputError(
+        f"--peers {name}: is no codec known here; expected codec2-700C, opus-6k, or the folder or Hub name of a "
+        "Transformers codec"
+    )
 
 
 class MissingToolError(TaaeInputError):

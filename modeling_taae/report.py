@@ -30,9 +30,16 @@ def rows_as_csv(evaluation: Evaluation) -> str:
     for rows in evaluation.rows.values():
         for row in rows:
             facts = [row.get(name, "") for name in FACTS_OF_ROWS]
-            scores = [row["metrics"][name] for name in evaluation.metrics]
-            writer.writerow([*facts, *("" if x is None else f"{x:.7g}" for x in scores), row.get("error", "")])
+            scores = [cell(row["metrics"][name]) for name in evaluation.metrics]
+            writer.writerow([*facts, *scores, row.get("error", "")])
     return content.getvalue()
+
+
+def cell(value: float | list[int] | None) -> str:
+    """An utterance's score as text; counts as a fraction, such as 3/12."""
+    if value is None:
+        return ""
+    return "/".join(map(str, value)) if isinstance(value, list) else f"{value:.7g}"
 
 
 def report(summary: dict) -> str:
@@ -92,7 +99,7 @@ def quality_table(summary: dict, names: Sequence[str] | None = None, intervals: 
         [
             system["name"],
             number(system["nominal_bit_rate"], 0),
-            *(figure(system["metrics"][name], facts["decimals"], intervals) for name, facts in metrics.items()),
+            *(figure(system["metrics"][name], facts, intervals) for name, facts in metrics.items()),
         ]
         for system in summary["systems"]
     ]
@@ -112,7 +119,7 @@ def breakdown(summary: dict, grouping: str) -> list[str]:
             name,
             system["name"],
             str(group["utterances"]),
-            *(figure(group["metrics"][metric], facts["decimals"]) for metric, facts in summary["metrics"].items()),
+            *(figure(group["metrics"][metric], facts) for metric, facts in summary["metrics"].items()),
         ]
         for system in summary["systems"]
         for name, group in system["by"][grouping].items()
@@ -213,17 +220,20 @@ def problem_list(summary: dict) -> str:
 def definitions(summary: dict) -> str:
     """What each metric is."""
     lines = {f"- {facts['label']}: {facts['definition']}" for facts in summary["metrics"].values()}
+    judges = [f"- {name}: {value}" for name, value in summary["judges"].items()]
     packages = ", ".join(f"{name} {version}" for name, version in summary["environment"]["packages"].items())
-    return "\n".join([*sorted(lines), "", f"Made with Python {summary['environment']['python']}, {packages}."])
+    return "\n".join([*sorted(lines), *judges, "", f"Made with Python {summary['environment']['python']}, {packages}."])
 
 
-def figure(value: dict, decimals: int, interval: bool = True) -> str:
-    """A mean as text, with its interval, and the number of utterances where the mean is of none."""
-    if value["mean"] is None:
-        return NOTHING
-    text = number(value["mean"], decimals)
-    if interval and value["low"] is not None:
-        text += f" ({number(value['low'], decimals)} to {number(value['high'], decimals)})"
+def figure(value: dict, facts: dict, interval: bool = True) -> str:
+    """A mean as text, with its interval; what is in per cent is kept as a share of one."""
+    mean, low, high = (
+        None if value[name] is None else value[name] * (100 if facts["unit"] == "%" else 1)
+        for name in ("mean", "low", "high")
+    )
+    text = number(mean, facts["decimals"])
+    if interval and low is not None:
+        text += f" ({number(low, facts['decimals'])} to {number(high, facts['decimals'])})"
     return text
 
 

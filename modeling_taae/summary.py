@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .evaluation import Evaluation
-from .metrics import ALL_METRICS
+from .metrics import Metric
 from .peers import System, TaaeSystem
 from .token_statistics import token_statistics
 
@@ -41,7 +41,8 @@ def summarize(evaluation: Evaluation, data: list[str]) -> dict:
             "seconds": sum(row["seconds"] for row in rows),
         },
         "reference": {"sampling_rate": 16_000, "target_loudness": evaluation.target_loudness},
-        "metrics": {name: metric_facts(name) for name in evaluation.metrics},
+        "metrics": {name: metric_facts(metric) for name, metric in evaluation.metrics.items()},
+        "judges": {name: value for judge in evaluation.judges for name, value in judge.facts.items()},
         "intervals": {"method": "percentile bootstrap over utterances"}
         | {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
         "systems": [system_summary(evaluation, system) for system in evaluation.systems],
@@ -51,9 +52,8 @@ def summarize(evaluation: Evaluation, data: list[str]) -> dict:
     return rounded(summary)
 
 
-def metric_facts(name: str) -> dict[str, str | int]:
+def metric_facts(metric: Metric) -> dict[str, str | int]:
     """What a reader must know about a metric."""
-    metric = ALL_METRICS[name]
     facts = {"label": metric.label, "unit": metric.unit, "better": metric.better, "decimals": metric.decimals}
     return facts | {"definition": metric.definition}
 
@@ -93,21 +93,28 @@ def metric_means(rows: Sequence[dict], metrics: Sequence[str]) -> dict[str, dict
     return {name: mean_with_interval([row["metrics"][name] for row in rows]) for name in metrics}
 
 
-def mean_with_interval(values: Sequence[float | None]) -> dict[str, float | int | None]:
+def mean_with_interval(values: Sequence[float | list[int] | None]) -> dict[str, float | int | None]:
     """Mean with a bootstrap interval, over the values that are defined.
+
+    Args:
+        values: one per utterance: a number; a count and what it is relative to, such as errors and words, which are
+            each added up before they are divided; or None.
 
     Returns:
         `mean`, `low`, `high` (None where there is no value; no bounds for a single one), and `n`, the number of values.
     """
-    defined = np.array([value for value in values if value is not None], dtype=np.float64)
-    if len(defined) == 0:
+    pairs = [value if isinstance(value, list) else (value, 1) for value in values if value is not None]
+    counts, weights = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
+    if weights.sum() == 0:
         return {"mean": None, "low": None, "high": None, "n": 0}
-    if len(defined) == 1:
-        return {"mean": float(defined[0]), "low": None, "high": None, "n": 1}
+    mean = float(counts.sum() / weights.sum())
+    if len(pairs) == 1:
+        return {"mean": mean, "low": None, "high": None, "n": 1}
     # The same draws for every system: what is compared was resampled alike.
-    draws = np.random.default_rng(SEED).integers(len(defined), size=(RESAMPLES, len(defined)))
-    low, high = np.quantile(defined[draws].mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {"mean": float(defined.mean()), "low": float(low), "high": float(high), "n": len(defined)}
+    draws = np.random.default_rng(SEED).integers(len(pairs), size=(RESAMPLES, len(pairs)))
+    means = counts[draws].sum(axis=1) / np.maximum(weights[draws].sum(axis=1), 1)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return {"mean": mean, "low": float(low), "high": float(high), "n": len(pairs)}
 
 
 def grouped(rows: Sequence[dict], grouping: str, metrics: Sequence[str]) -> dict[str, dict]:
@@ -125,14 +132,16 @@ def grouped(rows: Sequence[dict], grouping: str, metrics: Sequence[str]) -> dict
 def problems(evaluation: Evaluation) -> list[dict[str, str]]:
     """What was not scored, or scored with a reservation, and why: data, failed codecs, undefined metrics."""
     listed = [{"id": row["id"], "problem": row["problem"]} for row in evaluation.utterances if "problem" in row]
-    for name, rows in evaluation.rows.items():
+    for system, rows in evaluation.rows.items():
         for row in rows:
-            undefined = [metric for metric, value in row["metrics"].items() if value is None]
+            possible = {
+                name: metric for name, metric in evaluation.metrics.items() if "text" in row or not metric.needs_text
+            }
+            undefined = [metric.label for name, metric in possible.items() if row["metrics"][name] is None]
             if "error" in row:
-                listed.append({"id": row["id"], "system": name, "problem": row["error"]})
+                listed.append({"id": row["id"], "system": system, "problem": row["error"]})
             elif undefined:
-                labels = ", ".join(ALL_METRICS[metric].label for metric in undefined)
-                listed.append({"id": row["id"], "system": name, "problem": f"not defined: {labels}"})
+                listed.append({"id": row["id"], "system": system, "problem": f"not defined: {', '.join(undefined)}"})
     return listed
 
 

@@ -58,6 +58,7 @@ class Utterances:
         limit: how many from the start; None for all.
         split: of Hub data sets.
         audio_column: of Parquet files and Hub data sets.
+        transcripts: a Parquet file with columns `id` and `text`, for utterances that have no text themselves.
 
     Raises:
         TaaeInputError: if a source holds nothing.
@@ -70,9 +71,11 @@ class Utterances:
         limit: int | None = None,
         split: str = "test",
         audio_column: str = "audio",
+        transcripts: str | None = None,
     ):
         self.sampling_rate, self.limit = sampling_rate, limit
         self.split, self.audio_column = split, audio_column
+        self.texts = {} if transcripts is None else read_transcripts(transcripts)
         self.readers = [self._reader(source) for source in sources]
 
     def __len__(self) -> int:
@@ -86,6 +89,8 @@ class Utterances:
         for number, row in enumerate(islice(rows, self.limit)):
             facts = known_columns(row)
             name = facts.pop("id", f"{number:06d}")
+            if name in self.texts:
+                facts.setdefault("text", self.texts[name])
             seen[name] += 1
             yield self._utterance(name if seen[name] == 1 else f"{name}#{seen[name]}", row, facts)
 
@@ -175,6 +180,25 @@ def files_of(path: Path) -> Iterator[tuple[str, Path]]:
             yield str(file.relative_to(path)), file
     else:
         yield path.name, path
+
+
+def read_transcripts(table: str) -> dict[str, str]:
+    """Texts by id.
+
+    Raises:
+        TaaeInputError: if the file is no Parquet file with these columns.
+    """
+    from pyarrow import ArrowException, parquet
+
+    try:
+        columns = parquet.read_table(table, columns=["id", "text"])
+        return {
+            name: text for name, text in zip(*(columns[c].to_pylist() for c in ("id", "text")), strict=True) if text
+        }
+    except (OSError, KeyError, ArrowException) as error:
+        raise TaaeInputError(
+            f"{table}: cannot be read ({one_line(error)}); expected a Parquet file with columns id and text"
+        ) from error
 
 
 def count_rows(table: str) -> int:

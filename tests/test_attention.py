@@ -11,8 +11,8 @@ import torch
 from tiny_models import VARIANTS, make_audio, make_model
 from torch import Tensor
 
-from modeling_taae import TaaeConfig, modeling_taae
-from modeling_taae.modeling_taae import TaaeAttention, WindowBlocks, apply_rotary, rotary_embedding
+from modeling_taae import TaaeConfig, attention_taae
+from modeling_taae.attention_taae import TaaeAttention, WindowBlocks, apply_rotary, rotary_embedding
 
 ROOT = Path(__file__).resolve().parents[1]
 WINDOWS = [(3, 4), (0, 0), (5, 0), (0, 2), (1, 7), (100, 90)]
@@ -175,7 +175,7 @@ class TestFlashAttention:
 
     @pytest.fixture(autouse=True)
     def stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(modeling_taae, "flash_attn_varlen_func", varlen_attention)
+        monkeypatch.setattr(attention_taae, "flash_attn_varlen_func", varlen_attention)
 
     @pytest.mark.parametrize("window", [(3, 4), (5, 0)])
     @pytest.mark.parametrize("lengths", [None, (20, 20, 20), (20, 7, 1)])
@@ -210,7 +210,7 @@ class TestFlashAttention:
             model.encode(make_audio(1, 64))
 
 
-@pytest.mark.skipif(modeling_taae.flash_attn_varlen_func is not None, reason="flash_attn is installed here")
+@pytest.mark.skipif(attention_taae.flash_attn_varlen_func is not None, reason="flash_attn is installed here")
 class TestWithoutFlashAttention:
     def test_asking_for_it_is_an_error_that_names_the_package(self) -> None:
         with pytest.raises(ImportError, match="FlashAttention2.*installed"):

@@ -14,10 +14,12 @@ from tiny_models import VARIANTS, make_model
 from modeling_taae import TaaeFeatureExtractor
 
 CODE = {
+    "attention_taae.py",
     "configuration_taae.py",
+    "convolution_taae.py",
+    "feature_extraction_taae.py",
     "modeling_taae.py",
     "quantization_taae.py",
-    "feature_extraction_taae.py",
 }
 
 # Blocks the package, wherever it may be installed; writes what it finds to the file it is told.

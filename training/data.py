@@ -233,7 +233,7 @@ def at_random_level(crop: np.ndarray, generator: np.random.Generator, level_jitt
 
 def validation_clips(corpus: Corpus, extractor: TaaeFeatureExtractor, utterances: int) -> Iterator[np.ndarray]:
     """The first utterances of a corpus as (samples,) float32 at the model's rate, loudness and full scale of 1."""
-    rows = load_corpus(corpus)
+    rows = load_corpus(corpus, streaming=True)
     for row in rows.take(utterances):
         samples = decode_audio(row[corpus.audio_column], extractor.sampling_rate, extractor.target_loudness)
         if samples is not None:

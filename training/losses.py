@@ -1,4 +1,8 @@
-"""Reconstruction losses: multi-resolution log-mel and magnitude distances, and a waveform distance that fades out."""
+"""The losses of a codec: what each term measures, and their weighted sum.
+
+Reconstruction losses are multi-resolution log-mel and magnitude distances and a waveform distance that fades out.
+Adversarial losses work on the features of a discriminator (see `discriminator.py`), the last of which are its logits.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +13,8 @@ from training.recipe import Losses
 
 WINDOWS_AND_MELS = ((128, 16), (256, 32), (512, 64), (1024, 80), (2048, 128))
 QUIETEST = 1e-4  # log-mel spectra are cut off here, 80 dB below a full-scale sine
+
+Features = list[list[Tensor]]  # of each resolution of a discriminator, of each of its layers
 
 
 class SpectralDistance(nn.Module):
@@ -54,38 +60,67 @@ def relative_l1(values: Tensor, reference: Tensor) -> Tensor:
 
 
 class ReconstructionLoss(nn.Module):
-    """The weighted sum of the reconstruction losses.
+    """The reconstruction losses.
 
     Args:
-        weights: of each term.
         sampling_rate: in Hz.
     """
 
-    def __init__(self, weights: Losses, sampling_rate: int):
+    def __init__(self, sampling_rate: int):
         super().__init__()
-        self.weights = weights
         self.resolutions = nn.ModuleList(SpectralDistance(*sizes, sampling_rate) for sizes in WINDOWS_AND_MELS)
 
-    def forward(self, audio: Tensor, reference: Tensor, step: int) -> dict[str, Tensor]:
-        """The terms by name, unweighted, and their weighted sum as `"loss"`.
-
-        Args:
-            audio: (batch, 1, samples) decoded.
-            reference: the same shape, original.
-            step: optimiser steps so far, for the fading waveform term.
-        """
+    def forward(self, audio: Tensor, reference: Tensor) -> dict[str, Tensor]:
+        """The terms by name, unweighted scalars, of decoded audio and its reference, both (batch, 1, samples)."""
         audio, reference = audio.squeeze(1).to(torch.float32), reference.squeeze(1).to(torch.float32)
         distances = [resolution(audio, reference) for resolution in self.resolutions]
-        terms = {
+        return {
             "log_mel": sum(log_mel for log_mel, _ in distances),
             "magnitude": sum(magnitude for _, magnitude in distances),
             "waveform": relative_l1(audio, reference),
         }
-        fading = max(0.0, 1 - step / max(self.weights.waveform_decay_steps, 1))
-        weights = {
-            "log_mel": self.weights.log_mel,
-            "magnitude": self.weights.magnitude,
-            "waveform": self.weights.waveform * fading,
-        }
-        terms["loss"] = sum(weight * terms[name] for name, weight in weights.items())
-        return terms
+
+
+def codec_hinge_loss(decoded: Features) -> Tensor:
+    """The adversarial loss of the codec: how unreal decoded audio looks, mean over resolutions; a scalar."""
+    return -_mean([features[-1].float().mean() for features in decoded])
+
+
+def discriminator_hinge_loss(real: Features, decoded: Features) -> Tensor:
+    """The loss of the discriminator: real logits below 1 and decoded ones above -1, mean over resolutions; a scalar."""
+    margins = [
+        F.relu(1 - logits.float()).mean() + F.relu(1 + decoded_logits.float()).mean()
+        for (*_, logits), (*_, decoded_logits) in zip(real, decoded, strict=True)
+    ]
+    return _mean(margins)
+
+
+def feature_matching_loss(real: Features, decoded: Features) -> Tensor:
+    """L1 of hidden features relative to the real ones' mean magnitude, layer by layer, mean over all layers; a scalar.
+
+    Without the division, layers and resolutions with large features would drown the others. No gradient flows into
+    the real features.
+    """
+    return _mean(
+        [
+            relative_l1(decoded_feature.float(), real_feature.detach().float())
+            for real_features, decoded_features in zip(real, decoded, strict=True)
+            for real_feature, decoded_feature in zip(real_features[:-1], decoded_features[:-1], strict=True)
+        ]
+    )
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    return torch.stack(values).mean()
+
+
+def weighted_sum(terms: dict[str, Tensor], weights: Losses, step: int) -> Tensor:
+    """The loss that the codec minimises: each term times the weight of its name.
+
+    Args:
+        terms: scalars, named like the fields of `Losses`.
+        weights: of the terms.
+        step: optimiser steps so far, for the fading waveform term.
+    """
+    fading = max(0.0, 1 - step / max(weights.waveform_decay_steps, 1))
+    return sum(getattr(weights, name) * (fading if name == "waveform" else 1) * term for name, term in terms.items())

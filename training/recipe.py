@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveInt
 
 
 @dataclass
@@ -42,10 +43,10 @@ class Data:
     """
 
     corpora: list[Corpus] = field(default_factory=list)
-    crop_frames: int = 32
+    crop_frames: PositiveInt = 32
     level_jitter: float = 5.0
     streaming: bool = False
-    shuffle_buffer: int = 2_000
+    shuffle_buffer: PositiveInt = 2_000
     workers: int = 0
 
 
@@ -58,12 +59,42 @@ class Losses:
         magnitude: L1 distance of spectral magnitudes relative to the reference's mean, summed over resolutions.
         waveform: L1 distance of samples relative to the reference's mean, at the start.
         waveform_decay_steps: steps in which the waveform term decays linearly to nothing.
+        adversarial: hinge loss of decoded audio, if the recipe has a discriminator.
+        feature_matching: L1 distance of the discriminator's features, normalised per layer, if there is one.
     """
 
     log_mel: float = 1.0
     magnitude: float = 0.5
     waveform: float = 1.0
     waveform_decay_steps: int = 5_000
+    adversarial: float = 0.1
+    feature_matching: float = 1.0
+
+
+@dataclass
+class Discriminator:
+    """The multi-resolution complex STFT discriminator; betas, weight decay, clipping and decay are the codec's.
+
+    The defaults of the first three are TAAE's changes; EnCodec has 32 channels, FFT sizes 2048, 1024, 512, 256, 128,
+    and exponent 1.
+
+    Args:
+        channels: width of each resolution's layers.
+        fft_sizes: of each resolution, in samples; the hop is half of it.
+        exponent: magnitudes of the spectra are raised to this power.
+        learning_rate: the constant one.
+        start_step: before it, the codec trains on its other losses alone.
+        update_every: the codec's steps per step of the discriminator.
+        resolutions_per_step: how many resolutions to draw at random for each step; None takes all.
+    """
+
+    channels: int = 256
+    fft_sizes: list[int] = field(default_factory=lambda: [78, 126, 206, 334, 542, 876, 1418, 2296])
+    exponent: float = 0.5
+    learning_rate: float = 3e-4
+    start_step: int = 0
+    update_every: PositiveInt = 1
+    resolutions_per_step: PositiveInt | None = None
 
 
 @dataclass
@@ -78,7 +109,8 @@ class Optimizer:
         decay_steps: the last steps of the run, in which the rate falls to zero along a cosine.
         max_grad_norm: gradients are scaled down to this norm.
         ema_decay: averaging factor of the published weights, per update.
-        ema_every: steps between updates of the average; the two together look back about ema_every / (1 - ema_decay) steps.
+        ema_every: steps between updates of the average; both look back about ema_every / (1 - ema_decay) steps.
+        divergence_ratio: the run stops if its averaged log-mel loss rises to this multiple of the lowest so far.
     """
 
     learning_rate: float = 6e-4
@@ -88,7 +120,8 @@ class Optimizer:
     decay_steps: int = 4_000
     max_grad_norm: float = 1.0
     ema_decay: float = 0.99
-    ema_every: int = 8
+    ema_every: PositiveInt = 8
+    divergence_ratio: float = 2.0
 
 
 @dataclass
@@ -98,14 +131,17 @@ class Validation:
     Args:
         corpus: speech that is never trained on; None validates nothing.
         every: steps between validations.
-        utterances: how many to score, from the start of the corpus.
+        utterances: how many to score, from the start of the corpus; the loss is also taken on as many of the training
+            corpora, to see the gap.
         bottleneck: the token preset that is scored.
+        samples: how many of them to keep as sound and spectrogram.
     """
 
     corpus: Corpus | None = None
-    every: int = 2_000
-    utterances: int = 30
+    every: PositiveInt = 2_000
+    utterances: PositiveInt = 30
     bottleneck: str = "1x46656_400bps"
+    samples: int = 3
 
 
 @dataclass
@@ -119,6 +155,8 @@ class Recipe:
         config: fields of the model's configuration that differ from the named size.
         data: what to train on.
         losses: what to minimise.
+        discriminator: trains against the codec; None leaves the adversarial losses out. Starts from the one published
+            beside the model in `size`, if there is one.
         optimizer: how.
         validation: how to watch.
         max_steps: optimiser steps in all.
@@ -126,6 +164,8 @@ class Recipe:
         gradient_accumulation_steps: forward passes per optimiser step.
         mixed_precision: precision of activations; weights are kept in float32.
         attn_implementation: attention in training; "eager" is the fastest for short crops on CPUs.
+        gradient_checkpointing: compute activations twice instead of keeping them, for large models.
+        compile: compile each transformer layer.
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: how many of the newest checkpoints stay.
         log_every: steps between entries in the log.
@@ -138,16 +178,19 @@ class Recipe:
     config: dict[str, Any] = field(default_factory=dict)
     data: Data = field(default_factory=Data)
     losses: Losses = field(default_factory=Losses)
+    discriminator: Discriminator | None = None
     optimizer: Optimizer = field(default_factory=Optimizer)
     validation: Validation = field(default_factory=Validation)
-    max_steps: int = 100_000
-    batch_size: int = 4
-    gradient_accumulation_steps: int = 1
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    max_steps: PositiveInt = 100_000
+    batch_size: PositiveInt = 4
+    gradient_accumulation_steps: PositiveInt = 1
+    mixed_precision: Literal["no", "bf16"] = "no"
     attn_implementation: str = "sdpa"
-    checkpoint_every: int = 1_000
-    keep_checkpoints: int = 2
-    log_every: int = 50
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    checkpoint_every: PositiveInt = 1_000
+    keep_checkpoints: PositiveInt = 2
+    log_every: PositiveInt = 50
     tracker: str = "tensorboard"
     seed: int = 0
 

@@ -6,14 +6,11 @@ the end (and at every validation) the averaged weights as a folder that `AutoMod
 
 import itertools
 import json
-import math
-import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
@@ -26,21 +23,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's 
 
 from modeling_taae import TaaeConfig, TaaeFeatureExtractor, TaaeModel
 from modeling_taae.configuration_taae import NAMED_SIZES
-from modeling_taae.metrics import score
-from training.data import CorpusError, StreamedCrops, TrainingCrops, validation_clips
-from training.losses import ReconstructionLoss
-from training.recipe import Optimizer, Recipe, Validation, parse_recipe
-
-
-class DivergenceError(RuntimeError):
-    """The loss is no longer finite."""
-
-
-def learning_rate_factor(optimizer: Optimizer, max_steps: int, step: int) -> float:
-    """Share of the learning rate at a step: linear warm-up, constant, cosine decay to zero at the end."""
-    warmup = min(1.0, (step + 1) / max(optimizer.warmup_steps, 1))
-    left = (max_steps - step) / max(optimizer.decay_steps, 1)
-    return warmup * 0.5 * (1 - math.cos(math.pi * min(max(left, 0.0), 1.0)))
+from modeling_taae.modeling_taae import TaaeTransformerLayer
+from training.adversarial import Adversary
+from training.checkpoints import (
+    CheckpointError,
+    checkpoint_step,
+    complete_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+from training.data import CorpusError, StreamedCrops, TrainingCrops
+from training.discriminator import DiscriminatorError
+from training.losses import ReconstructionLoss, weighted_sum
+from training.optimization import DivergenceError, DivergenceWatch, build_optimizer, learning_rate_factor
+from training.recipe import Recipe, parse_recipe
+from training.validation import Validator
 
 
 def build_model(recipe: Recipe) -> TaaeModel:
@@ -50,6 +47,13 @@ def build_model(recipe: Recipe) -> TaaeModel:
     else:
         model = TaaeModel.from_pretrained(recipe.size, **recipe.config)
     model.set_attn_implementation(recipe.attn_implementation)
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if recipe.compile:
+        # Layer by layer, which takes a fraction of the time of the whole: layers of one shape share their code.
+        for module in model.modules():
+            if isinstance(module, TaaeTransformerLayer):
+                module.compile()
     return model.apply_weight_norm()
 
 
@@ -61,6 +65,7 @@ class Trainer:
 
     Raises:
         CorpusError: if there is nothing to train on.
+        DiscriminatorError: if the recipe's discriminator does not fit.
     """
 
     def __init__(self, recipe: Recipe):
@@ -82,26 +87,22 @@ class Trainer:
             with self.accelerator.main_process_first():  # the others find what it has decoded
                 self.crops = TrainingCrops(recipe.data, self.extractor, recipe.seed)
             self.accelerator.print(f"{self.crops.skipped} recordings could not be decoded and are left out.")
-        self.clips = list(self._validation_clips(recipe.validation))
-        self.losses = ReconstructionLoss(recipe.losses, config.sampling_rate).to(self.accelerator.device)
+        self.validator = None
+        if recipe.validation.corpus is not None and self.accelerator.is_main_process:
+            self.validator = Validator(recipe, self.extractor)
+        self.reconstruction = ReconstructionLoss(config.sampling_rate).to(self.accelerator.device)
+        self.adversary = None
+        if recipe.discriminator is not None:
+            self.adversary = Adversary(recipe, self.accelerator, config.hop_length)
+        self.watch = DivergenceWatch(recipe.optimizer.divergence_ratio)
         settings = recipe.optimizer
-        optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        optimizer = build_optimizer(model, settings, settings.learning_rate)
         # One step of this scheduler is one optimiser step whatever the number of processes, so it is not prepared.
         self.scheduler = LambdaLR(optimizer, lambda step: learning_rate_factor(settings, recipe.max_steps, step))
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
         self.accelerator.register_for_checkpointing(self.scheduler, self.average)
         self.step = 0
-
-    def _validation_clips(self, validation: Validation) -> Iterator[np.ndarray]:
-        if validation.corpus is not None and self.accelerator.is_main_process:
-            yield from validation_clips(validation.corpus, self.extractor, validation.utterances)
 
     def batches(self) -> Iterable[torch.Tensor]:
         """This process's batches from the current step to the last."""
@@ -123,7 +124,8 @@ class Trainer:
         """Runs from the newest checkpoint, if there is one, to the last step.
 
         Raises:
-            DivergenceError: if the loss is not finite.
+            DivergenceError: if the run diverges.
+            CheckpointError: if a checkpoint cannot be read or written.
         """
         self.resume()
         self.accelerator.init_trackers("log", config=flatten(asdict(self.recipe)))
@@ -136,93 +138,92 @@ class Trainer:
         )
         self.model.train()
         for batch in self.batches():
-            audio = batch.to(self.accelerator.device)
             with self.accelerator.accumulate(self.model):
-                terms = self.losses(self.model(audio).audio_values, audio, self.step)
-                self.accelerator.backward(terms["loss"])
+                log = self.forward_and_backward(batch.to(self.accelerator.device))
                 if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(
-                        self.model.parameters(), self.recipe.optimizer.max_grad_norm
-                    )
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-            if self.accelerator.sync_gradients:
-                self.scheduler.step()
-                self.step += 1
-                progress.update()
-                self.after_step(terms, norm, progress)
+                    log |= self.update()
+                    progress.update()
+                    self.after_step(log, progress)
         progress.close()
         self.publish()
         self.accelerator.end_training()
 
-    def after_step(self, terms: dict[str, torch.Tensor], norm: torch.Tensor, progress: tqdm) -> None:
-        """Averages, logs, validates and saves, each when its time has come."""
+    def forward_and_backward(self, audio: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Gathers the gradients of a batch (batch, 1, samples), and returns its losses for the log.
+
+        The codec decodes once: its own losses and the discriminator's are taken from the same audio.
+        """
+        decoded = self.model(audio).audio_values
+        terms, others = self.reconstruction(decoded, audio), {}
+        if self.adversary is not None and self.adversary.active(self.step):
+            adversarial, others = self.adversary.losses(decoded, audio, self.step)
+            terms |= adversarial
+        loss = weighted_sum(terms, self.recipe.losses, self.step)
+        self.accelerator.backward(loss)
+        return {name: value.detach() for name, value in {**terms, **others, "loss": loss}.items()}
+
+    def update(self) -> dict[str, torch.Tensor]:
+        """One step of the optimisers with the gradients gathered; returns the gradient norm for the log."""
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.max_grad_norm)
+        if self.watch.allows_step(norm.item()):
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.adversary is not None:
+            self.adversary.update(self.step)
+        self.scheduler.step()
+        self.step += 1
+        return {"grad_norm": norm}
+
+    def after_step(self, log: dict[str, torch.Tensor], progress: tqdm) -> None:
+        """Watches, averages, logs, validates and saves, each when its time has come."""
         recipe, last = self.recipe, self.step == self.recipe.max_steps
+        self.watch.see(log["log_mel"].item())
         if self.step % recipe.optimizer.ema_every == 0 or last:
             self.average.update_parameters(self.accelerator.unwrap_model(self.model))
         if self.step % recipe.log_every == 0 or last:
-            values = {name: value.item() for name, value in terms.items()}
-            if not math.isfinite(values["loss"]):
-                raise DivergenceError(
-                    f"The loss is {values['loss']} at step {self.step}. Lower optimizer.learning_rate, or raise "
-                    f"optimizer.warmup_steps, and run again: it goes on from the last checkpoint in {self.output_dir}."
-                )
-            progress.set_postfix(loss=f"{values['loss']:.3f}")
-            rate = self.scheduler.get_last_lr()[0]
-            log = {f"train/{name}": value for name, value in values.items()}
-            self.accelerator.log({**log, "train/grad_norm": norm.item(), "train/learning_rate": rate}, step=self.step)
+            values = {f"train/{name}": value.item() for name, value in log.items()}
+            progress.set_postfix(loss=f"{values['train/loss']:.3f}")
+            values["train/learning_rate"] = self.scheduler.get_last_lr()[0]
+            self.accelerator.log(values, step=self.step)
         if self.step % recipe.checkpoint_every == 0 or last:
-            self.save_checkpoint()
-        if self.clips and (self.step % recipe.validation.every == 0 or last):
+            self.save()
+        if self.validator is not None and (self.step % recipe.validation.every == 0 or last):
             self.validate()
 
-    @torch.no_grad()
     def validate(self) -> None:
-        """Scores the averaged weights on the validation clips and logs the means."""
-        model, bottleneck = self.average.module.eval(), self.recipe.validation.bottleneck
-        scores = []
-        for clip in tqdm(self.clips, desc="Validation", leave=False):
-            audio = torch.from_numpy(clip)[None, None].to(self.accelerator.device)
-            decoded = model(audio, bottleneck=bottleneck).audio_values.float()
-            terms = self.losses(decoded, audio, self.step)
-            scores.append(score(clip, decoded.squeeze().cpu().numpy()) | {k: v.item() for k, v in terms.items()})
-        means = {f"validation/{name}": float(np.nanmean([row[name] for row in scores])) for name in scores[0]}
+        """Scores the averaged weights and logs the means."""
+        means = self.validator.run(self.average.module.eval(), self.validation_loss, self.accelerator, self.step)
+        means = {f"validation/{name}": value for name, value in means.items()}
         self.accelerator.log(means, step=self.step)
         tqdm.write(json.dumps({"step": self.step} | {name: round(value, 4) for name, value in means.items()}))
 
-    def checkpoints(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
-        folders = self.output_dir.glob("checkpoint-*")
-        return sorted((f for f in folders if f.suffix != ".partial"), key=lambda f: int(f.name.split("-")[1]))
+    def validation_loss(self, decoded: torch.Tensor, audio: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The reconstruction terms of decoded audio, and as `"loss"` their sum, which no discriminator moves."""
+        terms = self.reconstruction(decoded, audio)
+        return {**terms, "loss": weighted_sum(terms, self.recipe.losses, self.step)}
 
-    def save_checkpoint(self) -> None:
-        """Writes model, average, optimiser, scheduler and random state; takes its name only when complete."""
+    def save(self) -> None:
+        """Writes model, average, optimiser, schedule, random state and discriminator as a checkpoint."""
         target = self.output_dir / f"checkpoint-{self.step}"
-        partial = target.with_suffix(".partial")
-        if self.accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(partial))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
-            for old in self.checkpoints()[: -self.recipe.keep_checkpoints]:
-                shutil.rmtree(old)
+        more = None if self.adversary is None else self.adversary.save
+        save_checkpoint(self.accelerator, target, self.recipe.keep_checkpoints, more)
 
     def resume(self) -> None:
         """Goes on from the newest checkpoint in the output folder, if there is one."""
-        if checkpoints := self.checkpoints():
-            self.accelerator.load_state(str(checkpoints[-1]))
-            self.step = int(checkpoints[-1].name.split("-")[1])
+        if checkpoints := complete_checkpoints(self.output_dir):
+            load_checkpoint(self.accelerator, checkpoints[-1], None if self.adversary is None else self.adversary.load)
+            self.step = checkpoint_step(checkpoints[-1])
             self.accelerator.print(f"Resuming from {checkpoints[-1]}.")
 
     def publish(self) -> None:
-        """Writes the averaged weights, fused, with config, code and preprocessor config, to `output_dir/model`."""
+        """Writes the averaged weights, fused, with all that goes with them, to `output_dir/model`."""
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            self.average.module.save_pretrained(self.output_dir / "model")
-            self.extractor.save_pretrained(self.output_dir / "model")
+            folder = self.output_dir / "model"
+            self.average.module.save_pretrained(folder)
+            self.extractor.save_pretrained(folder)
+            if self.adversary is not None:
+                self.adversary.discriminator.save_pretrained(folder)
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, str | int | float | bool]:
@@ -237,14 +238,20 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, str | int | float | bool]
 
 
 def main() -> None:
-    """Entry point: a mistake of the user's is one line on standard error and exit status 2."""
+    """Entry point: what goes wrong is one line on standard error; exit status 2 for a mistake, 1 for a failure."""
     recipe = parse_recipe(sys.argv[1:])
     try:
         Trainer(recipe).train()
-    except CorpusError as error:
-        sys.exit(f"train.py: error: {error}")
-    except DivergenceError as error:
+    except (CorpusError, DiscriminatorError) as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except CheckpointError as error:
         sys.exit(f"train.py: {error}")
+    except DivergenceError as error:
+        sys.exit(
+            f"train.py: {error} Lower optimizer.learning_rate, or raise optimizer.warmup_steps, and run again: it goes "
+            f"on from the last checkpoint in {recipe.output_dir}."
+        )
 
 
 if __name__ == "__main__":

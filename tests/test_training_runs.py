@@ -1,0 +1,165 @@
+"""Runs of the trainer: they learn, are killed and go on, share work, and say what is wrong."""
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_runs import (
+    ADVERSARIAL,
+    assert_equal,
+    finish,
+    make_trainer,
+    published,
+    start_training,
+    train,
+    write_corpus,
+    write_recipe,
+)
+
+from modeling_taae import TaaeModel
+from training.checkpoints import CheckpointError, complete_checkpoints
+from training.discriminator import DiscriminatorError, MultiResolutionDiscriminator
+from training.publish import publish
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("recipe")
+    return write_recipe(folder, write_corpus(folder))
+
+
+def validations(output: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in output.splitlines() if line.startswith('{"step"')]
+
+
+def test_a_killed_run_resumes_exactly(recipe_file, tmp_path):
+    """Killed between checkpoints, then run again, it ends with the weights of a run that nobody disturbed."""
+    options = (*ADVERSARIAL, "--discriminator.resolutions_per_step", 2, "--discriminator.start_step", 2)
+    killed = start_training(recipe_file, *options, "--output_dir", tmp_path / "killed")
+    while killed.poll() is None and not (tmp_path / "killed" / "checkpoint-4").exists():
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert not (tmp_path / "killed" / "model").exists(), "the run was over before it could be killed"
+    train(recipe_file, *options, "--output_dir", tmp_path / "killed")
+    train(recipe_file, *options, "--output_dir", tmp_path / "undisturbed")
+    assert_equal(published(tmp_path / "undisturbed"), published(tmp_path / "killed"))
+    assert [path.name for path in complete_checkpoints(tmp_path / "killed")] == ["checkpoint-6", "checkpoint-8"]
+
+
+def test_two_processes_train_like_one_with_the_same_global_batch(recipe_file, tmp_path):
+    # The dither of training is drawn by each process for itself, so it is switched off to compare.
+    steady = ("--config.training_noise_probability", 0, "--config.training_rounding_probability", 0, *ADVERSARIAL)
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    two = start_training(recipe_file, *steady, "--batch_size", 1, "--output_dir", tmp_path / "two", launcher=torchrun)
+    train(recipe_file, *steady, "--batch_size", 2, "--output_dir", tmp_path / "one")
+    finish(two)
+    one, two = published(tmp_path / "one"), published(tmp_path / "two")
+    assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
+
+
+def test_accumulated_batches_train_like_one_large_batch(recipe_file, tmp_path):
+    steady = ("--config.training_noise_probability", 0, "--config.training_rounding_probability", 0, *ADVERSARIAL)
+    train(recipe_file, *steady, "--batch_size", 2, "--output_dir", tmp_path / "large")
+    small = ("--batch_size", 1, "--gradient_accumulation_steps", 2)
+    train(recipe_file, *steady, *small, "--output_dir", tmp_path / "small")
+    large, small = published(tmp_path / "large"), published(tmp_path / "small")
+    assert all(torch.allclose(large[name], small[name], atol=1e-4) for name in large)
+
+
+def test_a_run_learns_and_publishes_what_it_learnt(recipe_file, tmp_path, capfd):
+    """From scratch, then fine-tuned from the published folder, streaming: the loss falls and the folders load."""
+    brief = ("--checkpoint_every", 1_000, "--validation.every", 20)
+    train(recipe_file, *brief, "--max_steps", 60, "--output_dir", tmp_path / "scratch")
+    first, *_, last = validations(capfd.readouterr().out)
+    assert last["validation/loss"] < 0.9 * first["validation/loss"]
+    assert last["validation/gap"] == pytest.approx(0, abs=1e-3), "it validates on what it trains on"
+    named = ("pesq_wb", "stoi", "si_sdr", "mel_distance", "log_mel", "tokens_used", "entropy_bit_rate")
+    assert {f"validation/{name}" for name in (*named, "digit_entropy", "digit_entropy_0_5")} <= last.keys()
+    assert list((tmp_path / "scratch").glob("log/events.out.tfevents.*"))
+    assert len(list((tmp_path / "scratch").glob("samples/step-60/0-*.wav"))) == 2
+    model = TaaeModel.from_pretrained(tmp_path / "scratch" / "model")
+    assert model(torch.zeros(1, 1, 1_000)).audio_values.shape == (1, 1, 1_000)
+    start = ("--size", tmp_path / "scratch" / "model", "--config", "{}", "--data.streaming", "true")
+    train(recipe_file, *brief, *start, "--max_steps", 40, "--output_dir", tmp_path / "tuned")
+    assert validations(capfd.readouterr().out)[0]["validation/loss"] < 0.9 * first["validation/loss"]
+
+
+def test_a_run_goes_on_with_a_discriminator_and_publishes_it(recipe_file, tmp_path, capfd):
+    """Reconstruction first, adversarial from the checkpoint on, then fine-tuning from what was published."""
+    train(recipe_file, "--output_dir", tmp_path / "run")
+    assert not (tmp_path / "run" / "model" / "discriminator.safetensors").exists()
+    train(recipe_file, *ADVERSARIAL, "--output_dir", tmp_path / "run", "--max_steps", 12)
+    output = capfd.readouterr().out
+    assert "Resuming from" in output and "holds no discriminator" in output
+    publish(tmp_path / "run" / "model", tmp_path / "published")
+    found = MultiResolutionDiscriminator.from_pretrained(tmp_path / "published")
+    assert found.config == {"fft_sizes": [78, 206, 542], "channels": 4, "exponent": 0.5}
+    start = ("--size", tmp_path / "published", "--config", "{}", "--output_dir", tmp_path / "tuned")
+    tuned = make_trainer(recipe_file, *ADVERSARIAL, *start)
+    assert_equal(found.state_dict(), tuned.adversary.discriminator.state_dict())
+    with pytest.raises(DiscriminatorError, match="'channels': 4"):
+        make_trainer(recipe_file, *ADVERSARIAL, *start, "--discriminator.channels", 8)
+
+
+def test_a_discriminator_changes_neither_the_first_weights_nor_the_noise(recipe_file, tmp_path):
+    """So two runs with and without one differ by the discriminator alone."""
+    without = make_trainer(recipe_file, "--output_dir", tmp_path)
+    noise = torch.rand(1)
+    adversarial = make_trainer(recipe_file, "--output_dir", tmp_path, *ADVERSARIAL)
+    assert torch.equal(torch.rand(1), noise)
+    assert_equal(without.model.state_dict(), adversarial.model.state_dict())
+
+
+@pytest.mark.parametrize("option", ["gradient_checkpointing", "compile"])
+def test_ways_to_compute_a_step_change_no_result(option, recipe_file, tmp_path):
+    one_step = ("--max_steps", 1, "--validation.corpus", "null")
+    train(recipe_file, *one_step, "--output_dir", tmp_path / "plain")
+    train(recipe_file, *one_step, f"--{option}", "true", "--output_dir", tmp_path / option)
+    plain, other = published(tmp_path / "plain"), published(tmp_path / option)
+    assert all(torch.allclose(plain[name], other[name], atol=1e-5) for name in plain)
+
+
+def test_bfloat16_trains_float32_weights(recipe_file, tmp_path):
+    options = ("--mixed_precision", "bf16", "--attn_implementation", "eager", *ADVERSARIAL)
+    trainer = train(recipe_file, *options, "--output_dir", tmp_path)
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "model" / "model.safetensors").values())
+
+
+def test_a_damaged_checkpoint_is_named_and_kept(recipe_file, tmp_path):
+    train(recipe_file, "--output_dir", tmp_path)
+    weights = tmp_path / "checkpoint-8" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1_000])
+    with pytest.raises(CheckpointError, match="Cannot go on from .*checkpoint-8"):
+        train(recipe_file, "--output_dir", tmp_path)
+    assert weights.exists()
+
+
+def test_a_full_disk_costs_no_checkpoint(recipe_file, tmp_path, monkeypatch):
+    trainer = make_trainer(recipe_file, "--output_dir", tmp_path)
+    save_state = trainer.accelerator.save_state
+
+    def write_to_a_full_disk(folder: str) -> None:
+        if "checkpoint-6" in folder:
+            Path(folder).mkdir()
+            raise OSError(28, "No space left on device")
+        save_state(folder)
+
+    monkeypatch.setattr(trainer.accelerator, "save_state", write_to_a_full_disk)
+    with pytest.raises(CheckpointError, match=r"checkpoint-6: \[Errno 28\] No space left on device"):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_a_diverged_run_says_what_to_do(recipe_file, tmp_path):
+    options = ("--optimizer.learning_rate", "1e30", "--optimizer.warmup_steps", 1, "--output_dir", tmp_path)
+    process = start_training(recipe_file, *options)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "Lower optimizer.learning_rate" in output and "Traceback" not in output

@@ -1,0 +1,146 @@
+"""The discriminator of a run: the terms that it adds to the codec's loss, its own optimiser, its state on disk."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from modeling_taae.configuration_taae import NAMED_SIZES
+from training.discriminator import DiscriminatorError, MultiResolutionDiscriminator
+from training.losses import codec_hinge_loss, discriminator_hinge_loss, feature_matching_loss
+from training.optimization import build_optimizer, learning_rate_factor
+from training.recipe import Recipe
+
+STATE_NAME = "discriminator.pt"
+
+
+class Adversary:
+    """A discriminator that trains beside the codec, on the audio that the codec's own step has decoded.
+
+    Accelerate does not know of it: its gradients are averaged over processes here, and its state is a file of its own
+    in a checkpoint, so that a run without a discriminator can go on with one.
+
+    Args:
+        recipe: of the run; names a discriminator.
+        accelerator: of the run.
+        hop_length: samples per frame of the crops.
+
+    Raises:
+        DiscriminatorError: if the recipe's discriminator does not fit its crops, or the one published beside the model
+            that the run starts from.
+    """
+
+    def __init__(self, recipe: Recipe, accelerator: Accelerator, hop_length: int):
+        self.recipe, self.settings, self.accelerator = recipe, recipe.discriminator, accelerator
+        longest, crop = max(self.settings.fft_sizes, default=0), recipe.data.crop_frames * hop_length
+        if longest > crop:
+            raise DiscriminatorError(
+                f"An FFT of {longest} samples does not fit crops of {crop}: raise data.crop_frames, or drop it from "
+                "discriminator.fft_sizes."
+            )
+        self.discriminator = self._build().to(accelerator.device)
+        self.optimizer = build_optimizer(self.discriminator, recipe.optimizer, self.settings.learning_rate)
+
+    def _build(self) -> MultiResolutionDiscriminator:
+        shape = {name: getattr(self.settings, name) for name in ("fft_sizes", "channels", "exponent")}
+        start = self.recipe.size
+        if start not in NAMED_SIZES and (found := MultiResolutionDiscriminator.from_pretrained(start)):
+            if found.config != shape:
+                raise DiscriminatorError(
+                    f"The discriminator published with {start} has {found.config}; give these in the recipe "
+                    f"instead of {shape}."
+                )
+            self.accelerator.print(f"The discriminator starts from {start}.")
+            return found
+        # From a random state of its own: the same weights in every process, and a codec that draws the same noise with
+        # and without a discriminator.
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(self.recipe.seed)
+            return MultiResolutionDiscriminator(**shape)
+
+    def active(self, step: int) -> bool:
+        """Whether the reconstruction warm-up is over at a step."""
+        return step >= self.settings.start_step
+
+    def losses(self, decoded: Tensor, audio: Tensor, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The adversarial terms of the codec; on the way, the discriminator gathers the gradient of its own loss.
+
+        Args:
+            decoded: (batch, 1, samples) from the codec, with its graph.
+            audio: the same shape, real.
+            step: optimiser steps so far.
+
+        Returns:
+            The terms to add to the codec's loss, and the discriminator's loss, for the log.
+        """
+        drawn = self._draw(step)
+        learning = step % self.settings.update_every == 0
+        own = {}
+        with self.accelerator.autocast():
+            with torch.set_grad_enabled(learning):
+                real = self.discriminator(audio, drawn)
+            if learning:
+                own["discriminator"] = discriminator_hinge_loss(real, self.discriminator(decoded.detach(), drawn))
+            with frozen(self.discriminator):
+                features = self.discriminator(decoded, drawn)
+        if learning:
+            (own["discriminator"] / self.accelerator.gradient_accumulation_steps).backward()
+        return {
+            "adversarial": codec_hinge_loss(features),
+            "feature_matching": feature_matching_loss(real, features),
+        }, own
+
+    def _draw(self, step: int) -> list[int]:
+        """The resolutions of a step: the same in every process, and in a run that resumes."""
+        resolutions = len(self.settings.fft_sizes)
+        drawn = min(self.settings.resolutions_per_step or resolutions, resolutions)
+        return np.random.default_rng((self.recipe.seed, step)).choice(resolutions, drawn, replace=False).tolist()
+
+    def update(self, step: int) -> None:
+        """One step of the optimiser with the gradients gathered, if there are any and they are finite."""
+        parameters = [parameter for parameter in self.discriminator.parameters() if parameter.grad is not None]
+        if not parameters:
+            return
+        if self.accelerator.num_processes > 1:
+            # In one message, not one per parameter.
+            gradient = torch.cat([parameter.grad.flatten() for parameter in parameters])
+            gradient = self.accelerator.reduce(gradient, "mean")
+            pieces = gradient.split([parameter.numel() for parameter in parameters])
+            for parameter, piece in zip(parameters, pieces, strict=True):
+                parameter.grad = piece.view_as(parameter).clone()
+        settings = self.recipe.optimizer
+        norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+        factor = learning_rate_factor(settings, self.recipe.max_steps, step, self.settings.start_step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * factor
+        if norm.isfinite():
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def save(self, checkpoint: Path) -> None:
+        """Writes discriminator and optimiser into a checkpoint."""
+        state = {"discriminator": self.discriminator.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save(state, checkpoint / STATE_NAME)
+
+    def load(self, checkpoint: Path) -> None:
+        """Reads them back; a checkpoint of a run without a discriminator leaves a fresh one."""
+        if not (checkpoint / STATE_NAME).exists():
+            self.accelerator.print(f"{checkpoint} holds no discriminator; it starts afresh.")
+            return
+        state = torch.load(checkpoint / STATE_NAME, map_location=self.accelerator.device, weights_only=True)
+        self.discriminator.load_state_dict(state["discriminator"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Lets gradients pass through a module, but not into its parameters, which saves their computation."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)

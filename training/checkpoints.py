@@ -1,0 +1,77 @@
+"""Checkpoints: folders that take their name when they are complete, of which the newest stay."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import Accelerator
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or read; the message says which and why."""
+
+
+def complete_checkpoints(output_dir: Path) -> list[Path]:
+    """The folders `checkpoint-N` of a run, oldest first."""
+    folders = [folder for folder in output_dir.glob("checkpoint-*") if folder.suffix != ".partial"]
+    return sorted(folders, key=checkpoint_step)
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The number of optimiser steps after which a checkpoint was written."""
+    return int(checkpoint.name.split("-")[1])
+
+
+def save_checkpoint(
+    accelerator: Accelerator, target: Path, keep: int, write_more: Callable[[Path], None] | None = None
+) -> None:
+    """Writes what Accelerate has prepared, its random state, and more; then removes all but the newest checkpoints.
+
+    Args:
+        accelerator: of the run; every process calls this.
+        target: folder `checkpoint-N` in the run's folder.
+        keep: how many checkpoints stay.
+        write_more: writes what Accelerate does not know of into a folder; called in the main process.
+
+    Raises:
+        CheckpointError: if the disk is full or fails. The checkpoints before this one are left as they are.
+    """
+    partial = target.with_suffix(".partial")
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    try:
+        accelerator.save_state(str(partial))
+        if accelerator.is_main_process and write_more is not None:
+            write_more(partial)
+    except Exception as error:  # torch, safetensors and the file system each have their own for a full disk
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(
+            f"Could not write {target}: {error}. Make room and run again: it goes on from the checkpoint before."
+        ) from error
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        for old in complete_checkpoints(target.parent)[:-keep]:
+            shutil.rmtree(old)
+
+
+def load_checkpoint(
+    accelerator: Accelerator, checkpoint: Path, read_more: Callable[[Path], None] | None = None
+) -> None:
+    """Restores what `save_checkpoint` wrote.
+
+    Raises:
+        CheckpointError: if it is damaged, or of a model of another shape.
+    """
+    try:
+        accelerator.load_state(str(checkpoint))
+        if read_more is not None:
+            read_more(checkpoint)
+    except Exception as error:  # as above
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"Cannot go on from {checkpoint}: {reason} It is damaged, or of another recipe: remove it to go on from "
+            "the checkpoint before, or choose another output_dir."
+        ) from error

@@ -1,0 +1,78 @@
+"""The optimiser, its learning rate, and the watch for runs that diverge."""
+
+import math
+
+import torch
+from torch import nn
+
+from training.recipe import Optimizer
+
+SKIPPED_IN_SUCCESSION = 5  # a single overflow is bad luck, this many are a diverged run
+SMOOTHING = 0.02  # of the watched loss: an average over about the last 50 steps
+SETTLING_STEPS = 100  # before the average means anything
+
+
+class DivergenceError(RuntimeError):
+    """The run has diverged; the message says how it shows and what to do."""
+
+
+def build_optimizer(module: nn.Module, settings: Optimizer, learning_rate: float) -> torch.optim.AdamW:
+    """AdamW for those parameters of a module that train."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(
+        parameters, lr=learning_rate, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+    )
+
+
+def learning_rate_factor(optimizer: Optimizer, max_steps: int, step: int, first_step: int = 0) -> float:
+    """Share of the learning rate at a step: linear warm-up, constant, cosine decay to zero at the end.
+
+    Args:
+        optimizer: how long warm-up and decay take.
+        max_steps: of the run.
+        step: steps taken so far.
+        first_step: where the warm-up begins.
+    """
+    warmup = min(1.0, (step - first_step + 1) / max(optimizer.warmup_steps, 1))
+    left = (max_steps - step) / max(optimizer.decay_steps, 1)
+    return warmup * 0.5 * (1 - math.cos(math.pi * min(max(left, 0.0), 1.0)))
+
+
+class DivergenceWatch:
+    """Notices a run that goes wrong, before its checkpoints are spoilt.
+
+    Args:
+        ratio: how far above its lowest value so far the averaged loss may rise.
+    """
+
+    def __init__(self, ratio: float):
+        self.ratio = ratio
+        self.skipped = self.steps = 0
+        self.average = self.lowest = math.inf
+
+    def allows_step(self, norm: float) -> bool:
+        """Whether a step with this gradient norm may be taken; one that is not finite is skipped.
+
+        Raises:
+            DivergenceError: if too many in succession are not finite.
+        """
+        self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
+        if self.skipped >= SKIPPED_IN_SUCCESSION:
+            raise DivergenceError(f"The gradients of {self.skipped} steps in succession are not finite.")
+        return self.skipped == 0
+
+    def see(self, loss: float) -> None:
+        """Takes note of a step's loss.
+
+        Raises:
+            DivergenceError: if the loss, averaged over the last steps, has risen too far above its lowest value.
+        """
+        self.steps += 1
+        self.average = loss if self.steps == 1 else self.average + SMOOTHING * (loss - self.average)
+        if self.steps < SETTLING_STEPS:
+            return
+        self.lowest = min(self.lowest, self.average)
+        if self.average > self.ratio * self.lowest:
+            raise DivergenceError(
+                f"The log-mel loss has risen to {self.average:.3g}, more than {self.ratio:g} times its lowest value."
+            )

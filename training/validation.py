@@ -1,0 +1,116 @@
+"""Watching a run: quality, use of the codebook, and the gap to what it has trained on, with sound and pictures."""
+
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from modeling_taae import TaaeFeatureExtractor, TaaeModel
+from modeling_taae.metrics import score
+from modeling_taae.token_statistics import token_statistics
+from training.data import CorpusError, validation_clips
+from training.recipe import Recipe
+
+Loss = Callable[[Tensor, Tensor], dict[str, Tensor]]  # of decoded audio and its reference
+PICTURE_WINDOW, PICTURE_RANGE = 512, 80.0  # in samples and in dB
+
+
+class Validator:
+    """Scores a model on a few utterances that it never trains on, and as many that it does.
+
+    Args:
+        recipe: names the corpora, the number of utterances and the bottleneck.
+        extractor: which rate and loudness to decode to.
+
+    Raises:
+        CorpusError: if a corpus cannot be read, or none of its first utterances decoded.
+    """
+
+    def __init__(self, recipe: Recipe, extractor: TaaeFeatureExtractor):
+        self.settings, self.samples_dir = recipe.validation, Path(recipe.output_dir) / "samples"
+        self.sampling_rate = extractor.sampling_rate
+        count, corpora = self.settings.utterances, recipe.data.corpora
+        self.clips = list(validation_clips(self.settings.corpus, extractor, count))
+        if not self.clips:
+            raise CorpusError(f"No utterance of {self.settings.corpus.source!r} can be decoded to validate on.")
+        share = -(-count // max(len(corpora), 1))
+        self.seen_clips = list(chain(*(validation_clips(corpus, extractor, share) for corpus in corpora)))[:count]
+
+    @torch.no_grad()
+    def run(self, model: TaaeModel, loss: Loss, accelerator: Accelerator, step: int) -> dict[str, float]:
+        """Means over the utterances by name; sound and pictures of the first few go to disk and to the trackers.
+
+        Args:
+            model: in evaluation mode.
+            loss: gives the terms, and as `"loss"` their sum.
+            accelerator: whose trackers are told.
+            step: of the run, for the trackers.
+        """
+        scores, codes = [], []
+        for index, clip in enumerate(tqdm(self.clips, desc="Validation", leave=False)):
+            terms, decoded, tokens = self._reconstruct(model, loss, clip)
+            scores.append(score(clip, decoded) | terms)
+            codes.append(tokens)
+            if index < self.settings.samples:
+                self._show(index, clip, decoded, accelerator, step)
+        means = {name: float(np.nanmean([row[name] for row in scores])) for name in scores[0]}
+        seen = float(np.mean([self._reconstruct(model, loss, clip)[0]["loss"] for clip in self.seen_clips]))
+        means |= {"loss_on_training_speech": seen, "gap": means["loss"] - seen}
+        return means | codebook_use(model, codes, self.settings.bottleneck)
+
+    def _reconstruct(self, model: TaaeModel, loss: Loss, clip: np.ndarray) -> tuple[dict, np.ndarray, np.ndarray]:
+        """The loss's terms, the decoded clip (samples,) and its tokens (tokens_per_frame, frames)."""
+        audio = torch.from_numpy(clip)[None, None].to(model.device)
+        output = model(audio, bottleneck=self.settings.bottleneck)
+        decoded = output.audio_values.float()
+        terms = {name: value.item() for name, value in loss(decoded, audio).items()}
+        return terms, decoded[0, 0].cpu().numpy(), output.audio_codes[0].cpu().numpy()
+
+    def _show(self, index: int, clip: np.ndarray, decoded: np.ndarray, accelerator: Accelerator, step: int) -> None:
+        folder = self.samples_dir / f"step-{step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / f"{index}-original.wav", clip, self.sampling_rate)
+        soundfile.write(folder / f"{index}-decoded.wav", decoded.clip(-1, 1), self.sampling_rate)
+        picture = np.concatenate([spectrogram(clip), spectrogram(decoded)])
+        for tracker in accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                tracker.log_images({f"validation/{index}": picture[None, :, :, None]}, step=step, dataformats="NHWC")
+            if tracker.name == "tensorboard":
+                for name, sound in (("original", clip), ("decoded", decoded)):
+                    tracker.writer.add_audio(f"validation/{index}-{name}", sound, step, self.sampling_rate)
+
+
+def codebook_use(model: TaaeModel, codes: list[np.ndarray], bottleneck: str) -> dict[str, float]:
+    """How well the tokens of some clips, each (tokens_per_frame, frames), use their bits.
+
+    Returns:
+        `tokens_used` (distinct tokens, all stages), `digit_entropy` (mean share of its maximum) and the same per stage
+        and dimension as `digit_entropy_STAGE_DIMENSION`, `entropy_bit_rate` in bit/s.
+    """
+    statistics = token_statistics(codes, model.bottleneck(bottleneck), model.config.frame_rate)
+    entropies = {
+        f"digit_entropy_{stage}_{dimension}": entropy
+        for stage, entry in enumerate(statistics["stages"])
+        for dimension, entropy in enumerate(entry["digit_entropy"])
+    }
+    return {
+        "tokens_used": float(sum(entry["used"] for entry in statistics["stages"])),
+        "entropy_bit_rate": statistics["entropy_bit_rate"],
+        "digit_entropy": float(np.mean(list(entropies.values()))),
+        **entropies,
+    }
+
+
+def spectrogram(clip: np.ndarray) -> np.ndarray:
+    """(samples,) -> grey levels (frequencies, frames) uint8: 80 dB below a full-scale sine is black, low is below."""
+    padded = np.pad(clip, (0, max(PICTURE_WINDOW - len(clip), 0)))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, PICTURE_WINDOW)[:: PICTURE_WINDOW // 4]
+    window = np.hanning(PICTURE_WINDOW) * 2 / np.hanning(PICTURE_WINDOW).sum()
+    decibels = 20 * np.log10(np.abs(np.fft.rfft(frames * window)) + 1e-9)
+    return (255 * (decibels / PICTURE_RANGE + 1).clip(0, 1)).astype(np.uint8).T[::-1]
