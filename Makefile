@@ -6,8 +6,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
 
+# What is published, how it was trained, and how it is evaluated.
+CARD := hub_cards/taae-speech-16k-nano
+SPEECH ?= $(or $(TAAE_SHARED),../shared)/speech
+RUN ?= runs/nano
+TRAINED_ON ?= two CPU cores
+PROCESSES ?= 2
+BOTTLENECKS := 1x46656_400bps 2x15625_700bps
+PEERS := codec2-450 codec2-700C codec2-1200 codec2-2400 opus-6k pcm16
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test conformance lint format clean
+.PHONY: help demo test conformance results provenance pictures card lint format clean
 .DELETE_ON_ERROR:
 
 help:  ## list these commands
@@ -21,6 +30,19 @@ test: lint  ## check the style and run every test
 
 conformance: $(VENV)/test.stamp  ## run the common tests of Transformers, fetched for the installed version
 	$(BIN)/python -m pytest tests/conformance
+
+results: $(VENV)/eval.stamp  ## evaluate the published model beside its peers, on SPEECH
+	$(BIN)/taae evaluate $(SPEECH)/test-*.parquet --model $(CARD) --bottleneck $(BOTTLENECKS) --peers $(PEERS) -o $(CARD)/results
+
+provenance: $(VENV)/train.stamp  ## write down what the run RUN trained on, and its curves
+	$(BIN)/python hub_cards/make_provenance.py $(CARD) --run $(RUN) --trained-on "$(TRAINED_ON)" --processes $(PROCESSES) \
+		--data $(SPEECH)/train-*.parquet $(SPEECH)/train_more-*.parquet
+
+pictures: $(VENV)/eval.stamp  ## draw the model card's pictures
+	$(BIN)/python hub_cards/make_pictures.py $(CARD) --speech $(SPEECH)/test-*.parquet
+
+card: $(VENV)/eval.stamp  ## write the model card from results, provenance and pictures
+	$(BIN)/python hub_cards/make_card.py $(CARD)
 
 lint: $(VENV)/test.stamp  ## check the style
 	$(BIN)/ruff check

@@ -1,9 +1,9 @@
 """Writes a model's card from its results: `python hub_cards/make_card.py hub_cards/taae-speech-16k-nano`.
 
-What the card says in figures comes from the files in the model's folder: config.json and the weights, results/results.json
-(`taae evaluate`), training.json and training_data.json (`make_provenance.py`). Beside README.md this writes
-.eval_results/, the Hub's form of results, and the table in the project's own README. `--check` writes nothing and fails
-where any of them differs from what would be written.
+What the card says in figures comes from the files in the model's folder: config.json and the weights,
+results/results.json (`taae evaluate`), training.json and training_data.json (`make_provenance.py`). Beside README.md
+this writes .eval_results/, the Hub's form of results, and the table in the project's own README. `--check` writes nothing
+and fails where any of them differs from what would be written.
 """
 
 import argparse
@@ -22,7 +22,10 @@ from modeling_taae.quantization_taae import BOTTLENECK_PRESETS, NATIVE
 ROOT = Path(__file__).resolve().parent
 TEMPLATES = ROOT / "templates"
 README = ROOT.parent / "README.md"
-COMPARISON = ("<!-- comparison: written by `make card` from the results in hub_cards/{name} -->\n", "<!-- /comparison -->")
+COMPARISON = (
+    "<!-- comparison: written by `make card` from the results in hub_cards/{name} -->\n",
+    "<!-- /comparison -->",
+)
 # The Hub knows results by the data set they are of; this one is not on the Hub.
 EVALUATION_DATASET = "taae/speech-test"
 TAGS = ["audio", "speech", "audio-codec", "neural-audio-codec", "speech-tokenizer", "fsq", "taae"]
@@ -53,7 +56,7 @@ def make_files(folder: Path) -> dict[Path, str]:
         )
     files = {
         folder / "README.md": card(folder, codec, results),
-        folder / ".eval_results" / "speech_test.yaml": evaluation_results(ours, results),
+        folder / ".eval_results" / "speech_test.yaml": evaluation_results(default_system(codec, results), results),
     }
     comparison = project_readme(folder.name, results)
     return files | ({README: comparison} if comparison else {})
@@ -85,7 +88,7 @@ def card(folder: Path, codec: Codec, results: dict) -> str:
         library_name="transformers",
         pipeline_tag="audio-to-audio",
         tags=TAGS,
-        metrics=[name for name in results["metrics"]],
+        metrics=list(results["metrics"]),
         model_name=folder.name,
     )
     content = ModelCard.from_template(
@@ -93,6 +96,7 @@ def card(folder: Path, codec: Codec, results: dict) -> str:
         template_path=str(TEMPLATES / "model_card.md"),
         name=folder.name,
         sampling_rate=config.sampling_rate,
+        kilohertz=f"{config.sampling_rate / 1000:g}",
         frame_rate=f"{config.frame_rate:g}",
         parameters=f"{codec.model.num_parameters() / 1e6:.1f} million",
         training_hours=f"{hours:.0f}",
@@ -106,7 +110,7 @@ def card(folder: Path, codec: Codec, results: dict) -> str:
         speed="\n\n".join(report.speed_section(results)[1:]),
         spectrogram=(folder / "spectrogram.png").is_file(),
         curves=(folder / "curves.png").is_file(),
-        training=training_text(training),
+        training=training_text(training, config.frame_rate),
         sources=source_rows(data),
         main_language={"en": "English"}.get(by_language[0][0], by_language[0][0]),
         main_share=f"{100 * by_language[0][1] / hours:.0f}",
@@ -155,14 +159,17 @@ def standing(ours: dict, results: dict) -> str:
         return -math.inf if mean is None else mean
 
     def listed(systems: list[dict]) -> str:
-        return ", ".join(f"{system['name']} ({value(system):.{facts['decimals']}f})" for system in systems) or "none"
+        return (
+            ", ".join(f"{system['name']} ({value(system):.{facts['decimals']}f})" for system in systems)
+            or "none of them"
+        )
 
     peers.sort(key=value)
-    better = [system for system in peers if value(system) > value(ours)]
     worse = [system for system in peers if value(system) <= value(ours)]
+    better = [system for system in peers if value(system) > value(ours)]
     return (
-        f"By {facts['label']}, {report.number(ours['nominal_bit_rate'], 0)} bit/s of this model "
-        f"({value(ours):.{facts['decimals']}f}) stand above: {listed(worse)}; below: {listed(better)}."
+        f"By {facts['label']}, this model at {report.number(ours['nominal_bit_rate'], 0)} bit/s "
+        f"({value(ours):.{facts['decimals']}f}) is better than {listed(worse)} and worse than {listed(better)}."
     )
 
 
@@ -179,15 +186,20 @@ def language_table(ours: dict, results: dict, shown: list[str]) -> str:
     return report.table(["language", "utterances", *map(report.metric_heading, facts.values())], rows)
 
 
-def training_text(training: dict) -> str:
+def training_text(training: dict, frame_rate: float) -> str:
     """How the model was trained, in a paragraph."""
     recipe = training["recipe"]
-    crop_seconds = recipe["data.crop_frames"] * training["seconds_per_frame"]
+    losses = {name.removeprefix("losses."): value for name, value in recipe.items() if name.startswith("losses.")}
+    weights = ", ".join(
+        f"{name} {value:g}" for name, value in losses.items() if isinstance(value, int | float) and value
+    )
+    crop_seconds = recipe["data.crop_frames"] / frame_rate
     return (
         f"{training['steps']:,} optimiser steps in {training['hours']:.1f} hours on {training['trained_on']}, each on "
         f"{recipe['batch_size'] * training['processes']} crops of {crop_seconds:.2f} s at -20 LUFS (give or take "
         f"{recipe['data.level_jitter']:g} dB); AdamW, learning rate {recipe['optimizer.learning_rate']:g}; activations "
         f"in {PRECISIONS.get(recipe['mixed_precision'], recipe['mixed_precision'])}, averaged weights (EMA) published. "
+        f"Settings of the losses: {weights}. "
         "The recipe is in training/recipes of the project, the settings of this run in training.json."
     )
 
@@ -212,16 +224,17 @@ def source_rows(data: dict) -> list[dict]:
     return rows
 
 
-def evaluation_results(ours: list[dict], results: dict) -> str:
-    """The Hub's form of results: one entry per bottleneck and metric."""
+def evaluation_results(ours: dict, results: dict) -> str:
+    """The Hub's form of results, one entry per metric of the model's own bottleneck."""
     entries = []
-    for system in ours:
-        for name, value in system["metrics"].items():
-            if value["mean"] is None:
-                continue
-            interval = "" if value["low"] is None else f", 95 % interval {value['low']:.4g} to {value['high']:.4g}"
-            notes = f"{system['bottleneck']}, {system['nominal_bit_rate']:.0f} bit/s, {value['n']} utterances{interval}"
-            entries.append(EvalResultEntry(EVALUATION_DATASET, name, value["mean"], notes=notes))
+    for name, value in ours["metrics"].items():
+        if value["mean"] is None:
+            continue
+        label, interval = results["metrics"][name]["label"], results["intervals"]["level"]
+        bounds = "" if value["low"] is None else f", {interval:.0%} interval {value['low']:.4g} to {value['high']:.4g}"
+        rate = f"{ours['bottleneck']}, {ours['nominal_bit_rate']:.0f} bit/s"
+        notes = f"{label} at {rate}, mean over {value['n']} utterances{bounds}"
+        entries.append(EvalResultEntry(EVALUATION_DATASET, name, value["mean"], notes=notes))
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
 
 

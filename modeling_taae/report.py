@@ -180,7 +180,7 @@ def token_section(summary: dict) -> list[str]:
 
 def speed_section(summary: dict) -> list[str]:
     """Real-time factors; empty where speed was not measured."""
-    measured = [system for system in summary["systems"] if "speed" in system]
+    measured = [system for system in summary["systems"] if "speed" in system and system["kind"] != "PCM"]
     if not measured:
         return []
     rows = [
@@ -195,9 +195,10 @@ def speed_section(summary: dict) -> list[str]:
     ]
     machine = summary["environment"]
     accelerator = f", {machine['accelerator']}" if machine["accelerator"] else ""
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''} of {machine['cores']} cores"
     note = (
         f"Seconds of work per second of speech (below 1 is faster than real time), single clips of "
-        f"{measured[0]['speed']['seconds']:g} s, {machine['threads']} threads of {machine['cores']} cores, "
+        f"{measured[0]['speed']['seconds']:g} s, {threads}, "
         f"{machine['processor']}{accelerator}. Unlike all other figures, these differ from run to run."
     )
     return ["## Speed", table(["codec", "device", "dtype", "encoding", "decoding"], rows), note]

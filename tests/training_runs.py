@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import soundfile
 import torch
@@ -16,6 +17,9 @@ from safetensors.torch import load_file
 
 from training.recipe import parse_recipe
 from training.train import Trainer
+
+# datasets waits this many seconds for its readers at the end of a stream: long for files of a few kilobytes.
+datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 TINY = {

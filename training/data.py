@@ -231,9 +231,11 @@ def at_random_level(crop: np.ndarray, generator: np.random.Generator, level_jitt
     return torch.from_numpy(samples * np.float32(min(gain, 1 / max(peak, 1e-6))))[None]
 
 
-def validation_clips(corpus: Corpus, extractor: TaaeFeatureExtractor, utterances: int) -> Iterator[np.ndarray]:
+def validation_clips(
+    corpus: Corpus, extractor: TaaeFeatureExtractor, utterances: int, streaming: bool = False
+) -> Iterator[np.ndarray]:
     """The first utterances of a corpus as (samples,) float32 at the model's rate, loudness and full scale of 1."""
-    rows = load_corpus(corpus, streaming=True)
+    rows = load_corpus(corpus, streaming)
     for row in rows.take(utterances):
         samples = decode_audio(row[corpus.audio_column], extractor.sampling_rate, extractor.target_loudness)
         if samples is not None:

@@ -39,8 +39,9 @@ class Validator:
         self.clips = list(validation_clips(self.settings.corpus, extractor, count))
         if not self.clips:
             raise CorpusError(f"No utterance of {self.settings.corpus.source!r} can be decoded to validate on.")
-        share = -(-count // max(len(corpora), 1))
-        self.seen_clips = list(chain(*(validation_clips(corpus, extractor, share) for corpus in corpora)))[:count]
+        share, streaming = -(-count // max(len(corpora), 1)), recipe.data.streaming
+        seen = (validation_clips(corpus, extractor, share, streaming) for corpus in corpora)
+        self.seen_clips = list(chain(*seen))[:count]
 
     @torch.no_grad()
     def run(self, model: TaaeModel, loss: Loss, accelerator: Accelerator, step: int) -> dict[str, float]:

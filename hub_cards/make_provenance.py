@@ -1,0 +1,159 @@
+"""Writes down where a model comes from: `python hub_cards/make_provenance.py FOLDER --run RUN --data FILES …`.
+
+From a run's TensorBoard log come curves.csv (a line per step that was logged) and training.json (steps, hours, recipe);
+from the Parquet files that it was trained on, training_data.json (hours, speakers and licences by source). The model
+card is made from these, and they stand beside it.
+"""
+
+import argparse
+import csv
+import glob
+import io
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import yaml
+
+from modeling_taae.audio_io import write_bytes
+
+# A run that writes nothing for so many seconds was not running.
+LONGEST_PAUSE = 600
+COLUMNS = ("source", "license", "language", "duration", "speaker_id")
+
+Curves = dict[str, dict[int, tuple[float, float]]]
+
+
+class ProvenanceError(ValueError):
+    """A run or data that tell nothing."""
+
+
+def read_curves(run: Path, until: int | None = None) -> Curves:
+    """Curves of a run: by name and step, the wall time in seconds and the value.
+
+    A run that was killed and resumed from a checkpoint has logged some steps twice: what was lost with the interruption
+    is left out here as well.
+
+    Args:
+        run: the run's folder.
+        until: last step to look at; None for all.
+
+    Raises:
+        ProvenanceError: if there is no log.
+    """
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from tensorboard.util.tensor_util import make_ndarray
+
+    events = []
+    for file in sorted((run / "log").glob("events.out.tfevents.*")):
+        for event in EventFileLoader(str(file)).Load():
+            for value in event.summary.value:
+                events.append((event.wall_time, event.step, value.tag, float(make_ndarray(value.tensor))))
+    curves: Curves = defaultdict(dict)
+    for wall_time, step, name, value in sorted(events):
+        for later in [known for known in curves[name] if known >= step]:
+            del curves[name][later]
+        if until is None or step <= until:
+            curves[name][step] = wall_time, value
+    if not any(curves.values()):
+        raise ProvenanceError(f"{run / 'log'}: holds no TensorBoard log with a step in it")
+    return {name: curve for name, curve in sorted(curves.items()) if curve}
+
+
+def curves_as_csv(curves: Curves) -> str:
+    """A line per step; a curve that has no value there leaves its cell empty."""
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerow(["step", *curves])
+    for step in sorted(set().union(*curves.values())):
+        values = (curve[step][1] if step in curve else None for curve in curves.values())
+        writer.writerow([step, *("" if value is None else f"{value:.6g}" for value in values)])
+    return content.getvalue()
+
+
+def training_facts(run: Path, curves: Curves, trained_on: str, processes: int) -> dict:
+    """What the card tells about a run: steps, hours at work, machine, and the recipe as it was logged last."""
+    times = sorted(time for curve in curves.values() for time, _ in curve.values())
+    pauses = (later - earlier for earlier, later in zip(times, times[1:], strict=False))
+    recipes = sorted((run / "log").glob("*/hparams.yml"), key=lambda path: float(path.parent.name))
+    return {
+        "steps": max(max(curve) for curve in curves.values()),
+        "hours": round(sum(pause for pause in pauses if pause < LONGEST_PAUSE) / 3600, 2),
+        "trained_on": trained_on,
+        "processes": processes,
+        "recipe": yaml.safe_load(recipes[-1].read_text(encoding="utf-8")) if recipes else {},
+    }
+
+
+def training_data(files: list[str]) -> dict:
+    """Hours by source and by language of Parquet files with the columns of `COLUMNS`.
+
+    Raises:
+        ProvenanceError: if there is no row.
+    """
+    from pyarrow import parquet
+
+    rows = [row for file in files for row in parquet.read_table(file, columns=list(COLUMNS)).to_pylist()]
+    if not rows:
+        raise ProvenanceError("the training data hold no row; check --data")
+    sources, languages = defaultdict(list), defaultdict(float)
+    for row in rows:
+        sources[row["source"], row["license"]].append(row)
+        languages[row["language"]] += row["duration"] / 3600
+    described = [
+        {
+            "name": name,
+            "license": license_name,
+            "languages": sorted({row["language"] for row in members}),
+            "utterances": len(members),
+            "hours": round(sum(row["duration"] for row in members) / 3600, 4),
+            "speakers": count_speakers(row["speaker_id"] for row in members),
+        }
+        for (name, license_name), members in sources.items()
+    ]
+    return {
+        "files": sorted(Path(file).name for file in files),
+        "languages": {language: round(hours, 4) for language, hours in sorted(languages.items())},
+        "sources": sorted(described, key=lambda source: -source["hours"]),
+    }
+
+
+def count_speakers(names: Iterable[str | None]) -> int:
+    """How many speakers are told apart."""
+    return len({name for name in names if name and not name.endswith("unknown")})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes what the options ask for, and returns the exit status."""
+    parser = argparse.ArgumentParser(prog="make_provenance.py", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="the model's folder")
+    parser.add_argument("--run", type=Path, help="folder of the run that trained it")
+    parser.add_argument("--until", type=int, metavar="STEP", help="the weights' step, if the run went on after it")
+    parser.add_argument("--trained-on", default="one machine", metavar="TEXT", help="such as 'two cores of an EPYC'")
+    parser.add_argument("--processes", type=int, default=1, help="how many processes trained")
+    parser.add_argument("--data", nargs="+", default=[], metavar="FILES", help="Parquet files or patterns")
+    options = parser.parse_args(arguments)
+    try:
+        if options.run:
+            curves = read_curves(options.run, options.until)
+            facts = training_facts(options.run, curves, options.trained_on, options.processes)
+            write_bytes(options.folder / "curves.csv", curves_as_csv(curves).encode())
+            write_json(options.folder / "training.json", facts)
+        if options.data:
+            files = sorted({file for pattern in options.data for file in glob.glob(pattern)})
+            write_json(options.folder / "training_data.json", training_data(files))
+    except ValueError as error:
+        print(f"make_provenance.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Writes JSON that people can read, in one step."""
+    write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""Model cards are made from results, and say what the results say."""
+
+import importlib
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import soundfile
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
+
+from modeling_taae import cli
+
+ROOT = Path(__file__).parents[1]
+HUB_CARDS = ROOT / "hub_cards"
+CARDS = sorted(path.parents[1] for path in HUB_CARDS.glob("*/results/results.json"))
+RATE = 16_000
+
+pytestmark = pytest.mark.skipif(not HUB_CARDS.is_dir(), reason="the cards are in a checkout of the project only")
+
+
+def script(name: str) -> ModuleType:
+    """A script of hub_cards, as a module."""
+    sys.path.insert(0, str(HUB_CARDS))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(HUB_CARDS))
+
+
+@pytest.fixture(scope="module")
+def make_card() -> ModuleType:
+    return script("make_card")
+
+
+def clip(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 0.1, RATE).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def made(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model's folder with results and provenance."""
+    folder = tmp_path_factory.mktemp("card") / "taae-tiny"
+    shutil.copytree(tiny_model_folder, folder)
+    speech = folder.parent / "speech"
+    for number in range(3):
+        (speech / "deep").mkdir(parents=True, exist_ok=True)
+        soundfile.write(speech / f"{number}.wav", clip(number), RATE)
+    command = ["evaluate", str(speech), "--model", str(folder), "-o", str(folder / "results"), "--peers", "pcm16"]
+    assert cli.main([*command, "--metrics", "stoi", "si_sdr", "--workers", "1", "--no-speed"]) == 0
+    rows = [
+        {"source": "LJSpeech", "license": "Public-Domain", "language": "en", "duration": 7200.0, "speaker_id": "lj"},
+        {"source": "kerstin", "license": "CC0-1.0", "language": "de", "duration": 3600.0, "speaker_id": "x-unknown"},
+    ]
+    pa.parquet.write_table(pa.Table.from_pylist(rows), folder.parent / "train.parquet")
+    write_log(folder.parent / "run")
+    provenance = script("make_provenance")
+    options = ["--run", str(folder.parent / "run"), "--trained-on", "an abacus", "--processes", "3"]
+    assert provenance.main([str(folder), *options, "--data", str(folder.parent / "*.parquet")]) == 0
+    return folder
+
+
+def write_log(run: Path) -> None:
+    """A run that was killed at step 300 and went on from a checkpoint at step 200."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    for start, (first, last, loss) in ((1000, (50, 300, 2.0)), (5000, (250, 400, 1.0))):
+        writer = SummaryWriter(run / "log", filename_suffix=str(start))
+        for step in range(first, last + 1, 50):
+            writer.add_scalar("train/log_mel", loss, step, walltime=start + step)
+        writer.add_scalar("validation/stoi", 0.1 * loss, last, walltime=start + last)
+        writer.close()
+        hparams = run / "log" / f"{start}.5" / "hparams.yml"
+        hparams.parent.mkdir()
+        recipe = {"batch_size": 4, "data.crop_frames": 32, "data.level_jitter": 5.0, "losses.log_mel": loss}
+        hparams.write_text(yaml.safe_dump({**recipe, "optimizer.learning_rate": 6e-4, "mixed_precision": "bf16"}))
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path, make_card: ModuleType, monkeypatch) -> Path:
+    """A copy to be changed, with a project README that has a place for its results."""
+    start, end = make_card.COMPARISON
+    (tmp_path / "README.md").write_text(f"before\n{start.format(name=made.name)}old\n{end}after\n")
+    monkeypatch.setattr(make_card, "README", tmp_path / "README.md")
+    return Path(shutil.copytree(made, tmp_path / made.name))
+
+
+class TestCard:
+    def test_says_what_the_results_say(self, folder, make_card):
+        assert make_card.main([str(folder)]) == 0
+        results = json.loads((folder / "results" / "results.json").read_text())
+        stoi = results["systems"][0]["metrics"]["stoi"]
+        text = (folder / "README.md").read_text()
+        assert f"| {stoi['mean']:.3f} ({stoi['low']:.3f} to {stoi['high']:.3f}) |" in text
+        assert "trained from scratch on 3 hours" in text and "67 % of the hours in English" in text
+        assert "400 optimiser steps" in text and "12 crops of 1.28 s" in text and "an abacus" in text
+        assert (
+            "| [kerstin](https://github.com/rhasspy/dataset-voice-kerstin) | de | 1.00 | not told | CC0-1.0 |" in text
+        )
+        card = ModelCard(text)
+        assert (card.data.license, card.data.language) == ("cc-by-sa-4.0", ["en", "de"])
+        assert "{{" not in text and "None" not in text.replace("None of", "")
+
+    def test_hub_results(self, folder, make_card):
+        make_card.main([str(folder)])
+        entries = parse_eval_result_entries(yaml.safe_load((folder / ".eval_results" / "speech_test.yaml").read_text()))
+        results = json.loads((folder / "results" / "results.json").read_text())
+        values = {name: value["mean"] for name, value in results["systems"][0]["metrics"].items()}
+        assert {entry.task_id: entry.value for entry in entries} == values
+
+    def test_project_readme_keeps_the_rest(self, folder, make_card):
+        make_card.main([str(folder)])
+        text = make_card.README.read_text()
+        assert text.startswith("before\n<!-- comparison") and text.endswith("<!-- /comparison -->\nafter\n")
+        assert "| pcm16 |" in text and "old" not in text.replace("LUFS", "")
+
+    def test_check_fails_when_results_and_card_disagree(self, folder, make_card, capsys):
+        assert make_card.main([str(folder), "--check"]) == 1
+        assert make_card.main([str(folder)]) == 0
+        assert make_card.main([str(folder), "--check"]) == 0
+        path = folder / "results" / "results.json"
+        results = json.loads(path.read_text())
+        results["systems"][0]["metrics"]["stoi"]["mean"] += 0.01
+        path.write_text(json.dumps(results))
+        assert make_card.main([str(folder), "--check"]) == 1
+        assert "README.md does not say what the results say" in capsys.readouterr().err
+
+    def test_results_of_other_weights_are_refused(self, folder, make_card, make_tiny_model, capsys):
+        make_tiny_model(seed=1).save_pretrained(folder)
+        assert make_card.main([str(folder)]) == 2
+        assert "results of other weights" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("missing", ["results/results.json", "training.json", "training_data.json"])
+    def test_what_is_missing_is_told(self, folder, make_card, capsys, missing):
+        (folder / missing).unlink()
+        assert make_card.main([str(folder)]) == 2
+        assert f"{folder / missing}: is missing; run `make" in capsys.readouterr().err
+
+    def test_sources_without_credit_are_refused(self, folder, make_card, capsys):
+        path = folder / "training_data.json"
+        path.write_text(path.read_text().replace("kerstin", "someone"))
+        assert make_card.main([str(folder)]) == 2
+        assert "no credit for someone" in capsys.readouterr().err
+
+
+class TestProvenance:
+    def test_steps_that_were_lost_are_left_out(self, made):
+        lines = (made / "curves.csv").read_text().splitlines()
+        assert lines[0] == "step,train/log_mel,validation/stoi"
+        losses = {int(line.split(",")[0]): line.split(",")[1] for line in lines[1:]}
+        assert losses == {50: "2", 100: "2", 150: "2", 200: "2", 250: "1", 300: "1", 350: "1", 400: "1"}
+
+    def test_facts(self, made):
+        facts = json.loads((made / "training.json").read_text())
+        assert (facts["steps"], facts["recipe"]["losses.log_mel"]) == (400, 1.0)
+        # 150 seconds up to step 200, 150 from step 250 on; the pause between them was none of the run's.
+        assert facts["hours"] == pytest.approx(300 / 3600, abs=0.005)
+
+    def test_earlier_weights(self, made, tmp_path):
+        script("make_provenance").main([str(tmp_path), "--run", str(made.parent / "run"), "--until", "300"])
+        assert json.loads((tmp_path / "training.json").read_text())["steps"] == 300
+
+    def test_nothing_to_read(self, tmp_path, capsys):
+        assert script("make_provenance").main([str(tmp_path), "--run", str(tmp_path)]) == 2
+        assert "no TensorBoard log" in capsys.readouterr().err
+
+
+def test_pictures(made, tmp_path):
+    folder = Path(shutil.copytree(made, tmp_path / "model"))
+    assert script("make_pictures").main([str(folder), "--speech", str(made.parent / "speech"), "--id", "1.wav"]) == 0
+    for name in ("curves.png", "spectrogram.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(not CARDS, reason="no model with results is in this checkout yet")
+@pytest.mark.parametrize("folder", CARDS, ids=lambda folder: folder.name)
+def test_published_cards_agree_with_their_results(folder, make_card):
+    assert make_card.main([str(folder), "--check"]) == 0
