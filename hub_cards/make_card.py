@@ -2,8 +2,8 @@
 
 What the card says in figures comes from the files in the model's folder: config.json and the weights,
 results/results.json (`taae evaluate`), training.json and training_data.json (`make_provenance.py`). Beside README.md
-this writes .eval_results/, the Hub's form of results, and the table in the project's own README. `--check` writes nothing
-and fails where any of them differs from what would be written.
+this writes .eval_results/, the Hub's form of results, and the table in the project's own README. `--check` writes
+nothing and fails where any of them differs from what would be written.
 """
 
 import argparse

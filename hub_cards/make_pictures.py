@@ -55,8 +55,6 @@ def draw_curves(curves: dict[str, list[tuple[int, float]]], target: Path) -> Non
         for name, label in names.items():
             axis.plot(*zip(*averaged(curves[name]), strict=True), label=label, linewidth=1)
         axis.set(title=title, xlabel="step")
-        if title.endswith("loss"):
-            axis.set(yscale="log")
         if len(names) > 1:
             axis.legend()
     figure.savefig(target, dpi=120)

@@ -51,15 +51,18 @@ def read_curves(run: Path, until: int | None = None) -> Curves:
         for event in EventFileLoader(str(file)).Load():
             for value in event.summary.value:
                 events.append((event.wall_time, event.step, value.tag, float(make_ndarray(value.tensor))))
+    kept = []
+    for event in sorted(events):
+        while kept and kept[-1][1] > event[1]:
+            kept.pop()
+        kept.append(event)
     curves: Curves = defaultdict(dict)
-    for wall_time, step, name, value in sorted(events):
-        for later in [known for known in curves[name] if known >= step]:
-            del curves[name][later]
+    for wall_time, step, name, value in kept:
         if until is None or step <= until:
             curves[name][step] = wall_time, value
-    if not any(curves.values()):
+    if not curves:
         raise ProvenanceError(f"{run / 'log'}: holds no TensorBoard log with a step in it")
-    return {name: curve for name, curve in sorted(curves.items()) if curve}
+    return dict(sorted(curves.items()))
 
 
 def curves_as_csv(curves: Curves) -> str:

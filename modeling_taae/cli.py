@@ -292,9 +292,16 @@ def add_evaluate_options(command: argparse.ArgumentParser) -> None:
     add("--limit", type=int, metavar="N", help="the first N utterances only")
     add("--split", default="test", help="of a data set on the Hub (default: test)")
     add("--audio-column", default="audio", metavar="C", help="column with the audio (default: audio)")
-    add(
-        "--workers", type=int, default=os.cpu_count(), metavar="N", help="processes for metrics (default: one per core)"
-    )
+    add("--noise", nargs="+", metavar="FILES", help="also mix in noise: recordings, or rows of the kind 'noise'")
+    add("--snr", nargs="+", type=float, default=[20, 10, 0], metavar="DB", help="at these ratios (default: 20 10 0)")
+    add("--reverb", nargs="+", metavar="FILES", help="also convolve with room responses, or rows of the kind 'rir'")
+    add("--lengths", nargs="+", type=float, default=[], metavar="S", help="also clips of so many seconds")
+    add("--music", action="store_true", help="also a few chords")
+    add("--tandem", type=int, metavar="N", help="also each codec N times in a row")
+    add("--packet-loss", nargs="+", type=float, default=[], metavar="P", help="also with this share of frames lost")
+    add("--samples", type=int, default=6, metavar="N", help="utterances to listen to in report.html (default: 6)")
+    add("--mushra", metavar="DIR", help="also write these as a listening test for webMUSHRA")
+    add("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes for metrics (default: all cores)")
     add("--no-loudness", dest="loudness", action="store_false", help="keep the level as it is")
     add("--no-speed", dest="speed", action="store_false", help="do not measure speed")
 

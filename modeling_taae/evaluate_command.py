@@ -4,13 +4,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from .audio_io import TaaeInputError, one_line
+from .audio_io import TaaeInputError, one_line, write_bytes
 from .codec import Codec, default_model, load_codec
 from .evaluation import check_metrics, evaluate
+from .html_report import html_report
 from .judges import Judge, Recognizer, SpeakerVerifier
+from .listening_test import write_listening_test
 from .metrics import ALL_METRICS, SAMPLING_RATE
 from .peers import MissingToolError, System, TaaeSystem, make_peer, model_name
+from .protocols import Conditions, PacketLoss, Tandem, read_kind
 from .report import write_results
+from .samples import make_samples
 from .summary import summarize
 from .taae_file import parse_bottleneck
 from .utterances import Utterances
@@ -35,18 +39,35 @@ def run(args: argparse.Namespace) -> int:
     # Clips are normalised once, for the model and its peers alike.
     target_loudness = codec.extractor.target_loudness if args.loudness else None
     codec.extractor.target_loudness = None
-    systems: list[System] = [*taae_systems(codec, args.bottleneck or [None], model_name(name)), *peers]
-    utterances = Utterances(
-        args.data, SAMPLING_RATE, args.limit, args.split, args.audio_column, transcripts=args.transcripts
-    )
+    ours = taae_systems(codec, args.bottleneck or [None], model_name(name))
+    systems: list[System] = [*ours, *peers]
+    systems += [Tandem(system, args.tandem) for system in [*ours, *peers] if args.tandem]
+    systems += [PacketLoss(system, share) for system in ours for share in args.packet_loss]
+    utterances = chosen_data(args)
     judges = chosen_judges(args.recognizer, args.speaker_model, codec.model.device.type)
     folder = Path(args.output)
     result = evaluate(utterances, systems, folder, metrics, target_loudness, judges, args.workers, args.speed)
     summary = summarize(result, args.data)
     write_results(folder, summary, result)
+    samples = make_samples(utterances, result, args.samples)
+    write_bytes(folder / "report.html", html_report(summary, samples).encode())
+    if args.mushra:
+        write_listening_test(Path(args.mushra), samples)
     if summary["problems"]:
         print(f"taae: {len(summary['problems'])} reservations are listed in {folder / 'report.md'}", file=sys.stderr)
     return 0
+
+
+def chosen_data(args: argparse.Namespace) -> Utterances | Conditions:
+    """The utterances, under conditions if the command line names any."""
+    utterances = Utterances(
+        args.data, SAMPLING_RATE, args.limit, args.split, args.audio_column, transcripts=args.transcripts
+    )
+    if not (args.noise or args.reverb or args.lengths or args.music):
+        return utterances
+    noises = read_kind(args.noise, "noise") if args.noise else []
+    responses = read_kind(args.reverb, "rir") if args.reverb else []
+    return Conditions(utterances, noises, args.snr, responses, args.lengths, args.music)
 
 
 def chosen_judges(recognizer: str | None, speaker_model: str | None, device: str) -> list[Judge]:

@@ -26,6 +26,7 @@ from .feature_extraction_taae import normalize_loudness
 from .judges import Judge
 from .metrics import ALL_METRICS, SAMPLING_RATE, Metric, score
 from .peers import System, align, estimate_delay
+from .protocols import Conditions, silence_level
 from .utterances import Utterance, Utterances
 
 ROWS_FILE = "rows.jsonl"
@@ -47,6 +48,7 @@ class Evaluation:
         judges: networks that score as well.
         delays: of each system, by its name, in samples.
         speed: of each system, by its name (see [`measure_speed`]).
+        silence: of each system, by its name, what silence becomes (see [`silence_level`]).
     """
 
     systems: list[System]
@@ -57,10 +59,11 @@ class Evaluation:
     utterances: list[dict] = field(default_factory=list)
     delays: dict[str, int] = field(default_factory=dict)
     speed: dict[str, dict] = field(default_factory=dict)
+    silence: dict[str, float | None] = field(default_factory=dict)
 
 
 def evaluate(
-    utterances: Utterances,
+    utterances: Utterances | Conditions,
     systems: list[System],
     folder: Path,
     metrics: list[str],
@@ -106,13 +109,18 @@ def evaluate(
             result.rows[row["system"]].append(row)
             progress.update()
         store.keep(row["key"] for rows in result.rows.values() for row in rows)
+    result.silence = {system.name: silence_level(system) for system in systems}
     if speed:
         result.speed = {system.name: measure_speed(system, clips) for system in systems}
     return result
 
 
 def make_rows(
-    utterances: Utterances, result: Evaluation, store: "RowStore", submit: Callable[..., Future], lookahead: int
+    utterances: Utterances | Conditions,
+    result: Evaluation,
+    store: "RowStore",
+    submit: Callable[..., Future],
+    lookahead: int,
 ) -> Iterator[dict]:
     """Rows of all utterances and systems, in that order; while metrics are computed, later clips are encoded.
 
@@ -157,7 +165,7 @@ def make_rows(
         yield finish(*waiting.popleft())
 
 
-def references(utterances: Utterances, target_loudness: float | None, count: int) -> list[np.ndarray]:
+def references(utterances: Utterances | Conditions, target_loudness: float | None, count: int) -> list[np.ndarray]:
     """The first utterances that can be scored, as they are compared with."""
     clips = []
     for utterance in utterances:

@@ -1,4 +1,7 @@
-"""The results of an evaluation as files: JSON for programs, CSV with a line per utterance, Markdown for people."""
+"""The results of an evaluation as files: JSON for programs, CSV with a line per utterance, Markdown for people.
+
+`html_report.py` makes a page of the same tables.
+"""
 
 import csv
 import io
@@ -15,7 +18,7 @@ LISTED_PROBLEMS = 50
 
 
 def write_results(folder: Path, summary: dict, evaluation: Evaluation) -> None:
-    """Writes results.json, results.csv and report.md, each in one step."""
+    """Writes results.csv, report.md and results.json, each in one step."""
     content = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_bytes(folder / "results.csv", rows_as_csv(evaluation).encode())
     write_bytes(folder / "report.md", report(summary).encode())
@@ -50,6 +53,7 @@ def report(summary: dict) -> str:
         "## Quality",
         quality_table(summary),
         footnote(summary),
+        *breakdown(summary, "condition"),
         *breakdown(summary, "language"),
         *breakdown(summary, "source"),
         "## Bit rates",
@@ -126,7 +130,8 @@ def breakdown(summary: dict, grouping: str) -> list[str]:
     ]
     if not rows:
         return []
-    rows.sort(key=lambda row: row[0])
+    if grouping != "condition":
+        rows.sort(key=lambda row: row[0])
     heading = [grouping, "codec", "utterances", *map(metric_heading, summary["metrics"].values())]
     return [f"## By {grouping}", table(heading, rows)]
 
@@ -139,13 +144,26 @@ def rate_table(summary: dict) -> str:
             system["name"],
             *(number(system[name], 1) for name in names),
             number(1000 * system["delay_samples"] / summary["reference"]["sampling_rate"], 1),
+            number(system["silence_level"], 0),
             system.get("resampling", "none"),
             system["file"],
         ]
         for system in summary["systems"]
     ]
-    heading = ["codec", "nominal bit/s", "coded speech bit/s", "file bit/s", "delay ms", "resampling", "file"]
-    note = "Actual rates are all bytes over all seconds. The delay was taken out before scoring."
+    heading = [
+        "codec",
+        "nominal bit/s",
+        "coded speech bit/s",
+        "file bit/s",
+        "delay ms",
+        "silence becomes, dB",
+        "resampling",
+        "file",
+    ]
+    note = (
+        "Actual rates are all bytes over all seconds. The delay was taken out before scoring. "
+        "What two seconds of digital silence become is in dB of full scale, -120 at the lowest."
+    )
     return f"{table(heading, rows)}\n\n{note}"
 
 

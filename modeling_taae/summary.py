@@ -11,6 +11,7 @@ import numpy as np
 from .evaluation import Evaluation
 from .metrics import Metric
 from .peers import System, TaaeSystem
+from .protocols import PLAIN
 from .token_statistics import token_statistics
 
 FORMAT = 1
@@ -31,12 +32,12 @@ def summarize(evaluation: Evaluation, data: list[str]) -> dict:
         evaluation: a finished run.
         data: what was evaluated on, as its user named it.
     """
-    rows = next(iter(evaluation.rows.values()))
+    rows = plain_rows(next(iter(evaluation.rows.values())))
     summary = {
         "format": FORMAT,
         "data": {
             "sources": [Path(source).name if os.path.isabs(source) else source for source in data],
-            "utterances": len(evaluation.utterances),
+            "utterances": len(plain_rows(evaluation.utterances)),
             "scored": len(rows),
             "seconds": sum(row["seconds"] for row in rows),
         },
@@ -52,6 +53,11 @@ def summarize(evaluation: Evaluation, data: list[str]) -> dict:
     return rounded(summary)
 
 
+def plain_rows(rows: Sequence[dict]) -> list[dict]:
+    """The utterances as they were recorded, which is all of them where there are no conditions."""
+    return [row for row in rows if row.get("condition", PLAIN) == PLAIN]
+
+
 def metric_facts(metric: Metric) -> dict[str, str | int]:
     """What a reader must know about a metric."""
     facts = {"label": metric.label, "unit": metric.unit, "better": metric.better, "decimals": metric.decimals}
@@ -60,7 +66,9 @@ def metric_facts(metric: Metric) -> dict[str, str | int]:
 
 def system_summary(evaluation: Evaluation, system: System) -> dict:
     """One system's figures."""
-    rows = evaluation.rows[system.name]
+    every_row = evaluation.rows[system.name]
+    rows = plain_rows(every_row)
+    by_condition = {"condition": grouped(every_row, "condition", evaluation.metrics)}
     summary = {
         "name": system.name,
         **system.facts,
@@ -69,7 +77,8 @@ def system_summary(evaluation: Evaluation, system: System) -> dict:
         "file_bit_rate": bit_rate(rows, "file_bytes"),
         "delay_samples": evaluation.delays[system.name],
         "metrics": metric_means(rows, evaluation.metrics),
-        "by": {grouping: grouped(rows, grouping, evaluation.metrics) for grouping in GROUPINGS},
+        "silence_level": evaluation.silence.get(system.name),
+        "by": by_condition | {name: grouped(rows, name, evaluation.metrics) for name in GROUPINGS},
     }
     if isinstance(system, TaaeSystem):
         codes = [np.array(row["codes"]) for row in rows if "codes" in row]

@@ -100,7 +100,7 @@ def test_a_discriminator_learns_to_tell_two_signals_apart():
     losses = []
     for step in range(40):
         losses.append(adversary.losses(decoded, audio, step)[1]["discriminator"].item())
-        adversary.update(step)
+        adversary.companion.update(step)
     assert losses[-1] < 0.5 * losses[0]
 
 
@@ -119,7 +119,7 @@ def test_between_its_updates_a_discriminator_only_judges():
     terms, own = adversary.losses(random_audio(0), random_audio(1), step=1)
     assert terms.keys() == {"adversarial", "feature_matching"} and not own
     before = [parameter.clone() for parameter in adversary.discriminator.parameters()]
-    adversary.update(step=1)
+    adversary.companion.update(step=1)
     assert all(map(torch.equal, before, adversary.discriminator.parameters()))
 
 

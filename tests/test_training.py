@@ -6,11 +6,12 @@ import torch
 from datasets import Dataset
 from training_runs import CHECKOUT, write_corpus, write_recipe
 
-from modeling_taae import TaaeFeatureExtractor
+from modeling_taae import TaaeConfig, TaaeFeatureExtractor
+from modeling_taae.configuration_taae import NAMED_SIZES
 from training.data import CorpusError, StreamedCrops, TrainingCrops, validation_clips
 from training.losses import WINDOWS_AND_MELS, ReconstructionLoss, SpectralDistance, weighted_sum
 from training.optimization import DivergenceError, DivergenceWatch, learning_rate_factor
-from training.recipe import Corpus, Data, Losses, Optimizer, parse_recipe
+from training.recipe import Augmentation, Corpus, Data, Losses, Optimizer, Recipe, parse_recipe
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +46,33 @@ def test_mistakes_in_a_recipe_are_named(recipe_file, override, named, capsys):
     assert named in capsys.readouterr().err
 
 
-def test_published_recipes_are_valid():
-    for file in sorted((CHECKOUT / "training" / "recipes").glob("*.yaml")):
-        recipe = parse_recipe([str(file)])
-        sources = [corpus.source for corpus in recipe.data.corpora]
-        assert sources and not any("finetune" in source or "test" in source for source in sources)
+RECIPES = CHECKOUT / "training" / "recipes"
+
+
+def check_recipe(*arguments: object) -> Recipe:
+    """Parses a recipe, and builds its configuration if it starts from scratch."""
+    recipe = parse_recipe([str(argument) for argument in arguments])
+    named = recipe.size if recipe.size in NAMED_SIZES else "nano"
+    assert recipe.config.keys() <= TaaeConfig.named(named, **recipe.config).to_dict().keys()
+    return recipe
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_published_recipes_are_valid(file):
+    recipe = check_recipe(file)
+    sources = [corpus.source for corpus in recipe.data.corpora]
+    assert sources and not any("test" in source for source in sources)
+    assert any("finetune" in source for source in sources) == file.stem.startswith("finetune")
+    assert recipe.output_dir == f"runs/{file.stem}"
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("ablations/*.yaml")), ids=lambda file: file.stem)
+def test_an_ablation_changes_a_recipe_in_a_few_lines(file):
+    base = RECIPES / ("nano_adversarial.yaml" if file.stem.startswith("discriminator") else "nano.yaml")
+    recipe, plain = check_recipe(base, "--recipe", file), check_recipe(base)
+    changed = {name for name, value in vars(plain).items() if getattr(recipe, name) != value}
+    assert recipe.output_dir == f"runs/{file.stem}"
+    assert changed in ({"output_dir", "config"}, {"output_dir", "discriminator"})
 
 
 def test_a_crop_follows_from_seed_and_index(data):
@@ -76,11 +99,11 @@ def test_all_audio_of_a_corpus_is_equally_likely(data):
     assert np.abs(shares - expected).max() < 0.03
 
 
-def test_levels_vary_within_the_jitter_and_never_clip(parquet):
+def test_levels_vary_within_the_limit_and_never_clip(parquet):
     extractor = TaaeFeatureExtractor()
     steady, varied = (
-        TrainingCrops(Data(corpora=[Corpus(parquet)], crop_frames=8, level_jitter=jitter), extractor, 0)
-        for jitter in (0.0, 5.0)
+        TrainingCrops(Data(corpora=[Corpus(parquet)], crop_frames=8, augmentation=Augmentation(level)), extractor, 0)
+        for level in (0.0, 5.0)
     )
     gains = [20 * np.log10((varied[n].abs().max() / steady[n].abs().max()).item()) for n in range(60)]
     assert min(gains) < -3 and max(gains) > 1
@@ -118,7 +141,7 @@ def test_validation_clips_have_the_loudness_of_inference(parquet):
     [
         ([], "names no corpus"),
         ([Corpus("nowhere/*.parquet")], "nowhere"),
-        ([Corpus("{parquet}", audio_column="sound")], "has no column 'sound'; it has audio, id"),
+        ([Corpus("{parquet}", audio_column="sound")], "has no column 'sound'; it has audio, id, text"),
         ([Corpus("{parquet}", weight=0.0)], "must be positive"),
     ],
 )

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from training_runs import (
     ADVERSARIAL,
+    CHECKOUT,
     assert_equal,
     finish,
     make_trainer,
@@ -25,6 +26,7 @@ from modeling_taae import TaaeModel
 from training.checkpoints import CheckpointError, complete_checkpoints
 from training.discriminator import DiscriminatorError, MultiResolutionDiscriminator
 from training.publish import publish
+from training.recipe import RecipeError
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +116,33 @@ def test_a_discriminator_changes_neither_the_first_weights_nor_the_noise(recipe_
     adversarial = make_trainer(recipe_file, "--output_dir", tmp_path, *ADVERSARIAL)
     assert torch.equal(torch.rand(1), noise)
     assert_equal(without.model.state_dict(), adversarial.model.state_dict())
+
+
+def test_a_frozen_encoder_keeps_every_token(recipe_file, tmp_path):
+    """The decoder learns, on hard rounding as for the published presets; the encoder's weights stay to the last bit."""
+    train(recipe_file, "--output_dir", tmp_path / "start", "--max_steps", 2)
+    shares = {"training_noise_probability": 0.0, "training_rounding_probability": 1.0, "training_levels": [6, 6, 6, 17]}
+    start = ("--size", tmp_path / "start" / "model", "--config", json.dumps(shares), "--freeze_encoder", "true")
+    train(recipe_file, *start, "--output_dir", tmp_path / "tuned")
+    before, after = published(tmp_path / "start"), published(tmp_path / "tuned")
+    assert before.keys() == after.keys()
+    for name in before:
+        assert torch.equal(before[name], after[name]) == name.startswith("encoder."), name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--size", str(CHECKOUT / "tests")), "Cannot make the model .*tests"),
+        (("--config", '{"hiden_sizes": [8]}'), "no field 'hiden_sizes'"),
+        (("--config", '{"strides": [2]}'), "one entry per block"),
+        (("--attn_implementation", "fast"), "fast"),
+        (("--validation.bottleneck", "300bps"), "no bottleneck named '300bps'"),
+    ],
+)
+def test_models_that_cannot_be_made_are_refused(options, message, recipe_file, tmp_path):
+    with pytest.raises(RecipeError, match=message):
+        make_trainer(recipe_file, *options, "--output_dir", tmp_path)
 
 
 @pytest.mark.parametrize("option", ["gradient_checkpointing", "compile"])

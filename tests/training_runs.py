@@ -43,11 +43,12 @@ def encoded_tone(frequency: float, seconds: float, sampling_rate: int = 16_000) 
 
 
 def write_corpus(folder: Path) -> str:
-    """Twelve tones of up to two seconds, one of them at 24 kHz, and two rows that are no audio."""
+    """Twelve tones of up to two seconds, one of them at 24 kHz, and two rows that are no audio; most have a text."""
     rows = [encoded_tone(200 + 50 * n, 0.5 + n / 8) for n in range(11)] + [encoded_tone(900, 1.0, 24_000)]
     rows[3:3] = [b"not audio", rows[0][:60]]
     audio = [{"bytes": row, "path": f"{n}.flac"} for n, row in enumerate(rows)]
-    Dataset.from_dict({"audio": audio, "id": list(range(len(rows)))}).to_parquet(folder / "train.parquet")
+    columns = {"audio": audio, "id": list(range(len(rows))), "text": ["Ab c"] * (len(rows) - 2) + [None, " "]}
+    Dataset.from_dict(columns).to_parquet(folder / "train.parquet")
     return str(folder / "train.parquet")
 
 

@@ -1,8 +1,7 @@
-"""The discriminator of a run: the terms that it adds to the codec's loss, its own optimiser, its state on disk."""
+"""The discriminator of a run: the terms that it adds to the codec's loss, and its own."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,19 +9,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from modeling_taae.configuration_taae import NAMED_SIZES
+from training.companion import Companion
 from training.discriminator import DiscriminatorError, MultiResolutionDiscriminator
 from training.losses import codec_hinge_loss, discriminator_hinge_loss, feature_matching_loss
-from training.optimization import build_optimizer, learning_rate_factor
 from training.recipe import Recipe
-
-STATE_NAME = "discriminator.pt"
 
 
 class Adversary:
     """A discriminator that trains beside the codec, on the audio that the codec's own step has decoded.
-
-    Accelerate does not know of it: its gradients are averaged over processes here, and its state is a file of its own
-    in a checkpoint, so that a run without a discriminator can go on with one.
 
     Args:
         recipe: of the run; names a discriminator.
@@ -42,8 +36,15 @@ class Adversary:
                 f"An FFT of {longest} samples does not fit crops of {crop}: raise data.crop_frames, or drop it from "
                 "discriminator.fft_sizes."
             )
-        self.discriminator = self._build().to(accelerator.device)
-        self.optimizer = build_optimizer(self.discriminator, recipe.optimizer, self.settings.learning_rate)
+        self.discriminator = self._build()
+        self.companion = Companion(
+            self.discriminator,
+            "discriminator",
+            self.settings.learning_rate,
+            recipe,
+            accelerator,
+            self.settings.start_step,
+        )
 
     def _build(self) -> MultiResolutionDiscriminator:
         shape = {name: getattr(self.settings, name) for name in ("fft_sizes", "channels", "exponent")}
@@ -99,41 +100,6 @@ class Adversary:
         resolutions = len(self.settings.fft_sizes)
         drawn = min(self.settings.resolutions_per_step or resolutions, resolutions)
         return np.random.default_rng((self.recipe.seed, step)).choice(resolutions, drawn, replace=False).tolist()
-
-    def update(self, step: int) -> None:
-        """One step of the optimiser with the gradients gathered, if there are any and they are finite."""
-        parameters = [parameter for parameter in self.discriminator.parameters() if parameter.grad is not None]
-        if not parameters:
-            return
-        if self.accelerator.num_processes > 1:
-            # In one message, not one per parameter.
-            gradient = torch.cat([parameter.grad.flatten() for parameter in parameters])
-            gradient = self.accelerator.reduce(gradient, "mean")
-            pieces = gradient.split([parameter.numel() for parameter in parameters])
-            for parameter, piece in zip(parameters, pieces, strict=True):
-                parameter.grad = piece.view_as(parameter).clone()
-        settings = self.recipe.optimizer
-        norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-        factor = learning_rate_factor(settings, self.recipe.max_steps, step, self.settings.start_step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * factor
-        if norm.isfinite():
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def save(self, checkpoint: Path) -> None:
-        """Writes discriminator and optimiser into a checkpoint."""
-        state = {"discriminator": self.discriminator.state_dict(), "optimizer": self.optimizer.state_dict()}
-        torch.save(state, checkpoint / STATE_NAME)
-
-    def load(self, checkpoint: Path) -> None:
-        """Reads them back; a checkpoint of a run without a discriminator leaves a fresh one."""
-        if not (checkpoint / STATE_NAME).exists():
-            self.accelerator.print(f"{checkpoint} holds no discriminator; it starts afresh.")
-            return
-        state = torch.load(checkpoint / STATE_NAME, map_location=self.accelerator.device, weights_only=True)
-        self.discriminator.load_state_dict(state["discriminator"])
-        self.optimizer.load_state_dict(state["optimizer"])
 
 
 @contextmanager

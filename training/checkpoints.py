@@ -1,7 +1,7 @@
 """Checkpoints: folders that take their name when they are complete, of which the newest stay."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -23,7 +23,7 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 
 def save_checkpoint(
-    accelerator: Accelerator, target: Path, keep: int, write_more: Callable[[Path], None] | None = None
+    accelerator: Accelerator, target: Path, keep: int, writers: Iterable[Callable[[Path], None]] = ()
 ) -> None:
     """Writes what Accelerate has prepared, its random state, and more; then removes all but the newest checkpoints.
 
@@ -31,7 +31,7 @@ def save_checkpoint(
         accelerator: of the run; every process calls this.
         target: folder `checkpoint-N` in the run's folder.
         keep: how many checkpoints stay.
-        write_more: writes what Accelerate does not know of into a folder; called in the main process.
+        writers: write what Accelerate does not know of into a folder; called in the main process.
 
     Raises:
         CheckpointError: if the disk is full or fails. The checkpoints before this one are left as they are.
@@ -42,8 +42,9 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     try:
         accelerator.save_state(str(partial))
-        if accelerator.is_main_process and write_more is not None:
-            write_more(partial)
+        if accelerator.is_main_process:
+            for write in writers:
+                write(partial)
     except Exception as error:  # torch, safetensors and the file system each have their own for a full disk
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
@@ -57,9 +58,7 @@ def save_checkpoint(
             shutil.rmtree(old)
 
 
-def load_checkpoint(
-    accelerator: Accelerator, checkpoint: Path, read_more: Callable[[Path], None] | None = None
-) -> None:
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path, readers: Iterable[Callable[[Path], None]] = ()) -> None:
     """Restores what `save_checkpoint` wrote.
 
     Raises:
@@ -67,8 +66,8 @@ def load_checkpoint(
     """
     try:
         accelerator.load_state(str(checkpoint))
-        if read_more is not None:
-            read_more(checkpoint)
+        for read in readers:
+            read(checkpoint)
     except Exception as error:  # as above
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(

@@ -10,7 +10,7 @@ that it would have seen. `TrainingCrops` decodes its corpora once, to disk; `Str
 import glob
 import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import soundfile
@@ -21,22 +21,23 @@ from datasets.distributed import split_dataset_by_node
 
 from modeling_taae import TaaeFeatureExtractor
 from modeling_taae.feature_extraction_taae import normalize_loudness
-from training.recipe import Corpus, Data
+from training.augmentation import Augmenter
+from training.recipe import Corpus, Data, RecipeError
 
 # Not the Audio feature, which wants torchcodec even for undecoded audio, as soon as streams are interleaved.
 AUDIO_BYTES = {"bytes": Value("binary"), "path": Value("string")}
 DECODED = Features({"samples": LargeList(Value("int16"))})
 
 
-class CorpusError(ValueError):
+class CorpusError(RecipeError):
     """A corpus that cannot be trained on; the message says which and why."""
 
 
-def load_corpus(corpus: Corpus, streaming: bool = False) -> Dataset | IterableDataset:
-    """The rows of a corpus with their audio as bytes.
+def load_corpus(corpus: Corpus, streaming: bool = False, columns: Sequence[str] = ()) -> Dataset | IterableDataset:
+    """The rows of a corpus with their audio as bytes, and with other columns if they are named.
 
     Raises:
-        CorpusError: if there is nothing to read or no such audio column.
+        CorpusError: if there is nothing to read or no such column.
     """
     try:
         if files := sorted(glob.glob(corpus.source)):
@@ -47,10 +48,12 @@ def load_corpus(corpus: Corpus, streaming: bool = False) -> Dataset | IterableDa
         raise CorpusError(
             f"No corpus at {corpus.source!r}: it is no Parquet file here, and as a Hub data set: {error}"
         ) from error
-    columns = rows.column_names or list(next(iter(rows), {}))
-    if corpus.audio_column not in columns:
-        raise CorpusError(f"{corpus.source!r} has no column {corpus.audio_column!r}; it has {', '.join(columns)}.")
-    return rows.select_columns(corpus.audio_column).cast_column(corpus.audio_column, AUDIO_BYTES)
+    found = rows.column_names or list(next(iter(rows), {}))
+    wanted = [corpus.audio_column, *columns]
+    for column in wanted:
+        if column not in found:
+            raise CorpusError(f"{corpus.source!r} has no column {column!r}; it has {', '.join(found)}.")
+    return rows.select_columns(wanted).cast_column(corpus.audio_column, AUDIO_BYTES)
 
 
 def decode_audio(audio: dict, sampling_rate: int, target_loudness: float | None) -> np.ndarray | None:
@@ -75,7 +78,7 @@ def decode_batch(batch: dict, audio_column: str, sampling_rate: int, target_loud
 
 
 class DecodedCorpus:
-    """A decoded corpus on disk, from which any stretch of audio is equally likely.
+    """A decoded corpus on disk, from which any stretch of audio is about equally likely to be drawn.
 
     Args:
         corpus: what to decode.
@@ -113,10 +116,10 @@ class DecodedCorpus:
         """Samples in all."""
         return int(self.ends[-1])
 
-    def crop(self, generator: np.random.Generator, length: int) -> np.ndarray:
-        """(length,) int16 from a place drawn at random, zero-padded where its recording is shorter."""
+    def recording(self, generator: np.random.Generator) -> np.ndarray:
+        """A recording, (samples,) int16, drawn at random in proportion to its length."""
         row = int(np.searchsorted(self.ends, generator.integers(self.samples), side="right"))
-        return random_crop(self.column[row].values.to_numpy(), generator, length)
+        return self.column[row].values.to_numpy()
 
 
 class TrainingCrops(torch.utils.data.Dataset):
@@ -129,13 +132,14 @@ class TrainingCrops(torch.utils.data.Dataset):
 
     Raises:
         CorpusError: if there is nothing to train on.
+        AugmentationError: if there is nothing to augment with.
     """
 
     def __init__(self, data: Data, extractor: TaaeFeatureExtractor, seed: int):
         self.corpora = [DecodedCorpus(corpus, extractor) for corpus in data.corpora]
         self.probabilities = corpus_probabilities(data.corpora)
         self.crop_length = data.crop_frames * extractor.hop_length
-        self.level_jitter, self.seed = data.level_jitter, seed
+        self.augmenter, self.seed = Augmenter(data.augmentation, extractor.sampling_rate), seed
 
     @property
     def skipped(self) -> int:
@@ -146,7 +150,7 @@ class TrainingCrops(torch.utils.data.Dataset):
         """Crop `index`, whichever process asks for it."""
         generator = np.random.default_rng((self.seed, index))
         corpus = self.corpora[generator.choice(len(self.corpora), p=self.probabilities)]
-        return at_random_level(corpus.crop(generator, self.crop_length), generator, self.level_jitter)
+        return self.augmenter.draw(corpus.recording(generator), generator, self.crop_length)
 
 
 class StreamedCrops(torch.utils.data.IterableDataset):
@@ -164,6 +168,7 @@ class StreamedCrops(torch.utils.data.IterableDataset):
 
     Raises:
         CorpusError: if there is nothing to train on.
+        AugmentationError: if there is nothing to augment with.
     """
 
     def __init__(
@@ -182,7 +187,7 @@ class StreamedCrops(torch.utils.data.IterableDataset):
         )
         rows = rows.shuffle(seed=seed, buffer_size=data.shuffle_buffer)
         self.rows = split_dataset_by_node(rows, rank=process, world_size=processes)
-        self.extractor, self.level_jitter = extractor, data.level_jitter
+        self.extractor, self.augmenter = extractor, Augmenter(data.augmentation, extractor.sampling_rate)
         self.crop_length = data.crop_frames * extractor.hop_length
         self.seed, self.process, self.first = seed, process, first
 
@@ -198,8 +203,8 @@ class StreamedCrops(torch.utils.data.IterableDataset):
                 continue
             samples = decode_audio(row["crop_source"], self.extractor.sampling_rate, self.extractor.target_loudness)
             generator = np.random.default_rng((self.seed, self.process, index))
-            crop = random_crop(np.zeros(0, np.int16) if samples is None else samples, generator, self.crop_length)
-            yield at_random_level(crop, generator, self.level_jitter)
+            recording = np.zeros(0, np.int16) if samples is None else samples
+            yield self.augmenter.draw(recording, generator, self.crop_length)
 
 
 def corpus_probabilities(corpora: list[Corpus]) -> np.ndarray:
@@ -214,21 +219,6 @@ def corpus_probabilities(corpora: list[Corpus]) -> np.ndarray:
     if not (weights > 0).all():
         raise CorpusError(f"The weights of corpora must be positive, not {weights.tolist()}.")
     return weights / weights.sum()
-
-
-def random_crop(recording: np.ndarray, generator: np.random.Generator, length: int) -> np.ndarray:
-    """(length,) of a recording from a place drawn at random, zero-padded where the recording is shorter."""
-    start = generator.integers(max(len(recording) - length, 0) + 1)
-    crop = recording[start : start + length]
-    return np.pad(crop, (0, length - len(crop)))
-
-
-def at_random_level(crop: np.ndarray, generator: np.random.Generator, level_jitter: float) -> torch.Tensor:
-    """(samples,) int16 -> (1, samples) float32 at a level drawn at random, short of clipping."""
-    samples = crop.astype(np.float32) / 32768
-    gain = 10 ** (generator.uniform(-level_jitter, level_jitter) / 20)
-    peak = np.abs(samples).max()
-    return torch.from_numpy(samples * np.float32(min(gain, 1 / max(peak, 1e-6))))[None]
 
 
 def validation_clips(

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from transformers.utils import cached_file
 
+from training.recipe import RecipeError
+
 WEIGHTS_NAME, CONFIG_NAME = "discriminator.safetensors", "discriminator.json"
 NEGATIVE_SLOPE = 0.2
 QUIETEST_POWER = 1e-6  # keeps the power law's gradient finite in silence: 60 dB below noise of full scale
 
 
-class DiscriminatorError(ValueError):
+class DiscriminatorError(RecipeError):
     """A discriminator that does not exist, or does not fit; the message says which and why."""
 
 

@@ -15,13 +15,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's 
 from modeling_taae import TaaeFeatureExtractor, TaaeModel
 from modeling_taae.audio_io import TaaeInputError, read_audio
 from modeling_taae.codec import load_codec
+from training.ctc import CTCHead
 from training.discriminator import MultiResolutionDiscriminator
 
 
 def publish(source: Path, destination: Path, demo: Path | None = None) -> None:
     """Writes config, code, preprocessor config, bfloat16 weights and, from a recording, a demo to a folder.
 
-    A discriminator that was trained beside the model comes along as it is: it is what others need to fine-tune.
+    A discriminator and a CTC head that were trained beside the model come along: others need them to fine-tune.
 
     Args:
         source: folder of a trained model.
@@ -32,8 +33,9 @@ def publish(source: Path, destination: Path, demo: Path | None = None) -> None:
     half = {name: tensor.to(torch.bfloat16) for name, tensor in model.fused_state_dict().items()}
     model.save_pretrained(destination, state_dict=half)
     TaaeFeatureExtractor.from_pretrained(source).save_pretrained(destination)
-    if (discriminator := MultiResolutionDiscriminator.from_pretrained(source)) is not None:
-        discriminator.save_pretrained(destination)
+    for kind in (MultiResolutionDiscriminator, CTCHead):
+        if (companion := kind.from_pretrained(source)) is not None:
+            companion.save_pretrained(destination)
     if demo is not None:
         codec = load_codec(str(destination), device="cpu")
         codec.encode(read_audio(demo, model.config.sampling_rate)).save(destination / "demo.taae")

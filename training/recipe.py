@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveInt
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be followed; the message says which part and why."""
 
 
 @dataclass
@@ -29,13 +33,38 @@ class Corpus:
 
 
 @dataclass
+class Augmentation:
+    """How training crops are changed; every crop is changed in level, the other changes are drawn for each crop.
+
+    Args:
+        level: largest gain either way, in dB; crops are never made to clip.
+        probability: share of the crops that each of the following changes.
+        speed: largest change of speed and pitch; 0.1 is up to 1.1 times as fast or as slow.
+        polarity: turn the waveform upside down.
+        equalization: largest gain either way of the bands of an equaliser, in dB.
+        noise: folder of recordings to add; None adds none.
+        noise_snr: lowest and highest ratio of speech to noise, in dB.
+        room: folder of impulse responses to convolve with; None convolves with none.
+    """
+
+    level: NonNegativeFloat = 5.0
+    probability: ClosedUnitInterval = 0.5
+    speed: NonNegativeFloat = 0.0
+    polarity: bool = False
+    equalization: NonNegativeFloat = 0.0
+    noise: str | None = None
+    noise_snr: tuple[float, float] = (5.0, 30.0)
+    room: str | None = None
+
+
+@dataclass
 class Data:
     """What the model trains on.
 
     Args:
         corpora: where the speech comes from.
         crop_frames: length of a training crop, in token frames of 40 ms.
-        level_jitter: crops are scaled by up to this much either way around the normalised loudness, in dB.
+        augmentation: how crops are changed.
         streaming: read the corpora as training goes, instead of decoding them to disk first.
         shuffle_buffer: rows in the shuffle buffer when streaming.
         workers: processes that prepare batches beside the training loop; 0 prepares them in it. At most 1 when
@@ -44,7 +73,7 @@ class Data:
 
     corpora: list[Corpus] = field(default_factory=list)
     crop_frames: PositiveInt = 32
-    level_jitter: float = 5.0
+    augmentation: Augmentation = field(default_factory=Augmentation)
     streaming: bool = False
     shuffle_buffer: PositiveInt = 2_000
     workers: int = 0
@@ -61,14 +90,18 @@ class Losses:
         waveform_decay_steps: steps in which the waveform term decays linearly to nothing.
         adversarial: hinge loss of decoded audio, if the recipe has a discriminator.
         feature_matching: L1 distance of the discriminator's features, normalised per layer, if there is one.
+        perceptual: L1 distance of a recogniser's features, normalised per layer, if the recipe names one.
+        ctc: loss of the CTC head per symbol, if the recipe has one.
     """
 
     log_mel: float = 1.0
     magnitude: float = 0.5
     waveform: float = 1.0
     waveform_decay_steps: int = 5_000
-    adversarial: float = 0.1
-    feature_matching: float = 1.0
+    adversarial: float = 1.0
+    feature_matching: float = 10.0
+    perceptual: float = 1.0
+    ctc: float = 1.0
 
 
 @dataclass
@@ -95,6 +128,49 @@ class Discriminator:
     start_step: int = 0
     update_every: PositiveInt = 1
     resolutions_per_step: PositiveInt | None = None
+
+
+@dataclass
+class Perceptual:
+    """The network whose features the perceptual loss compares.
+
+    Args:
+        model: a WavLM model, as a folder or a name on the Hub; TAAE uses microsoft/wavlm-large.
+        layers: which hidden states, from 0, the input of its first layer; None takes all.
+    """
+
+    model: str
+    layers: list[int] | None = None
+
+
+@dataclass
+class Ctc:
+    """A head that reads text off the latents, on whole utterances of its own beside the crops.
+
+    Args:
+        corpora: recordings with texts.
+        text_column: the column that holds the texts, of the corpora or of `transcripts`.
+        transcripts: a Parquet file with the texts by `id`, if they are no column of the corpora.
+        units: "characters" of the text, or "symbols" that stand between spaces, such as phonemes.
+        ignored: units that are no part of the text, such as marks between words.
+        batch_size: utterances per process and forward pass.
+        max_seconds: longer recordings are left out.
+        hidden_size: width of the head.
+        learning_rate: of the head, the constant one.
+        validation: recordings with texts, never trained on, for the error rate at the run's validations; None measures
+            none.
+    """
+
+    corpora: list[Corpus]
+    text_column: str = "text"
+    transcripts: str | None = None
+    units: Literal["characters", "symbols"] = "characters"
+    ignored: list[str] = field(default_factory=list)
+    batch_size: PositiveInt = 4
+    max_seconds: float = 12.0
+    hidden_size: PositiveInt = 256
+    learning_rate: float = 1e-3
+    validation: Corpus | None = None
 
 
 @dataclass
@@ -153,10 +229,14 @@ class Recipe:
         size: a named size (nano, 240m, 480m, 950m) to train from scratch, or a folder or Hub name of a TAAE model to
             start from.
         config: fields of the model's configuration that differ from the named size.
+        freeze_encoder: train the decoder alone, so that the tokens stay bit for bit what they are.
         data: what to train on.
         losses: what to minimise.
         discriminator: trains against the codec; None leaves the adversarial losses out. Starts from the one published
             beside the model in `size`, if there is one.
+        perceptual: what the perceptual loss listens with; None leaves it out.
+        ctc: a head that reads text off the latents; None leaves it out. Starts from the one published beside the model
+            in `size`, if there is one.
         optimizer: how.
         validation: how to watch.
         max_steps: optimiser steps in all.
@@ -176,9 +256,12 @@ class Recipe:
     output_dir: str = "runs/taae"
     size: str = "nano"
     config: dict[str, Any] = field(default_factory=dict)
+    freeze_encoder: bool = False
     data: Data = field(default_factory=Data)
     losses: Losses = field(default_factory=Losses)
     discriminator: Discriminator | None = None
+    perceptual: Perceptual | None = None
+    ctc: Ctc | None = None
     optimizer: Optimizer = field(default_factory=Optimizer)
     validation: Validation = field(default_factory=Validation)
     max_steps: PositiveInt = 100_000

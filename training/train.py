@@ -4,11 +4,12 @@ A run is made of optimiser steps. It writes checkpoints that resume exactly, a l
 the end (and at every validation) the averaged weights as a folder that `AutoModel.from_pretrained` loads.
 """
 
+import copy
 import itertools
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -32,21 +33,42 @@ from training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from training.data import CorpusError, StreamedCrops, TrainingCrops
-from training.discriminator import DiscriminatorError
+from training.data import StreamedCrops, TrainingCrops
 from training.losses import ReconstructionLoss, weighted_sum
 from training.optimization import DivergenceError, DivergenceWatch, build_optimizer, learning_rate_factor
-from training.recipe import Recipe, parse_recipe
+from training.perceptual import PerceptualLoss
+from training.recipe import Recipe, RecipeError, parse_recipe
+from training.semantic import Reader
 from training.validation import Validator
 
 
-def build_model(recipe: Recipe) -> TaaeModel:
-    """The model to train, with weight norm: a named size from scratch, or a published model to go on from."""
-    if recipe.size in NAMED_SIZES:
-        model = TaaeModel(TaaeConfig.named(recipe.size, **recipe.config))
-    else:
-        model = TaaeModel.from_pretrained(recipe.size, **recipe.config)
-    model.set_attn_implementation(recipe.attn_implementation)
+def load_model(recipe: Recipe) -> TaaeModel:
+    """A named size from scratch, or a published model to go on from, as the recipe says.
+
+    Raises:
+        RecipeError: if there is no such model, or the recipe's configuration does not fit it.
+    """
+    if unknown := sorted(recipe.config.keys() - {field.name for field in fields(TaaeConfig)}):
+        raise RecipeError(f"A model's configuration has no field {unknown[0]!r}, which stands under config.")
+    try:
+        if recipe.size in NAMED_SIZES:
+            model = TaaeModel(TaaeConfig.named(recipe.size, **recipe.config))
+        else:
+            model = TaaeModel.from_pretrained(recipe.size, dtype=torch.float32, **recipe.config)
+        model.set_attn_implementation(recipe.attn_implementation)
+        model.bottleneck(recipe.validation.bottleneck)
+    except (OSError, ValueError, ImportError) as error:
+        raise RecipeError(f"Cannot make the model {recipe.size!r}: {str(error).splitlines()[0]}") from error
+    return model
+
+
+def prepare_model(model: TaaeModel, recipe: Recipe) -> TaaeModel:
+    """The model ready to train: with weight norm, and computed as the recipe says."""
+    encoder = copy.deepcopy(model.encoder)
+    model.apply_weight_norm()
+    if recipe.freeze_encoder:
+        # Without weight norm: taking a weight apart and putting it together again would round it, and move tokens.
+        model.encoder = encoder.requires_grad_(False)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if recipe.compile:
@@ -54,7 +76,7 @@ def build_model(recipe: Recipe) -> TaaeModel:
         for module in model.modules():
             if isinstance(module, TaaeTransformerLayer):
                 module.compile()
-    return model.apply_weight_norm()
+    return model
 
 
 class Trainer:
@@ -64,8 +86,7 @@ class Trainer:
         recipe: everything that the run depends on.
 
     Raises:
-        CorpusError: if there is nothing to train on.
-        DiscriminatorError: if the recipe's discriminator does not fit.
+        RecipeError: if there is nothing to train on, or a part of the recipe does not fit another.
     """
 
     def __init__(self, recipe: Recipe):
@@ -79,7 +100,7 @@ class Trainer:
             project_config=ProjectConfiguration(project_dir=str(self.output_dir)),
         )
         set_seed(recipe.seed, device_specific=True)
-        model = build_model(recipe)
+        model = prepare_model(load_model(recipe), recipe)
         config = model.config
         self.extractor = TaaeFeatureExtractor(sampling_rate=config.sampling_rate, hop_length=config.hop_length)
         self.crops = None
@@ -91,9 +112,14 @@ class Trainer:
         if recipe.validation.corpus is not None and self.accelerator.is_main_process:
             self.validator = Validator(recipe, self.extractor)
         self.reconstruction = ReconstructionLoss(config.sampling_rate).to(self.accelerator.device)
-        self.adversary = None
+        self.perceptual = self.adversary = self.reader = None
+        if recipe.perceptual is not None:
+            self.perceptual = PerceptualLoss(recipe.perceptual, config.sampling_rate).to(self.accelerator.device)
         if recipe.discriminator is not None:
             self.adversary = Adversary(recipe, self.accelerator, config.hop_length)
+        if recipe.ctc is not None:
+            self.reader = Reader(recipe, self.accelerator, self.extractor, config.latent_dim)
+        self.companions = [part.companion for part in (self.adversary, self.reader) if part is not None]
         self.watch = DivergenceWatch(recipe.optimizer.divergence_ratio)
         settings = recipe.optimizer
         optimizer = build_optimizer(model, settings, settings.learning_rate)
@@ -104,21 +130,35 @@ class Trainer:
         self.accelerator.register_for_checkpointing(self.scheduler, self.average)
         self.step = 0
 
+    def shares(self, size: int) -> list[range]:
+        """The numbers of the items in each of this process's batches of a size, from the current step to the last.
+
+        The global batch is the same run of items on any number of processes.
+        """
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        accumulated = self.recipe.gradient_accumulation_steps
+        batches = range(self.step * accumulated, self.recipe.max_steps * accumulated)
+        starts = ((batch * processes + process) * size for batch in batches)
+        return [range(start, start + size) for start in starts]
+
     def batches(self) -> Iterable[torch.Tensor]:
-        """This process's batches from the current step to the last."""
+        """This process's batches of crops, (batch, 1, samples), from the current step to the last."""
         recipe, process, processes = self.recipe, self.accelerator.process_index, self.accelerator.num_processes
-        size, data = recipe.batch_size, recipe.data
-        first, last = (step * recipe.gradient_accumulation_steps for step in (self.step, recipe.max_steps))
+        size, data, shares = recipe.batch_size, recipe.data, self.shares(recipe.batch_size)
         # A generator of its own: a loader draws a number as it starts, which would shift the dither of a resumed run.
         generator = torch.Generator()
         if data.streaming:
-            crops = StreamedCrops(data, self.extractor, recipe.seed, process, processes, first * size)
+            first = self.step * recipe.gradient_accumulation_steps * size
+            crops = StreamedCrops(data, self.extractor, recipe.seed, process, processes, first)
             loader = DataLoader(crops, size, num_workers=min(data.workers, 1), generator=generator)
-            return itertools.islice(loader, last - first)
-        # The global batch is the same run of crops on any number of processes.
-        starts = ((batch * processes + process) * size for batch in range(first, last))
-        shares = [range(start, start + size) for start in starts]
+            return itertools.islice(loader, len(shares))
         return DataLoader(self.crops, batch_sampler=shares, num_workers=data.workers, generator=generator)
+
+    def utterances(self) -> Iterable[dict | None]:
+        """This process's batches of transcribed utterances, one for each of crops, if the recipe has a CTC head."""
+        if self.reader is None:
+            return itertools.repeat(None)
+        return self.reader.batches(self.shares(self.recipe.ctc.batch_size))
 
     def train(self) -> None:
         """Runs from the newest checkpoint, if there is one, to the last step.
@@ -137,9 +177,9 @@ class Trainer:
             disable=not self.accelerator.is_main_process,
         )
         self.model.train()
-        for batch in self.batches():
+        for crops, utterances in zip(self.batches(), self.utterances(), strict=False):
             with self.accelerator.accumulate(self.model):
-                log = self.forward_and_backward(batch.to(self.accelerator.device))
+                log = self.forward_and_backward(crops.to(self.accelerator.device), utterances)
                 if self.accelerator.sync_gradients:
                     log |= self.update()
                     progress.update()
@@ -148,16 +188,25 @@ class Trainer:
         self.publish()
         self.accelerator.end_training()
 
-    def forward_and_backward(self, audio: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Gathers the gradients of a batch (batch, 1, samples), and returns its losses for the log.
+    def forward_and_backward(self, audio: torch.Tensor, utterances: dict | None = None) -> dict[str, torch.Tensor]:
+        """Gathers the gradients of a batch and returns its losses for the log.
 
         The codec decodes once: its own losses and the discriminator's are taken from the same audio.
+
+        Args:
+            audio: (batch, 1, samples).
+            utterances: a batch for the CTC head, if there is one.
         """
         decoded = self.model(audio).audio_values
         terms, others = self.reconstruction(decoded, audio), {}
+        if self.perceptual is not None:
+            with self.accelerator.autocast():
+                terms["perceptual"] = self.perceptual(decoded, audio)
         if self.adversary is not None and self.adversary.active(self.step):
             adversarial, others = self.adversary.losses(decoded, audio, self.step)
             terms |= adversarial
+        if self.reader is not None:
+            terms["ctc"] = self.reader.loss(self.accelerator.unwrap_model(self.model), utterances)
         loss = weighted_sum(terms, self.recipe.losses, self.step)
         self.accelerator.backward(loss)
         return {name: value.detach() for name, value in {**terms, **others, "loss": loss}.items()}
@@ -168,8 +217,8 @@ class Trainer:
         if self.watch.allows_step(norm.item()):
             self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.adversary is not None:
-            self.adversary.update(self.step)
+        for companion in self.companions:
+            companion.update(self.step)
         self.scheduler.step()
         self.step += 1
         return {"grad_norm": norm}
@@ -193,6 +242,8 @@ class Trainer:
     def validate(self) -> None:
         """Scores the averaged weights and logs the means."""
         means = self.validator.run(self.average.module.eval(), self.validation_loss, self.accelerator, self.step)
+        if self.reader is not None:
+            means |= self.reader.validate(self.average.module)
         means = {f"validation/{name}": value for name, value in means.items()}
         self.accelerator.log(means, step=self.step)
         tqdm.write(json.dumps({"step": self.step} | {name: round(value, 4) for name, value in means.items()}))
@@ -203,15 +254,15 @@ class Trainer:
         return {**terms, "loss": weighted_sum(terms, self.recipe.losses, self.step)}
 
     def save(self) -> None:
-        """Writes model, average, optimiser, schedule, random state and discriminator as a checkpoint."""
+        """Writes model, average, optimiser, schedule, random state and companions as a checkpoint."""
         target = self.output_dir / f"checkpoint-{self.step}"
-        more = None if self.adversary is None else self.adversary.save
-        save_checkpoint(self.accelerator, target, self.recipe.keep_checkpoints, more)
+        writers = [companion.save for companion in self.companions]
+        save_checkpoint(self.accelerator, target, self.recipe.keep_checkpoints, writers)
 
     def resume(self) -> None:
         """Goes on from the newest checkpoint in the output folder, if there is one."""
         if checkpoints := complete_checkpoints(self.output_dir):
-            load_checkpoint(self.accelerator, checkpoints[-1], None if self.adversary is None else self.adversary.load)
+            load_checkpoint(self.accelerator, checkpoints[-1], [companion.load for companion in self.companions])
             self.step = checkpoint_step(checkpoints[-1])
             self.accelerator.print(f"Resuming from {checkpoints[-1]}.")
 
@@ -222,8 +273,8 @@ class Trainer:
             folder = self.output_dir / "model"
             self.average.module.save_pretrained(folder)
             self.extractor.save_pretrained(folder)
-            if self.adversary is not None:
-                self.adversary.discriminator.save_pretrained(folder)
+            for companion in self.companions:
+                companion.module.save_pretrained(folder)
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, str | int | float | bool]:
@@ -242,7 +293,7 @@ def main() -> None:
     recipe = parse_recipe(sys.argv[1:])
     try:
         Trainer(recipe).train()
-    except (CorpusError, DiscriminatorError) as error:
+    except RecipeError as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         sys.exit(2)
     except CheckpointError as error:

@@ -1,0 +1,140 @@
+"""Augmentation of training crops: one function per change, and one class that draws them.
+
+The codec hears the changed crop and has to give it back, noise and all. What is drawn follows from the crop's random
+generator alone; what is switched off draws nothing, so that it leaves all other draws as they are.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+
+from training.recipe import Augmentation, RecipeError
+
+# Where the equaliser's gain is drawn, in Hz; in between it follows the logarithm of the frequency.
+EQUALIZER_BANDS = (60.0, 150.0, 400.0, 1_000.0, 2_500.0, 6_000.0)
+INT16_FULL_SCALE = 32768
+SILENCE = 1e-6  # mean square, about -60 dB of full scale
+
+
+class AugmentationError(RecipeError):
+    """A folder of noises or rooms that holds none."""
+
+
+class Augmenter:
+    """Draws crops from recordings and changes them.
+
+    Args:
+        settings: which changes, and how large.
+        sampling_rate: in Hz.
+
+    Raises:
+        AugmentationError: if a folder holds no audio.
+    """
+
+    def __init__(self, settings: Augmentation, sampling_rate: int):
+        self.settings, self.sampling_rate = settings, sampling_rate
+        self.noises = find_audio(settings.noise) if settings.noise else []
+        self.rooms = find_audio(settings.room) if settings.room else []
+
+    def draw(self, recording: np.ndarray, generator: np.random.Generator, length: int) -> torch.Tensor:
+        """A crop from anywhere in a recording (samples,) int16, changed: (1, length) float32."""
+        settings, speed = self.settings, 1.0
+        if settings.speed > 0 and self._tossed(generator):
+            speed = (1 + settings.speed) ** generator.uniform(-1, 1)
+        crop = random_crop(recording, generator, round(length * speed)).astype(np.float32) / INT16_FULL_SCALE
+        if speed != 1:
+            crop = change_speed(crop, length)
+        if settings.polarity and self._tossed(generator):
+            crop = -crop
+        if settings.equalization > 0 and self._tossed(generator):
+            extent = settings.equalization
+            crop = equalize(crop, generator.uniform(-extent, extent, len(EQUALIZER_BANDS)), self.sampling_rate)
+        if self.rooms and self._tossed(generator):
+            crop = add_room(crop, read_audio(self._one_of(self.rooms, generator), self.sampling_rate))
+        if self.noises and self._tossed(generator):
+            noise = read_audio(self._one_of(self.noises, generator), self.sampling_rate)
+            crop = add_noise(crop, random_crop(noise, generator, length), generator.uniform(*settings.noise_snr))
+        gain = 10 ** (generator.uniform(-settings.level, settings.level) / 20)
+        return torch.from_numpy(change_level(crop, gain))[None]
+
+    def _tossed(self, generator: np.random.Generator) -> bool:
+        return generator.random() < self.settings.probability
+
+    @staticmethod
+    def _one_of(files: list[Path], generator: np.random.Generator) -> Path:
+        return files[generator.integers(len(files))]
+
+
+def random_crop(recording: np.ndarray, generator: np.random.Generator, length: int) -> np.ndarray:
+    """(length,) of a recording from a place drawn at random, zero-padded where the recording is shorter."""
+    start = generator.integers(max(len(recording) - length, 0) + 1)
+    crop = recording[start : start + length]
+    return np.pad(crop, (0, length - len(crop)))
+
+
+def change_level(samples: np.ndarray, gain: float) -> np.ndarray:
+    """(samples,) float32 scaled by a gain, short of clipping."""
+    peak = np.abs(samples).max()
+    return samples * np.float32(min(gain, 1 / max(peak, 1e-6)))
+
+
+def change_speed(samples: np.ndarray, length: int) -> np.ndarray:
+    """Squeezes or stretches (samples,) into (length,) by resampling, which moves pitch and formants along."""
+    resampled = soxr.resample(samples, len(samples), length)[:length]
+    return np.pad(resampled, (0, length - len(resampled)))
+
+
+def equalize(samples: np.ndarray, gains: np.ndarray, sampling_rate: int) -> np.ndarray:
+    """Filters (samples,) float32 with the given gains in dB at `EQUALIZER_BANDS`, without changing phases."""
+    frequencies = np.fft.rfftfreq(len(samples), 1 / sampling_rate)
+    decibels = np.interp(np.log(frequencies.clip(1)), np.log(EQUALIZER_BANDS), gains)
+    return np.fft.irfft(np.fft.rfft(samples) * 10 ** (decibels / 20), len(samples)).astype(np.float32)
+
+
+def add_noise(samples: np.ndarray, noise: np.ndarray, snr: float) -> np.ndarray:
+    """Adds noise of the same length at a signal-to-noise ratio in dB; not where either of the two is silent."""
+    signal_power, noise_power = np.mean(np.square(samples)), np.mean(np.square(noise))
+    if min(signal_power, noise_power) < SILENCE:
+        return samples
+    return samples + noise * np.float32(np.sqrt(signal_power / noise_power) * 10 ** (-snr / 20))
+
+
+def add_room(samples: np.ndarray, response: np.ndarray) -> np.ndarray:
+    """Convolves (samples,) with a room's impulse response from its peak on, keeping the power and the timing."""
+    response = response[np.abs(response).argmax() :]
+    size = len(samples) + len(response) - 1
+    wet = np.fft.irfft(np.fft.rfft(samples, size) * np.fft.rfft(response, size), size)[: len(samples)]
+    power, wet_power = np.mean(np.square(samples)), np.mean(np.square(wet))
+    return (wet * np.sqrt(power / max(wet_power, 1e-12))).astype(np.float32)
+
+
+def find_audio(folder: str) -> list[Path]:
+    """The files in a folder, and in those below it, that soundfile knows; others are left out.
+
+    Raises:
+        AugmentationError: if there is none.
+    """
+    files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file() and is_audio(path)]
+    if not files:
+        raise AugmentationError(f"There is no audio in the folder {folder!r}, which the recipe augments with.")
+    return files
+
+
+def is_audio(path: Path) -> bool:
+    """Whether soundfile can open a file and finds samples in it."""
+    try:
+        return soundfile.info(path).frames > 0
+    except (OSError, RuntimeError):
+        return False
+
+
+def read_audio(path: Path, sampling_rate: int) -> np.ndarray:
+    """A file as mono (samples,) float32 at a rate in Hz; silence if it cannot be read after all."""
+    try:
+        samples, native_rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (OSError, RuntimeError):
+        return np.zeros(1, np.float32)
+    return soxr.resample(samples.mean(axis=1), native_rate, sampling_rate)
