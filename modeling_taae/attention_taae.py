@@ -14,6 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_taae import TaaeConfig
 from .convolution_taae import real_steps
+from .streaming_taae import Past
 
 try:
     from flash_attn import flash_attn_varlen_func
@@ -21,15 +22,22 @@ except ImportError:
     flash_attn_varlen_func = None
 
 
-def rotary_embedding(steps: int, dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
+def rotary_embedding(
+    steps: int, dim: int, base: float, device: torch.device, start: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotary position embedding, each (steps, dim) in float32.
+
+    With `start`, the position of each item's first step, (batch,) integers, they are (batch, 1, steps, dim).
 
     The angles are computed in float64: float32 is off by 1e-2 rad after half an hour, which changes tokens.
     """
     angle_device = torch.device("cpu") if device.type == "mps" else device
     exponents = torch.arange(0, dim, 2, dtype=torch.float64, device=angle_device) / dim
     positions = torch.arange(steps, dtype=torch.float64, device=angle_device)
-    angles = (positions[:, None] / base**exponents).repeat(1, 2)
+    if start is not None:
+        positions = start.to(angle_device)[:, None, None] + positions
+    angles = positions[..., None] / base**exponents
+    angles = torch.cat([angles, angles], dim=-1)
     return angles.cos().to(torch.float32).to(device), angles.sin().to(torch.float32).to(device)
 
 
@@ -62,31 +70,33 @@ class WindowBlocks:
 
     Args:
         window: keys that a query sees to its left and right, inclusive.
-        batch_size, steps: shape of the sequences.
+        hidden_states: (batch, steps, width), the sequences to attend over; only shape, dtype and device matter.
         lengths: (batch,) real steps of each item, or None.
-        dtype, device: of the mask.
-        implementation: the attention implementation that the mask is for.
+        implementation: the attention implementation that computes within blocks.
+        past_steps: (batch,) steps of each item before these, of which keys come with the window's left half in front
+            of the present ones; None where there are none.
     """
 
     def __init__(
         self,
         window: tuple[int, int],
-        batch_size: int,
-        steps: int,
+        hidden_states: Tensor,
         lengths: Tensor | None,
-        dtype: torch.dtype,
-        device: torch.device,
         implementation: str = "sdpa",
+        past_steps: Tensor | None = None,
     ):
         left, right = window
-        self.batch_size, self.steps = batch_size, steps
-        self.block = min(left + right + 1, steps)
-        self.blocks = -(-steps // self.block)
-        self.halo = (left, right) if self.blocks > 1 else (0, 0)
-        seen = self._seen(window, lengths, device)
-        self.mask = flex_mask(seen) if implementation == "flex_attention" else additive_mask(seen, dtype)
+        self.implementation = implementation
+        self.batch_size, self.steps, _ = hidden_states.shape
+        self.block = min(left + right + 1, self.steps)
+        self.blocks = -(-self.steps // self.block)
+        self.halo = (left, right) if self.blocks > 1 or past_steps is not None else (0, 0)
+        seen = self._seen(window, lengths, past_steps, hidden_states.device)
+        self.mask = flex_mask(seen) if implementation == "flex_attention" else additive_mask(seen, hidden_states.dtype)
 
-    def _seen(self, window: tuple[int, int], lengths: Tensor | None, device: torch.device) -> Tensor:
+    def _seen(
+        self, window: tuple[int, int], lengths: Tensor | None, past_steps: Tensor | None, device: torch.device
+    ) -> Tensor:
         """Boolean (batch * blocks, 1, block, keys), true where a query sees a key."""
         left, right = window
         starts = torch.arange(self.blocks, device=device)[:, None] * self.block
@@ -94,7 +104,8 @@ class WindowBlocks:
         key = starts - self.halo[0] + torch.arange(self.block + sum(self.halo), device=device)
         offset = key[:, None, :] - query[:, :, None]
         ends = torch.full((self.batch_size,), self.steps, device=device) if lengths is None else lengths
-        real = (key >= 0) & (key < ends[:, None, None])
+        begins = torch.zeros_like(ends) if past_steps is None else -past_steps
+        real = (key >= begins[:, None, None]) & (key < ends[:, None, None])
         # Queries beyond the end see themselves: a softmax over nothing would be NaN, and spread.
         seen = (offset >= -left) & (offset <= right) & real[:, :, None, :] | (offset == 0)
         return seen.flatten(0, 1)[:, None]
@@ -104,9 +115,13 @@ class WindowBlocks:
         return self._split(F.pad(states, (0, 0, 0, self.blocks * self.block - self.steps)), self.block)
 
     def split_keys(self, states: Tensor) -> Tensor:
-        """(batch, heads, steps, head_dim) -> (batch * blocks, heads, keys, head_dim)."""
+        """(batch, heads, steps, head_dim) -> (batch * blocks, heads, keys, head_dim).
+
+        The steps may have past ones in front of them, as many as the window has to its left.
+        """
         before, after = self.halo
-        padded = F.pad(states, (0, 0, before, after + self.blocks * self.block - self.steps))
+        missing = before - (states.shape[2] - self.steps)
+        padded = F.pad(states, (0, 0, missing, after + self.blocks * self.block - self.steps))
         return self._split(padded, self.block + before + after)
 
     def _split(self, states: Tensor, size: int) -> Tensor:
@@ -197,6 +212,7 @@ class TaaeAttention(nn.Module):
         position_embeddings: tuple[Tensor, Tensor],
         blocks: WindowBlocks | None = None,
         lengths: Tensor | None = None,
+        past: Past | None = None,
     ) -> Tensor:
         """(batch, steps, width) -> the same shape. `blocks` is None with FlashAttention, which needs none."""
         query, key, value = (
@@ -207,7 +223,9 @@ class TaaeAttention(nn.Module):
         key = apply_rotary(self.k_norm(key), *position_embeddings)
         if blocks is None:
             return self.o_proj(flash_window_attention(query, key, value, self.window, lengths))
-        attention = attention_function(self.config._attn_implementation, query.device)
+        if past is not None:
+            key, value = (past.prepend(states, self.window[0], dim=2) for states in (key, value))
+        attention = attention_function(blocks.implementation, query.device)
         attended, _ = attention(
             self,
             blocks.split_queries(query),

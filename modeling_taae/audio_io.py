@@ -149,6 +149,11 @@ def audio_format(target: str | Path) -> str:
     return WRITTEN_FORMATS[suffix]
 
 
+def to_pcm16(audio: np.ndarray) -> np.ndarray:
+    """Samples of full scale 1 as 16-bit integers; what is beyond full scale is clipped."""
+    return np.clip(np.rint(audio * 2.0**15), -(2**15), 2**15 - 1).astype(np.int16)
+
+
 def write_audio(target: str | Path, audio: np.ndarray, sampling_rate: int) -> None:
     """Writes 16-bit PCM; samples beyond full scale are clipped. The target is replaced in one step.
 
@@ -163,9 +168,8 @@ def write_audio(target: str | Path, audio: np.ndarray, sampling_rate: int) -> No
     """
     if not np.isfinite(audio).all():
         raise ValueError(f"{target}: not written, because the audio contains NaN or infinite samples")
-    pcm = np.clip(np.rint(audio * 2.0**15), -(2**15), 2**15 - 1).astype(np.int16)
     buffer = io.BytesIO()
-    soundfile.write(buffer, pcm, sampling_rate, format=audio_format(target), subtype="PCM_16")
+    soundfile.write(buffer, to_pcm16(audio), sampling_rate, format=audio_format(target), subtype="PCM_16")
     write_bytes(target, buffer.getvalue())
 
 

@@ -25,8 +25,8 @@ from .audio_io import (
     read_audio,
     write_audio,
 )
-from .codec import Codec, load_codec
-from .taae_file import TaaeFile, TaaeFileError, format_bottleneck, parse_bottleneck
+from .codec import Codec, chosen_bottleneck, load_codec
+from .taae_file import TaaeFile, format_bottleneck
 
 TAAE_SUFFIX = ".taae"
 
@@ -50,6 +50,7 @@ BOTTLENECK_HELP = (
     "1x46656_400bps, 2x15625_700bps, 4x729_1000bps, native, or stages such as 5,5,5,5,5,5@1.0/5,5,5,5,5,5@0.25 "
     "(levels of each dimension @ scale); default: the model's own"
 )
+FORCE_HELP = "decode what another model encoded, to noise most likely"
 PEERS_HELP = (
     "codec2-450, -700C, -1200, -2400, ...; opus-6k, ...; pcm16; a Transformers codec, such as "
     "kyutai/mimi?num_quantizers=8, facebook/encodec_24khz?bandwidth=1.5, or a folder of one"
@@ -65,6 +66,25 @@ DECODE_EXAMPLES = """\
 RECONSTRUCT_EXAMPLES = """\
   taae reconstruct speech.wav -o decoded.wav
   taae reconstruct recordings/ -o decoded/ --bottleneck 4x729_1000bps"""
+STREAM_EXAMPLES = """\
+  rec -q -t wav -r 16000 -c 1 -b 16 - | taae stream | play -q -t s16 -r 16000 -c 1 -
+  taae stream --output tokens < speech.wav > speech.tokens
+  taae stream --output f32le < speech.tokens > speech.raw
+  ffmpeg -i speech.mp3 -f s16le -ar 16000 -ac 1 - | taae stream --input s16le --gain 6 > decoded.raw
+
+The model must be causal. Each frame is written as soon as its last sample has come; the tokens are those of
+`taae encode --no-loudness`. A stream cannot know how loud it will be, so its level is left as it is but for --gain.
+
+A stream of tokens, little-endian:
+  4 bytes    TAAS
+  1          version, 1
+  8          identity of the model: the start of the SHA-256 of its weights
+  4, 4, 8    sampling rate in Hz, samples per frame, 0
+  2 + n      the bottleneck as text, after its length
+  1 + 8 k    number k of tokens per frame, then the vocabulary size of each
+  4          CRC-32 of all bytes so far
+  then for each frame its tokens, each in the fewest bits that hold its vocabulary, lowest bit first, and zeros up to a
+  whole byte"""
 INFO_EXAMPLES = """\
   taae info speech.taae
   taae info hub_cards/taae-speech-16k-nano"""
@@ -81,16 +101,6 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends the program with exit status 2."""
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
-
-
-def chosen_bottleneck(codec: Codec, text: str | None) -> str | list | None:
-    """What `--bottleneck` stands for, checked against the model."""
-    try:
-        bottleneck = None if text is None else parse_bottleneck(text)
-        codec.model.bottleneck(bottleneck)
-    except ValueError as error:
-        raise TaaeInputError(f"--bottleneck: {error}") from error
-    return bottleneck
 
 
 def run_jobs(jobs: list[Job], work: Callable[[Job], None], debug: bool) -> int:
@@ -135,11 +145,8 @@ def decode(args: argparse.Namespace) -> int:
 
     def work(job: Job) -> None:
         encoded = TaaeFile.load(job.source)
-        if encoded.model_identity != codec.identity and not args.force:
-            raise TaaeFileError(
-                f"{display_name(job.source)}: was encoded by model {encoded.model_identity}, not by this one "
-                f"({codec.identity}); choose the encoder's with --model, or decode to noise with --force"
-            )
+        if not args.force:
+            codec.check_identity(display_name(job.source), encoded.model_identity)
         write_audio(job.target, codec.decode(encoded), codec.model.config.sampling_rate)
 
     return run_jobs(jobs, work, args.debug)
@@ -227,6 +234,13 @@ def evaluate(args: argparse.Namespace) -> int:
     return run(args)
 
 
+def stream(args: argparse.Namespace) -> int:
+    """`taae stream`."""
+    from .stream import run
+
+    return run(args)
+
+
 def build_parser() -> ArgumentParser:
     """The command line's options and help."""
     parser = ArgumentParser(prog="taae", description=DESCRIPTION, epilog=EPILOG, formatter_class=RAW)
@@ -260,11 +274,14 @@ def build_parser() -> ArgumentParser:
     command = add(decode, "turn .taae files into audio", DECODE_EXAMPLES, model)
     command.add_argument("inputs", nargs="+", metavar="FILE", help="a .taae file, a directory of them, or -")
     command.add_argument("-o", "--output", metavar="OUT", required=True, help=OUTPUT_HELP)
-    command.add_argument("--force", action="store_true", help="decode what another model encoded, to noise most likely")
+    command.add_argument("--force", action="store_true", help=FORCE_HELP)
 
     command = add(reconstruct, "encode and decode audio, to hear the codec", RECONSTRUCT_EXAMPLES, model, encoding)
     command.add_argument("inputs", nargs="+", metavar="AUDIO", help=AUDIO_HELP)
     command.add_argument("-o", "--output", metavar="OUT", required=True, help=OUTPUT_HELP)
+
+    command = add(stream, "encode and decode a live signal, standard input to output", STREAM_EXAMPLES, model)
+    add_stream_options(command)
 
     command = add(info, "tell about a .taae file or a model", INFO_EXAMPLES)
     command.add_argument("subject", metavar="FILE_OR_MODEL", help="a .taae file, -, a model's folder or its Hub name")
@@ -276,6 +293,26 @@ def build_parser() -> ArgumentParser:
     command.add_argument("source", metavar="SRC", help="folder with model_config.json and the weights")
     command.add_argument("target", metavar="DST", help="folder to write")
     return parser
+
+
+def add_stream_options(command: argparse.ArgumentParser) -> None:
+    """The options of `taae stream`."""
+    add = command.add_argument
+    add("--bottleneck", metavar="B", help=BOTTLENECK_HELP)
+    add("--force", action="store_true", help=FORCE_HELP)
+    add("--gain", type=float, default=0.0, metavar="DB", help="make the input louder by so many decibels (default: 0)")
+    add(
+        "--input",
+        choices=["auto", "s16le", "f32le"],
+        default="auto",
+        help="raw mono samples of the model's rate, or what its beginning says: WAV or tokens (default: auto)",
+    )
+    add(
+        "--output",
+        choices=["s16le", "f32le", "tokens"],
+        default="s16le",
+        help="raw mono samples of the model's rate, or a stream of tokens (default: s16le)",
+    )
 
 
 def add_evaluate_options(command: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .audio_io import TaaeInputError, one_line
-from .taae_file import TaaeFile, model_identity
+from .taae_file import TaaeFile, TaaeFileError, model_identity, parse_bottleneck
 
 if TYPE_CHECKING:
     from .feature_extraction_taae import TaaeFeatureExtractor
@@ -60,6 +60,28 @@ class Codec:
         except ValueError as error:
             raise TaaeInputError(f"the tokens do not fit this model ({error}); choose another with --model") from error
         return decoded.audio_values[0, 0, : encoded.num_samples].float().cpu().numpy()
+
+    def check_identity(self, source: str, identity: str) -> None:
+        """Checks that this is the model that encoded; `source` is what the error calls the input.
+
+        Raises:
+            TaaeFileError: if it is another.
+        """
+        if identity != self.identity:
+            raise TaaeFileError(
+                f"{source}: was encoded by model {identity}, not by this one ({self.identity}); choose the encoder's "
+                "with --model, or decode to noise with --force"
+            )
+
+
+def chosen_bottleneck(codec: Codec, text: str | None) -> str | list | None:
+    """What `--bottleneck` stands for, checked against the model."""
+    try:
+        bottleneck = None if text is None else parse_bottleneck(text)
+        codec.model.bottleneck(bottleneck)
+    except ValueError as error:
+        raise TaaeInputError(f"--bottleneck: {error}") from error
+    return bottleneck
 
 
 def default_model() -> str:

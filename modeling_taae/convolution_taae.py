@@ -2,7 +2,7 @@
 
 `lengths` (batch,) is the number of real steps of each item at the rate of the tensor it goes with, or None where all
 steps are real. What lies beyond an item's length is zero at the input of every convolution, so that an item of a padded
-batch comes out as it does alone.
+batch comes out as it does alone. `past` is what a stream remembers, which stands on the left in place of zeros.
 """
 
 import math
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_taae import TaaeConfig
+from .streaming_taae import Past
 
 
 def real_steps(lengths: Tensor, steps: int) -> Tensor:
@@ -53,8 +54,10 @@ class TaaeConv1d(nn.Conv1d):
             side = reach // 2 if stride == 1 else math.ceil(stride / 2)
             self.side_padding = (side, side)
 
-    def forward(self, hidden_states: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(self, hidden_states: Tensor, lengths: Tensor | None = None, past: Past | None = None) -> Tensor:
         """(batch, in_channels, steps) -> (batch, out_channels, steps / stride)."""
+        if past is not None:
+            return super().forward(past.prepend(hidden_states, self.side_padding[0]))
         return super().forward(F.pad(zero_padding(hidden_states, lengths), self.side_padding))
 
     def output_lengths(self, lengths: Tensor | None) -> Tensor | None:
@@ -75,8 +78,11 @@ class TaaeConvTranspose1d(nn.ConvTranspose1d):
         )
         self.causal = causal
 
-    def forward(self, hidden_states: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(self, hidden_states: Tensor, lengths: Tensor | None = None, past: Past | None = None) -> Tensor:
         """(batch, in_channels, steps) -> (batch, out_channels, steps * stride)."""
+        if past is not None:
+            # The steps of the output that the last input reaches beyond its own begin those of the first new one.
+            return super().forward(past.prepend(hidden_states, 1))[..., self.stride[0] : -self.stride[0]]
         hidden_states = super().forward(zero_padding(hidden_states, lengths))
         return hidden_states[..., : -self.stride[0]] if self.causal else hidden_states
 
@@ -112,9 +118,9 @@ class TaaeResidualUnit(nn.Module):
         self.activation2 = TaaeSnake(channels) if config.use_snake else nn.ELU()
         self.conv2 = TaaeConv1d(channels, channels, kernel_size=1)
 
-    def forward(self, hidden_states: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(self, hidden_states: Tensor, lengths: Tensor | None = None, past: Past | None = None) -> Tensor:
         """(batch, channels, steps) -> the same shape."""
-        residual = self.conv1(self.activation1(hidden_states), lengths)
+        residual = self.conv1(self.activation1(hidden_states), lengths, past)
         return hidden_states + self.conv2(self.activation2(residual), lengths)
 
 

@@ -5,7 +5,8 @@ Signal path: audio -> patches -> encoder -> latents -> FSQ -> codes -> decoder -
 
 `lengths` (batch,) is the number of real steps of each item at the rate of the tensor it goes with, or None where all
 steps are real. What lies beyond an item's length is zero at the input of every convolution and hidden from attention,
-so that an item of a padded batch comes out as it does alone.
+so that an item of a padded batch comes out as it does alone. `past` is what a stream through a causal model remembers;
+it stands where zeros stand before the beginning of a recording.
 """
 
 import math
@@ -17,15 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from transformers.utils import ModelOutput, can_return_tuple
-from transformers.utils.generic import is_flash_attention_requested
 
-from .attention_taae import TaaeAttention, WindowBlocks, rotary_embedding
 from .configuration_taae import TaaeConfig
 from .convolution_taae import TaaeConv1d, TaaeConvTranspose1d, TaaeSnake, real_steps, residual_units, zero_padding
 from .quantization_taae import ResidualFSQ, dither, resolve_bottleneck
+from .streaming_taae import Past, StreamingState
+from .transformer_taae import TaaeLayerScale, TaaeTransformer
 
 
 @dataclass
@@ -38,11 +38,14 @@ class TaaeEncoderOutput(ModelOutput):
             1 where a frame holds audio of its item, 0 where it is padding.
         latents (`torch.FloatTensor` of shape `(batch, latent_dim, frames)`):
             Output of the encoder, before the hyperbolic tangent; zero in padded frames.
+        state (`StreamingState`, *optional*):
+            What to give to the next call, if this one was given a state.
     """
 
     audio_codes: Tensor | None = None
     audio_codes_mask: Tensor | None = None
     latents: Tensor | None = None
+    state: StreamingState | None = None
 
 
 @dataclass
@@ -51,9 +54,12 @@ class TaaeDecoderOutput(ModelOutput):
     Args:
         audio_values (`torch.FloatTensor` of shape `(batch, 1, frames * hop_length)`):
             Decoded audio, zero in padded frames.
+        state (`StreamingState`, *optional*):
+            What to give to the next call, if this one was given a state.
     """
 
     audio_values: Tensor | None = None
+    state: StreamingState | None = None
 
 
 @dataclass
@@ -76,114 +82,6 @@ class TaaeOutput(ModelOutput):
     latents: Tensor | None = None
 
 
-class TaaeFeedForward(nn.Module):
-    """Gated feed-forward layer: value * SiLU(gate)."""
-
-    def __init__(self, config: TaaeConfig, width: int):
-        super().__init__()
-        self.up_proj = nn.Linear(width, 2 * config.intermediate_ratio * width)
-        self.down_proj = nn.Linear(config.intermediate_ratio * width, width)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """(batch, steps, width) -> the same shape."""
-        value, gate = self.up_proj(hidden_states).chunk(2, dim=-1)
-        return self.down_proj(value * F.silu(gate))
-
-
-class TaaeConformerModule(nn.Module):
-    """The convolution module of a Conformer."""
-
-    def __init__(self, config: TaaeConfig, width: int):
-        super().__init__()
-        self.in_norm = nn.LayerNorm(width, eps=config.norm_eps, bias=False)
-        self.pointwise_conv1 = nn.Linear(width, width, bias=False)
-        self.glu = nn.Linear(width, 2 * width)
-        self.depthwise_conv = TaaeConv1d(width, width, kernel_size=17, groups=width, bias=False, causal=config.causal)
-        self.mid_norm = nn.LayerNorm(width, eps=config.norm_eps, bias=False)
-        self.pointwise_conv2 = nn.Linear(width, width, bias=False)
-
-    def forward(self, hidden_states: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(batch, steps, width) -> the same shape."""
-        value, gate = self.glu(self.pointwise_conv1(self.in_norm(hidden_states))).chunk(2, dim=-1)
-        hidden_states = self.depthwise_conv((value * F.silu(gate)).transpose(1, 2), lengths).transpose(1, 2)
-        return self.pointwise_conv2(F.silu(self.mid_norm(hidden_states)))
-
-
-class TaaeLayerScale(nn.Module):
-    """Scales each channel of a residual branch, starting near zero."""
-
-    def __init__(self, config: TaaeConfig, width: int):
-        super().__init__()
-        self.initial_scale = config.layer_scale_initial_scale
-        self.scale = nn.Parameter(torch.full((width,), self.initial_scale))
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """(batch, steps, width) -> the same shape."""
-        return self.scale * hidden_states
-
-
-class TaaeTransformerLayer(GradientCheckpointingLayer):
-    """Pre-norm attention and feed-forward, each scaled by LayerScale; optionally a Conformer module between them."""
-
-    def __init__(self, config: TaaeConfig, width: int):
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(width, eps=config.norm_eps, bias=False)
-        self.attention = TaaeAttention(config, width)
-        self.attention_scale = self._scale(config, width)
-        self.conformer = TaaeConformerModule(config, width) if config.use_conformer else None
-        self.conformer_scale = self._scale(config, width) if config.use_conformer else None
-        self.feed_forward_norm = nn.LayerNorm(width, eps=config.norm_eps, bias=False)
-        self.feed_forward = TaaeFeedForward(config, width)
-        self.feed_forward_scale = self._scale(config, width)
-        # Without LayerScale the branches themselves start at zero.
-        starts_at_zero = config.layer_scale_initial_scale is None
-        self.attention.o_proj.starts_at_zero = self.feed_forward.down_proj.starts_at_zero = starts_at_zero
-
-    @staticmethod
-    def _scale(config: TaaeConfig, width: int) -> nn.Module:
-        return nn.Identity() if config.layer_scale_initial_scale is None else TaaeLayerScale(config, width)
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
-        blocks: WindowBlocks | None = None,
-        lengths: Tensor | None = None,
-    ) -> Tensor:
-        """(batch, steps, width) -> the same shape."""
-        attended = self.attention(self.attention_norm(hidden_states), position_embeddings, blocks, lengths)
-        hidden_states = hidden_states + self.attention_scale(attended)
-        if self.conformer is not None:
-            hidden_states = hidden_states + self.conformer_scale(self.conformer(hidden_states, lengths))
-        return hidden_states + self.feed_forward_scale(self.feed_forward(self.feed_forward_norm(hidden_states)))
-
-
-class TaaeTransformer(nn.Module):
-    """The transformer layers of one block."""
-
-    def __init__(self, config: TaaeConfig, width: int, depth: int):
-        super().__init__()
-        self.config = config
-        self.rotary_dim = min(config.head_dim, width) // 2
-        self.layers = nn.ModuleList(TaaeTransformerLayer(config, width) for _ in range(depth))
-
-    def forward(self, hidden_states: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(batch, width, steps) -> the same shape."""
-        if not self.layers:
-            return hidden_states
-        batch, _, steps = hidden_states.shape
-        device, dtype = hidden_states.device, hidden_states.dtype
-        positions = rotary_embedding(steps, self.rotary_dim, self.config.rope_theta, device)
-        blocks = None
-        if not is_flash_attention_requested(self.config):
-            implementation = self.config._attn_implementation
-            blocks = WindowBlocks(self.config.attention_window, batch, steps, lengths, dtype, device, implementation)
-        hidden_states = hidden_states.transpose(1, 2)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, positions, blocks, lengths)
-        return hidden_states.transpose(1, 2)
-
-
 class TaaeEncoderBlock(nn.Module):
     """Residual units (optional), Snake (optional), strided convolution (if the stride is not 1), transformer layers."""
 
@@ -196,15 +94,17 @@ class TaaeEncoderBlock(nn.Module):
             self.downsample = TaaeConv1d(in_width, width, 2 * stride, stride=stride, causal=config.causal)
         self.transformer = TaaeTransformer(config, width, depth)
 
-    def forward(self, hidden_states: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, hidden_states: Tensor, lengths: Tensor | None = None, past: Past | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """(batch, in_width, steps) -> (batch, width, steps / stride), and the lengths at that rate."""
         for unit in self.residual_units:
-            hidden_states = unit(hidden_states, lengths)
+            hidden_states = unit(hidden_states, lengths, past)
         hidden_states = self.activation(hidden_states)
         if self.downsample is not None:
-            hidden_states = self.downsample(hidden_states, lengths)
+            hidden_states = self.downsample(hidden_states, lengths, past)
             lengths = self.downsample.output_lengths(lengths)
-        return self.transformer(hidden_states, lengths), lengths
+        return self.transformer(hidden_states, lengths, past), lengths
 
 
 class TaaeDecoderBlock(nn.Module):
@@ -217,14 +117,16 @@ class TaaeDecoderBlock(nn.Module):
         self.upsample = TaaeConvTranspose1d(width, out_width, stride, config.causal) if stride > 1 else None
         self.residual_units = residual_units(config, out_width)
 
-    def forward(self, hidden_states: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, hidden_states: Tensor, lengths: Tensor | None = None, past: Past | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """(batch, width, steps) -> (batch, out_width, steps * stride), and the lengths at that rate."""
-        hidden_states = self.activation(self.transformer(hidden_states, lengths))
+        hidden_states = self.activation(self.transformer(hidden_states, lengths, past))
         if self.upsample is not None:
-            hidden_states = self.upsample(hidden_states, lengths)
+            hidden_states = self.upsample(hidden_states, lengths, past)
             lengths = self.upsample.output_lengths(lengths)
         for unit in self.residual_units:
-            hidden_states = unit(hidden_states, lengths)
+            hidden_states = unit(hidden_states, lengths, past)
         return hidden_states, lengths
 
 
@@ -243,13 +145,13 @@ class TaaeEncoder(nn.Module):
         self.activation = TaaeSnake(widths[-1]) if config.use_snake else nn.Identity()
         self.conv_out = TaaeConv1d(widths[-1], config.latent_dim, kernel_size=3, causal=config.causal)
 
-    def forward(self, audio: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(self, audio: Tensor, lengths: Tensor | None = None, past: Past | None = None) -> Tensor:
         """(batch, 1, frames * hop_length) with `lengths` in patches -> (batch, latent_dim, frames)."""
         hidden_states = audio.reshape(audio.shape[0], -1, self.patch_size).transpose(1, 2)
-        hidden_states = self.conv_in(hidden_states, lengths)
+        hidden_states = self.conv_in(hidden_states, lengths, past)
         for block in self.blocks:
-            hidden_states, lengths = block(hidden_states, lengths)
-        return zero_padding(self.conv_out(self.activation(hidden_states), lengths), lengths)
+            hidden_states, lengths = block(hidden_states, lengths, past)
+        return zero_padding(self.conv_out(self.activation(hidden_states), lengths, past), lengths)
 
 
 class TaaeDecoder(nn.Module):
@@ -267,12 +169,12 @@ class TaaeDecoder(nn.Module):
         self.activation = TaaeSnake(widths[0]) if config.use_snake else nn.Identity()
         self.conv_out = TaaeConv1d(widths[0], config.patch_size, kernel_size=7, bias=False, causal=config.causal)
 
-    def forward(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(self, codes: Tensor, lengths: Tensor | None = None, past: Past | None = None) -> Tensor:
         """(batch, latent_dim, frames) with `lengths` in frames -> (batch, 1, frames * hop_length)."""
-        hidden_states = self.conv_in(codes, lengths)
+        hidden_states = self.conv_in(codes, lengths, past)
         for block in self.blocks:
-            hidden_states, lengths = block(hidden_states, lengths)
-        patches = zero_padding(self.conv_out(self.activation(hidden_states), lengths), lengths)
+            hidden_states, lengths = block(hidden_states, lengths, past)
+        patches = zero_padding(self.conv_out(self.activation(hidden_states), lengths, past), lengths)
         audio = patches.transpose(1, 2).reshape(codes.shape[0], 1, -1)
         return torch.tanh(audio) if self.soft_clip else audio
 
@@ -331,28 +233,55 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         """
         return resolve_bottleneck(bottleneck, self.config.quantization_levels, default=self.config.bottleneck)
 
+    def streaming_state(self, batch_size: int = 1) -> StreamingState:
+        """What a stream through `encode`, or one through `decode`, begins with. It is for a causal model.
+
+        Args:
+            batch_size: number of streams that run side by side.
+
+        Raises:
+            ValueError: if the model is not causal.
+        """
+        return StreamingState.start(self.config, batch_size, self.device, self.dtype)
+
     @can_return_tuple
     def encode(
         self,
         input_values: Tensor,
         padding_mask: Tensor | None = None,
         bottleneck: str | list | tuple | None = None,
+        state: StreamingState | None = None,
+        final: bool = False,
         **kwargs,
     ) -> TaaeEncoderOutput:
         """Turns audio into tokens.
+
+        With a `state`, `input_values` are the next samples of a stream, any number of them, and the tokens are those of
+        the frames that they complete: none, perhaps. No gradient is computed.
 
         Args:
             input_values: (batch, 1, samples) at `config.sampling_rate`; zero-padded to whole frames here if need be.
             padding_mask: (batch, samples), 1 for each item's own samples, which come first, 0 for padding.
             bottleneck: a preset's name, `"native"`, a list of `(levels, scale)` stages, or None for the config's.
+            state: of the stream, from `streaming_state` or the `state` of the last call's output.
+            final: whether the stream ends here: its last frame is made whole with zeros, if there is one to be. What is
+                given to the state after that goes on behind these zeros, unless it is reset.
 
         Raises:
-            ValueError: if a shape, the mask or the bottleneck is wrong.
+            ValueError: if a shape, the mask, the bottleneck or the state is wrong.
         """
         quantizer = self.bottleneck(bottleneck)
-        latents, lengths = self._encode_latents(input_values, padding_mask)
+        if state is not None:
+            latents, state = self._encode_chunk(input_values, padding_mask, state, final)
+            lengths = None
+        elif final:
+            raise ValueError("final=True ends a stream, so it needs the stream's state.")
+        else:
+            latents, lengths = self._encode_latents(input_values, padding_mask)
         mask = _frame_mask(latents, lengths)
-        return TaaeEncoderOutput(audio_codes=quantizer.encode(latents), audio_codes_mask=mask, latents=latents)
+        return TaaeEncoderOutput(
+            audio_codes=quantizer.encode(latents), audio_codes_mask=mask, latents=latents, state=state
+        )
 
     @can_return_tuple
     def decode(
@@ -361,18 +290,23 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         audio_codes_mask: Tensor | None = None,
         bottleneck: str | list | tuple | None = None,
         latents: Tensor | None = None,
+        state: StreamingState | None = None,
         **kwargs,
     ) -> TaaeDecoderOutput:
         """Turns tokens, or continuous latents, into audio.
+
+        With a `state` they are the next frames of a stream, any number of them. No gradient is computed.
 
         Args:
             audio_codes: (batch, tokens_per_frame, frames) integers, as `encode` returns them.
             audio_codes_mask: (batch, frames), 1 for each item's own frames, which come first, 0 for padding.
             bottleneck: the one that made the tokens.
             latents: (batch, latent_dim, frames) in place of tokens: decoded through the hyperbolic tangent, unrounded.
+            state: of the stream, from `streaming_state` or the `state` of the last call's output.
 
         Raises:
-            ValueError: if neither or both of tokens and latents are given, or their shape or range is wrong.
+            ValueError: if neither or both of tokens and latents are given, or their shape or range or the state is
+                wrong.
         """
         if (audio_codes is None) == (latents is None):
             raise ValueError("decode takes either audio_codes or latents, and one of them.")
@@ -390,6 +324,9 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
                 f"The audio_codes_mask of codes {tuple(codes.shape)} is (batch, frames), "
                 f"not {tuple(audio_codes_mask.shape)}."
             )
+        if state is not None:
+            audio, state = self._decode_chunk(codes.to(self.dtype), audio_codes_mask, state)
+            return TaaeDecoderOutput(audio_values=audio, state=state)
         if codes.shape[-1] == 0:
             raise ValueError("There is no frame to decode.")
         return TaaeDecoderOutput(audio_values=self.decoder(codes.to(self.dtype), lengths))
@@ -455,6 +392,32 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         audio = F.pad(input_values, (0, -input_values.shape[-1] % self.config.hop_length)).to(self.dtype)
         patches = None if frames is None else frames * (self.config.hop_length // self.config.patch_size)
         return self.encoder(audio, patches), frames
+
+    @torch.no_grad()
+    def _encode_chunk(
+        self, chunk: Tensor, padding_mask: Tensor | None, state: StreamingState, final: bool
+    ) -> tuple[Tensor, StreamingState]:
+        """Latents (batch, latent_dim, frames) of the frames that are complete now, and the next state."""
+        if padding_mask is not None:
+            raise ValueError(
+                "A stream has no padding_mask: it takes what has come, so give each chunk without padding."
+            )
+        if chunk.ndim != 3 or chunk.shape[1] != 1:
+            raise ValueError(f"A chunk of a stream must be (batch, 1, samples), not {tuple(chunk.shape)}.")
+        state.check(self.config, chunk.shape[0], self.device, "encode")
+        audio, waiting = state.complete_frames(chunk.to(self.dtype), self.config.hop_length, final)
+        frames = audio.shape[-1] // self.config.hop_length
+        return state.run(self.encoder, audio, frames, channels=self.config.latent_dim, samples=waiting, method="encode")
+
+    @torch.no_grad()
+    def _decode_chunk(
+        self, codes: Tensor, audio_codes_mask: Tensor | None, state: StreamingState
+    ) -> tuple[Tensor, StreamingState]:
+        """Audio (batch, 1, frames * hop_length) of codes (batch, latent_dim, frames), and the next state."""
+        if audio_codes_mask is not None:
+            raise ValueError("A stream has no audio_codes_mask: give the frames that have come, without padding.")
+        state.check(self.config, codes.shape[0], self.device, "decode")
+        return state.run(self.decoder, codes, codes.shape[-1], channels=1, method="decode")
 
     def apply_weight_norm(self) -> "TaaeModel":
         """Splits each convolution's weight into direction and magnitude, for training. Changes no output."""

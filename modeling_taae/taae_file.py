@@ -16,15 +16,20 @@ Version 1, little-endian throughout:
 | 4 | CRC-32 of everything before |
 
 Magic, version and checksum are the same in every version; what lies between belongs to the version.
+
+A stream of tokens, which `taae stream` writes and reads, has no length that could be known at its start, and has to be
+readable up to any frame. It begins as a file does, with `TAAS` for its magic, 0 for the number of samples, and the
+CRC-32 of this beginning behind it; then each frame follows as it would stand in a file of one frame, in whole bytes.
 """
 
 import hashlib
+import io
 import math
 import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
     from .modeling_taae import TaaeModel
 
 MAGIC = b"TAAE"
+STREAM_MAGIC = b"TAAS"
 VERSION = 1
 PREAMBLE = struct.Struct("<4sB")
 HEADER = struct.Struct("<8sIIQH")
@@ -87,6 +93,71 @@ def parse_bottleneck(text: str) -> str | Stages:
             f"{text!r} is no bottleneck; expected a preset's name, 'native', or stages such as "
             "5,5,5,5,5,5@1.0/5,5,5,5,5,5@0.25"
         ) from error
+
+
+class Description(NamedTuple):
+    """What stands in front of the tokens, and how to decode them; the fields are those of a [`TaaeFile`]."""
+
+    model_identity: str
+    sampling_rate: int
+    hop_length: int
+    num_samples: int
+    bottleneck: str | Stages
+    vocabulary_sizes: tuple[int, ...]
+
+    def to_bytes(self) -> bytes:
+        """What lies between version and tokens."""
+        text, sizes = format_bottleneck(self.bottleneck).encode(), self.vocabulary_sizes
+        identity = bytes.fromhex(self.model_identity)
+        header = HEADER.pack(identity, self.sampling_rate, self.hop_length, self.num_samples, len(text))
+        return header + text + struct.pack(f"<B{len(sizes)}Q", len(sizes), *sizes)
+
+    @classmethod
+    def read(cls, source: BinaryIO) -> "Description":
+        """Reads what [`~Description.to_bytes`] wrote, and no byte more.
+
+        Raises:
+            struct.error, ValueError: if it is cut short or malformed.
+        """
+        identity, rate, hop_length, num_samples, text_length = HEADER.unpack(source.read(HEADER.size))
+        bottleneck = parse_bottleneck(source.read(text_length).decode())
+        (stages,) = struct.unpack("<B", source.read(1))
+        sizes = struct.unpack(f"<{stages}Q", source.read(8 * stages))
+        return cls(identity.hex(), rate, hop_length, num_samples, bottleneck, sizes)
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one frame of a stream."""
+        return -(-sum(map(token_bits, self.vocabulary_sizes)) // 8)
+
+    def stream_header(self) -> bytes:
+        """What a stream of tokens begins with."""
+        header = PREAMBLE.pack(STREAM_MAGIC, VERSION) + self.to_bytes()
+        return header + CHECKSUM.pack(zlib.crc32(header))
+
+    @classmethod
+    def read_stream(cls, source: BinaryIO, beginning: bytes = b"") -> "Description":
+        """Reads what a stream of tokens begins with, of which some bytes may have been read already.
+
+        Raises:
+            TaaeFileError: if it is no stream of tokens, or one of another version, or damaged.
+        """
+        preamble = beginning + source.read(PREAMBLE.size - len(beginning))
+        if preamble[: len(MAGIC)] != STREAM_MAGIC:
+            raise TaaeFileError("this is no stream of tokens; expected one that `taae stream` wrote")
+        if preamble[len(MAGIC) :] != bytes([VERSION]):
+            raise TaaeFileError(f"this stream has another version than {VERSION}; update the package")
+        try:
+            description = cls.read(source)
+            (checksum,) = CHECKSUM.unpack(source.read(CHECKSUM.size))
+        except (struct.error, ValueError) as error:
+            raise TaaeFileError(f"the stream's header is truncated or corrupt ({error})") from error
+        if (
+            checksum != zlib.crc32(preamble + description.to_bytes())
+            or min(description.vocabulary_sizes, default=0) < 2
+        ):
+            raise TaaeFileError("the stream's header is corrupt (wrong checksum); send it again from its start")
+        return description
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,13 +218,8 @@ class TaaeFile:
 
     def to_bytes(self) -> bytes:
         """The file's content."""
-        bottleneck = format_bottleneck(self.bottleneck).encode()
-        identity = bytes.fromhex(self.model_identity)
-        header = HEADER.pack(identity, self.sampling_rate, self.hop_length, self.num_samples, len(bottleneck))
-        vocabularies = struct.pack(
-            f"<B{len(self.vocabulary_sizes)}Q", len(self.vocabulary_sizes), *self.vocabulary_sizes
-        )
-        content = PREAMBLE.pack(MAGIC, VERSION) + header + bottleneck + vocabularies
+        description = Description(*(getattr(self, name) for name in Description._fields))
+        content = PREAMBLE.pack(MAGIC, VERSION) + description.to_bytes()
         content += pack_tokens(self.audio_codes, self.vocabulary_sizes)
         return content + CHECKSUM.pack(zlib.crc32(content))
 
@@ -165,7 +231,8 @@ class TaaeFile:
             TaaeFileError: if the bytes are foreign, of another version, truncated or changed in any way.
         """
         if data[: len(MAGIC)] != MAGIC:
-            raise TaaeFileError("this is not a .taae file; expected one that `taae encode` wrote")
+            hint = "; a stream of tokens goes to `taae stream`" if data[: len(MAGIC)] == STREAM_MAGIC else ""
+            raise TaaeFileError(f"this is not a .taae file; expected one that `taae encode` wrote{hint}")
         if len(data) < PREAMBLE.size + CHECKSUM.size:
             raise TaaeFileError("this file is truncated; copy it or encode the audio again")
         version = data[len(MAGIC)]
@@ -186,23 +253,11 @@ class TaaeFile:
 
     @classmethod
     def _from_content(cls, content: bytes) -> "TaaeFile":
-        identity, sampling_rate, hop_length, num_samples, text_length = HEADER.unpack_from(content, PREAMBLE.size)
-        position = PREAMBLE.size + HEADER.size
-        bottleneck = parse_bottleneck(content[position : position + text_length].decode())
-        position += text_length
-        (stages,) = struct.unpack_from("<B", content, position)
-        vocabulary_sizes = struct.unpack_from(f"<{stages}Q", content, position + 1)
-        payload = content[position + 1 + 8 * stages :]
-        frames = -(-num_samples // hop_length)
-        return cls(
-            audio_codes=unpack_tokens(payload, vocabulary_sizes, frames),
-            vocabulary_sizes=vocabulary_sizes,
-            bottleneck=bottleneck,
-            num_samples=num_samples,
-            hop_length=hop_length,
-            sampling_rate=sampling_rate,
-            model_identity=identity.hex(),
-        )
+        source = io.BytesIO(content[PREAMBLE.size :])
+        description = Description.read(source)
+        frames = -(-description.num_samples // description.hop_length)
+        codes = unpack_tokens(source.read(), description.vocabulary_sizes, frames)
+        return cls(audio_codes=codes, **description._asdict())
 
     def save(self, target: str | Path) -> None:
         """Writes the file, replacing an existing one in one step; `-` is standard output.

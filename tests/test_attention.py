@@ -32,12 +32,11 @@ def make_attention(width: int, head_dim: int, window: tuple[int, int], implement
 
 
 def attend(attention: TaaeAttention, states: Tensor, lengths: Tensor | None = None) -> Tensor:
-    batch, steps, _ = states.shape
-    positions = rotary_embedding(steps, attention.head_dim // 2, 10_000.0, states.device)
+    positions = rotary_embedding(states.shape[1], attention.head_dim // 2, 10_000.0, states.device)
     implementation = attention.config._attn_implementation
     blocks = None
     if implementation != "flash_attention_2":
-        blocks = WindowBlocks(attention.window, batch, steps, lengths, states.dtype, states.device, implementation)
+        blocks = WindowBlocks(attention.window, states, lengths, implementation)
     with torch.no_grad():
         return attention(states, positions, blocks, lengths)
 

@@ -6,33 +6,14 @@ digit is shown to be one.
 
 import pytest
 import torch
+from rounding_ties import count_ties
 from tiny_models import VARIANTS, make_audio, make_model
 from torch import Tensor
 
 from modeling_taae import TaaeConfig, TaaeModel
-from modeling_taae.quantization_taae import BOTTLENECK_PRESETS, ResidualFSQ
+from modeling_taae.quantization_taae import BOTTLENECK_PRESETS
 
 GARBAGE = {"noise": 3.0, "NaN": float("nan"), "infinity": float("inf")}
-
-
-def tie_distance(latents: Tensor, quantizer: ResidualFSQ) -> Tensor:
-    """How near each squashed latent is to a rounding tie, or its residual at a later stage: (batch, dim, frames)."""
-    residual, nearest = torch.tanh(latents.double()), torch.full(latents.shape, torch.inf, dtype=torch.float64)
-    for stage in quantizer.stages:
-        step = 2 * stage.scale / (torch.tensor(stage.levels, dtype=torch.float64)[:, None] - 1)
-        position = (residual + stage.scale) / step
-        nearest = torch.minimum(nearest, (position - position.floor() - 0.5).abs() * step)
-        residual = residual - (torch.round(position) * step - stage.scale)
-    return nearest
-
-
-def count_ties(tokens: Tensor, others: Tensor, latents: Tensor, quantizer: ResidualFSQ) -> int:
-    """Number of digits that differ; an error if one of them is no rounding tie."""
-    differs = torch.zeros(latents.shape, dtype=torch.bool)
-    for index, stage in enumerate(quantizer.stages):
-        differs |= stage.unpack(tokens[:, index]) != stage.unpack(others[:, index])
-    assert (tie_distance(latents, quantizer)[differs] < 1e-5).all()
-    return int(differs.sum())
 
 
 def pad(items: list[Tensor], garbage: float) -> tuple[Tensor, Tensor]:

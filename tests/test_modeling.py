@@ -10,7 +10,7 @@ from tiny_models import TINY, VARIANTS, make_audio, make_model
 from transformers import AutoConfig, AutoModel, AutoModelForAudioTokenization
 
 from modeling_taae import TaaeConfig, TaaeModel
-from modeling_taae.modeling_taae import TaaeTransformerLayer
+from modeling_taae.transformer_taae import TaaeTransformerLayer
 
 
 def count_parameters(module: torch.nn.Module) -> int:

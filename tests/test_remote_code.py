@@ -20,6 +20,8 @@ CODE = {
     "feature_extraction_taae.py",
     "modeling_taae.py",
     "quantization_taae.py",
+    "streaming_taae.py",
+    "transformer_taae.py",
 }
 
 # Blocks the package, wherever it may be installed; writes what it finds to the file it is told.

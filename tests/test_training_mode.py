@@ -9,7 +9,7 @@ from tiny_models import TINY, VARIANTS, make_audio, make_model
 from torch.nn.utils import parametrize
 
 from modeling_taae import TaaeConfig, TaaeModel
-from modeling_taae.modeling_taae import TaaeLayerScale, TaaeTransformerLayer
+from modeling_taae.transformer_taae import TaaeLayerScale, TaaeTransformerLayer
 
 TRAINABLE = {name: {**options, "training_levels": (17,)} for name, options in VARIANTS.items()}
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's 
 
 from modeling_taae import TaaeConfig, TaaeFeatureExtractor, TaaeModel
 from modeling_taae.configuration_taae import NAMED_SIZES
-from modeling_taae.modeling_taae import TaaeTransformerLayer
+from modeling_taae.transformer_taae import TaaeTransformerLayer
 from training.adversarial import Adversary
 from training.checkpoints import (
     CheckpointError,
