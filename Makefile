@@ -13,6 +13,8 @@ RUN ?= runs/nano
 TRAINED_ON ?= two CPU cores
 PROCESSES ?= 2
 BOTTLENECKS := 1x46656_400bps 2x15625_700bps
+# DNSMOS alone takes longer than all of these: name dnsmos as well where time allows.
+METRICS ?= pesq_wb pesq_nb stoi si_sdr mel_distance stft_distance
 PEERS := codec2-450 codec2-700C codec2-1200 codec2-2400 opus-6k pcm16
 
 .DEFAULT_GOAL := help
@@ -32,7 +34,8 @@ conformance: $(VENV)/test.stamp  ## run the common tests of Transformers, fetche
 	$(BIN)/python -m pytest tests/conformance
 
 results: $(VENV)/eval.stamp  ## evaluate the published model beside its peers, on SPEECH
-	$(BIN)/taae evaluate $(SPEECH)/test-*.parquet --model $(CARD) --bottleneck $(BOTTLENECKS) --peers $(PEERS) -o $(CARD)/results
+	$(BIN)/taae evaluate $(SPEECH)/test-*.parquet --model $(CARD) --bottleneck $(BOTTLENECKS) \
+		--peers $(PEERS) --metrics $(METRICS) -o $(CARD)/results
 
 provenance: $(VENV)/train.stamp  ## write down what the run RUN trained on, and its curves
 	$(BIN)/python hub_cards/make_provenance.py $(CARD) --run $(RUN) --trained-on "$(TRAINED_ON)" --processes $(PROCESSES) \

@@ -252,7 +252,6 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         bottleneck: str | list | tuple | None = None,
         state: StreamingState | None = None,
         final: bool = False,
-        **kwargs,
     ) -> TaaeEncoderOutput:
         """Turns audio into tokens.
 
@@ -291,7 +290,6 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         bottleneck: str | list | tuple | None = None,
         latents: Tensor | None = None,
         state: StreamingState | None = None,
-        **kwargs,
     ) -> TaaeDecoderOutput:
         """Turns tokens, or continuous latents, into audio.
 
@@ -337,7 +335,6 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         input_values: Tensor,
         padding_mask: Tensor | None = None,
         bottleneck: str | list | tuple | None = None,
-        **kwargs,
     ) -> TaaeOutput:
         """Encodes and decodes, cutting the audio to the input's length.
 

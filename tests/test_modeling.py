@@ -267,3 +267,9 @@ def test_one_graph_serves_every_length() -> None:
             decoded, model.decode(expected.audio_codes, expected.audio_codes_mask).audio_values, rtol=0, atol=2e-6
         )
     assert len(graphs) == 2
+
+
+@pytest.mark.parametrize("method", ["encode", "forward"])
+def test_a_misspelt_argument_is_an_error(method: str) -> None:
+    with pytest.raises(TypeError, match="botleneck"):
+        getattr(make_model(), method)(torch.zeros(1, 1, 640), botleneck="native")
