@@ -3,9 +3,13 @@
 `lengths` (batch,) is the number of real steps of each item at the rate of the tensor it goes with, or None where all
 steps are real. What lies beyond an item's length is zero at the input of every convolution, so that an item of a padded
 batch comes out as it does alone. `past` is what a stream remembers, which stands on the left in place of zeros.
+
+Long inputs are processed in pieces of time, each with all that it depends on: what comes out is the same, and what is
+in memory besides input and output does not grow with the length.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -14,17 +18,30 @@ from torch import Tensor, nn
 from .configuration_taae import TaaeConfig
 from .streaming_taae import Past
 
+# Steps of a piece: enough to keep a processor busy and to make little of what is computed twice at the edges.
+PIECE = 4096
+
+
+def is_long(steps: int) -> bool:
+    """Whether a sequence is processed in pieces. A gradient or a compiler needs it as a whole."""
+    return steps > PIECE and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def pieces(steps: int) -> Iterator[tuple[int, int]]:
+    """Start and end of each piece."""
+    return ((start, min(start + PIECE, steps)) for start in range(0, steps, PIECE))
+
 
 def real_steps(lengths: Tensor, steps: int) -> Tensor:
     """Boolean (batch, steps), true for the first `lengths[item]` steps of each item."""
     return torch.arange(steps, device=lengths.device) < lengths[:, None]
 
 
-def zero_padding(hidden_states: Tensor, lengths: Tensor | None) -> Tensor:
-    """Sets to zero what lies beyond each item's length in (batch, channels, steps)."""
+def zero_padding(hidden_states: Tensor, lengths: Tensor | None, start: int = 0) -> Tensor:
+    """Sets to zero what lies beyond each item's length in (batch, channels, steps), of which the first is `start`."""
     if lengths is None:
         return hidden_states
-    return hidden_states.masked_fill(~real_steps(lengths, hidden_states.shape[-1])[:, None, :], 0)
+    return hidden_states.masked_fill(~real_steps(lengths - start, hidden_states.shape[-1])[:, None, :], 0)
 
 
 class TaaeConv1d(nn.Conv1d):
@@ -58,7 +75,21 @@ class TaaeConv1d(nn.Conv1d):
         """(batch, in_channels, steps) -> (batch, out_channels, steps / stride)."""
         if past is not None:
             return super().forward(past.prepend(hidden_states, self.side_padding[0]))
+        if is_long(hidden_states.shape[-1]):
+            return self._in_pieces(hidden_states, lengths)
         return super().forward(F.pad(zero_padding(hidden_states, lengths), self.side_padding))
+
+    def _in_pieces(self, hidden_states: Tensor, lengths: Tensor | None) -> Tensor:
+        batch, _, steps = hidden_states.shape
+        left, right = self.side_padding
+        reach, stride = self.dilation[0] * (self.kernel_size[0] - 1), self.stride[0]
+        output = hidden_states.new_empty(batch, self.out_channels, (steps + left + right - reach - 1) // stride + 1)
+        for start, end in pieces(output.shape[-1]):
+            first, last = start * stride - left, (end - 1) * stride - left + reach + 1
+            begin, stop = max(first, 0), min(last, steps)
+            piece = zero_padding(hidden_states[..., begin:stop], lengths, begin)
+            output[..., start:end] = super().forward(F.pad(piece, (begin - first, last - stop)))
+        return output
 
     def output_lengths(self, lengths: Tensor | None) -> Tensor | None:
         """Real steps of each item after this convolution."""
@@ -83,8 +114,22 @@ class TaaeConvTranspose1d(nn.ConvTranspose1d):
         if past is not None:
             # The steps of the output that the last input reaches beyond its own begin those of the first new one.
             return super().forward(past.prepend(hidden_states, 1))[..., self.stride[0] : -self.stride[0]]
+        if is_long(hidden_states.shape[-1]):
+            return self._in_pieces(hidden_states, lengths)
         hidden_states = super().forward(zero_padding(hidden_states, lengths))
         return hidden_states[..., : -self.stride[0]] if self.causal else hidden_states
+
+    def _in_pieces(self, hidden_states: Tensor, lengths: Tensor | None) -> Tensor:
+        batch, _, steps = hidden_states.shape
+        stride, padding = self.stride[0], self.padding[0]
+        missing = 0 if self.causal else stride % 2
+        output = hidden_states.new_empty(batch, self.out_channels, steps * stride - missing)
+        for start, end in pieces(output.shape[-1]):
+            # An input step reaches 2 * stride steps of the output, from `padding` before its own first one.
+            begin, stop = max((start + padding) // stride - 1, 0), min((end - 1 + padding) // stride + 1, steps)
+            piece = super().forward(zero_padding(hidden_states[..., begin:stop], lengths, begin))
+            output[..., start:end] = piece[..., start - begin * stride : end - begin * stride]
+        return output
 
     def output_lengths(self, lengths: Tensor | None) -> Tensor | None:
         """Real steps of each item after this convolution."""

@@ -12,7 +12,7 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from .attention_taae import TaaeAttention, WindowBlocks, rotary_embedding
 from .configuration_taae import TaaeConfig
-from .convolution_taae import TaaeConv1d
+from .convolution_taae import TaaeConv1d, is_long, pieces
 from .streaming_taae import Past
 
 
@@ -79,6 +79,15 @@ class TaaeTransformerLayer(GradientCheckpointingLayer):
         starts_at_zero = config.layer_scale_initial_scale is None
         self.attention.o_proj.starts_at_zero = self.feed_forward.down_proj.starts_at_zero = starts_at_zero
 
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Steps to the left and to the right of a step that it depends on."""
+        left, right = self.attention.window
+        if self.conformer is None:
+            return left, right
+        before, after = self.conformer.depthwise_conv.side_padding
+        return left + before, right + after
+
     @staticmethod
     def _scale(config: TaaeConfig, width: int) -> nn.Module:
         return nn.Identity() if config.layer_scale_initial_scale is None else TaaeLayerScale(config, width)
@@ -113,18 +122,39 @@ class TaaeTransformer(nn.Module):
         if not self.layers:
             return hidden_states
         hidden_states = hidden_states.transpose(1, 2)
-        steps = hidden_states.shape[1]
-        past_steps = None if past is None else past.steps(steps)
-        positions = rotary_embedding(
-            steps, self.rotary_dim, self.config.rope_theta, hidden_states.device, start=past_steps
-        )
+        if past is None and is_long(hidden_states.shape[1]):
+            return self._in_pieces(hidden_states, lengths).transpose(1, 2)
+        past_steps = None if past is None else past.steps(hidden_states.shape[1])
+        positions = self._positions(hidden_states, start=past_steps)
         blocks = self._window_blocks(hidden_states, lengths, past_steps)
         for layer in self.layers:
             hidden_states = layer(hidden_states, positions, blocks, lengths, past)
         return hidden_states.transpose(1, 2)
 
+    def _in_pieces(self, hidden_states: Tensor, lengths: Tensor | None) -> Tensor:
+        """Each layer piece by piece, with the steps to both sides that it sees; overwrites (batch, steps, width).
+
+        What a layer gives for these is dropped, because of them it does not see all that it should.
+        """
+        for layer in self.layers:
+            left, right = layer.reach
+            before = hidden_states[:, :0]  # the last steps of the piece before, as they were
+            for start, end in pieces(hidden_states.shape[1]):
+                begin = start - before.shape[1]
+                piece = torch.cat([before, hidden_states[:, start : end + right]], dim=1)
+                before = piece[:, max(end - begin - left, 0) : end - begin]
+                real = None if lengths is None else (lengths - begin).clamp(0, piece.shape[1])
+                positions = self._positions(piece, start=torch.tensor([begin]))
+                processed = layer(piece, positions, self._window_blocks(piece, real), real)
+                hidden_states[:, start:end] = processed[:, start - begin : end - begin]
+        return hidden_states
+
+    def _positions(self, hidden_states: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        steps, device = hidden_states.shape[1], hidden_states.device
+        return rotary_embedding(steps, self.rotary_dim, self.config.rope_theta, device, start)
+
     def _window_blocks(
-        self, hidden_states: Tensor, lengths: Tensor | None, past_steps: Tensor | None
+        self, hidden_states: Tensor, lengths: Tensor | None, past_steps: Tensor | None = None
     ) -> WindowBlocks | None:
         implementation = self.config._attn_implementation
         if is_flash_attention_requested(self.config):
