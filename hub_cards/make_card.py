@@ -190,6 +190,9 @@ def training_text(training: dict, frame_rate: float) -> str:
     """How the model was trained, in a paragraph."""
     recipe = training["recipe"]
     losses = {name.removeprefix("losses."): value for name, value in recipe.items() if name.startswith("losses.")}
+    for name, part in PARTS_OF_LOSSES.items():
+        if not any(field.startswith(f"{part}.") for field in recipe):
+            losses.pop(name, None)
     weights = ", ".join(
         f"{name} {value:g}" for name, value in losses.items() if isinstance(value, int | float) and value
     )
@@ -197,14 +200,21 @@ def training_text(training: dict, frame_rate: float) -> str:
     return (
         f"{training['steps']:,} optimiser steps in {training['hours']:.1f} hours on {training['trained_on']}, each on "
         f"{recipe['batch_size'] * training['processes']} crops of {crop_seconds:.2f} s at -20 LUFS (give or take "
-        f"{recipe['data.level_jitter']:g} dB); AdamW, learning rate {recipe['optimizer.learning_rate']:g}; activations "
-        f"in {PRECISIONS.get(recipe['mixed_precision'], recipe['mixed_precision'])}, averaged weights (EMA) published. "
-        f"Settings of the losses: {weights}. "
+        f"{recipe['data.augmentation.level']:g} dB); AdamW, learning rate {recipe['optimizer.learning_rate']:g}; "
+        f"activations in {PRECISIONS.get(recipe['mixed_precision'], recipe['mixed_precision'])}, "
+        f"averaged weights (EMA) published. Settings of the losses: {weights}. "
         "The recipe is in training/recipes of the project, the settings of this run in training.json."
     )
 
 
-PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
+PRECISIONS = {"no": "float32", "bf16": "bfloat16"}
+# Losses that count only where the recipe has the part that they come from.
+PARTS_OF_LOSSES = {
+    "adversarial": "discriminator",
+    "feature_matching": "discriminator",
+    "perceptual": "perceptual",
+    "ctc": "ctc",
+}
 
 
 def source_rows(data: dict) -> list[dict]:

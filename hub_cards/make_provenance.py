@@ -21,6 +21,8 @@ from modeling_taae.audio_io import write_bytes
 
 # A run that writes nothing for so many seconds was not running.
 LONGEST_PAUSE = 600
+# Fields of recipes that runs were logged with, before they were called what they are now.
+RENAMED_FIELDS = {"data.level_jitter": "data.augmentation.level"}
 COLUMNS = ("source", "license", "language", "duration", "speaker_id")
 
 Curves = dict[str, dict[int, tuple[float, float]]]
@@ -86,8 +88,15 @@ def training_facts(run: Path, curves: Curves, trained_on: str, processes: int) -
         "hours": round(sum(pause for pause in pauses if pause < LONGEST_PAUSE) / 3600, 2),
         "trained_on": trained_on,
         "processes": processes,
-        "recipe": yaml.safe_load(recipes[-1].read_text(encoding="utf-8")) if recipes else {},
+        "recipe": read_recipe(recipes[-1]) if recipes else {},
     }
+
+
+def read_recipe(file: Path) -> dict:
+    """A recipe as it was logged, by dotted names, under the names that its fields have now, without the folder."""
+    recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+    recipe.pop("output_dir", None)
+    return {RENAMED_FIELDS.get(name, name): value for name, value in recipe.items()}
 
 
 def training_data(files: list[str]) -> dict:

@@ -82,3 +82,10 @@ def test_requirements_are_ranges_and_constraints_are_pins_within_them(metadata, 
 def test_changelog_begins_with_this_version(metadata):
     first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert first.group(1) == metadata["Version"]
+
+
+def test_published_models_carry_the_package_s_code():
+    """A folder on the Hub runs on its own copy of the code: after a change, `training/publish.py` writes it again."""
+    for folder in {file.parent for file in (ROOT / "hub_cards").glob("*/config.json")}:
+        for copy in folder.glob("*.py"):
+            assert copy.read_bytes() == (ROOT / "modeling_taae" / copy.name).read_bytes(), copy
