@@ -20,7 +20,10 @@ def build_tiny_model(seed: int) -> TaaeModel:
     config = TaaeConfig(
         hidden_sizes=(32, 32), encoder_depths=(1, 1), decoder_depths=(1, 1), head_dim=32, layer_scale_initial_scale=0.1
     )
-    return TaaeModel(config).eval()
+    model = TaaeModel(config).eval()
+    with torch.no_grad():  # a random encoder's latents are so small that all tokens would be the same
+        model.encoder.conv_out.weight *= 30
+    return model
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,7 @@ def test_shell_commands_run(workplace):
 
 def test_the_training_command_runs(workplace):
     (command,) = [command for command in COMMANDS if command.startswith("accelerate launch")]
-    brief = "--max_steps 1 --batch_size 1 --validation.utterances 0 --validation.corpus.source my_speech/train.parquet"
+    brief = "--max_steps 1 --batch_size 1 --validation.utterances 1 --validation.corpus.source my_speech/train.parquet"
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
     subprocess.run(
         [*launcher, *shlex.split(command)[2:], *brief.split()], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True

@@ -68,7 +68,8 @@ def write_recipe(folder: Path, corpus: str) -> str:
 
 
 def make_trainer(recipe_file: str, *overrides: object) -> Trainer:
-    """A trainer in this process, where Accelerate keeps one state for all."""
+    """A trainer in this process, where Accelerate keeps one state for all; in one thread, as `start_training`."""
+    torch.set_num_threads(1)
     AcceleratorState._reset_state(reset_partial_state=True)
     return Trainer(parse_recipe([recipe_file, *map(str, overrides)]))
 
