@@ -335,6 +335,7 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         input_values: Tensor,
         padding_mask: Tensor | None = None,
         bottleneck: str | list | tuple | None = None,
+        **kwargs,
     ) -> TaaeOutput:
         """Encodes and decodes, cutting the audio to the input's length.
 
@@ -345,6 +346,7 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
             input_values: (batch, 1, samples) at `config.sampling_rate`.
             padding_mask: (batch, samples), 1 for each item's own samples, which come first, 0 for padding.
             bottleneck: as for `encode`; not used in training mode.
+            kwargs: what Transformers passes to any model, such as `output_hidden_states`; there is nothing to output.
 
         Raises:
             ValueError: if a shape, the mask or the bottleneck is wrong.
