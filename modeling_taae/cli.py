@@ -1,6 +1,6 @@
 """The command `taae`: speech files to tokens in `.taae` files and back.
 
-Torch and Transformers are imported when a model is needed, so that help and mistakes answer at once.
+What only one command needs, that command imports.
 """
 
 import argparse
@@ -218,12 +218,9 @@ def model_facts(codec: Codec) -> list[tuple[str, str]]:
 
 def convert(args: argparse.Namespace) -> int:
     """`taae convert`."""
-    from .convert import ConversionError, convert_checkpoint
+    from .convert import convert_checkpoint
 
-    try:
-        convert_checkpoint(Path(args.source), Path(args.target))
-    except ConversionError as error:
-        raise TaaeInputError(str(error)) from error
+    convert_checkpoint(Path(args.source), Path(args.target))
     return 0
 
 

@@ -1,7 +1,7 @@
 """Trains a TAAE codec: `accelerate launch training/train.py RECIPE.yaml [--any.recipe.key value ...]`.
 
 A run is made of optimiser steps. It writes checkpoints that resume exactly, a log for any Accelerate tracker, and at
-the end (and at every validation) the averaged weights as a folder that `AutoModel.from_pretrained` loads.
+the end the averaged weights as a folder that `AutoModel.from_pretrained` loads.
 """
 
 import copy
@@ -64,11 +64,11 @@ def load_model(recipe: Recipe) -> TaaeModel:
 
 def prepare_model(model: TaaeModel, recipe: Recipe) -> TaaeModel:
     """The model ready to train: with weight norm, and computed as the recipe says."""
-    encoder = copy.deepcopy(model.encoder)
+    # Without weight norm: taking a weight apart and putting it together again would round it, and move tokens.
+    frozen = copy.deepcopy(model.encoder).requires_grad_(False) if recipe.freeze_encoder else None
     model.apply_weight_norm()
-    if recipe.freeze_encoder:
-        # Without weight norm: taking a weight apart and putting it together again would round it, and move tokens.
-        model.encoder = encoder.requires_grad_(False)
+    if frozen is not None:
+        model.encoder = frozen
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if recipe.compile:
