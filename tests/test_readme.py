@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from datasets import Dataset
+from tiny_language_models import byte_tokenizer, language_model
 
 from modeling_taae.cli import main as taae
 
@@ -27,7 +29,8 @@ COMMANDS = [
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch) -> Path:
-    """A folder with what the snippets read: speech.wav, recordings/, and the checkout's hub_cards/ and training/."""
+    """A folder with what the snippets read: speech.wav, recordings/, my_speech/, my_language_model/, and the
+    checkout's hub_cards/ and training/."""
     generator = np.random.default_rng(0)
     speech = generator.normal(size=32_000) * np.sin(np.arange(32_000) / 800) ** 2 * 0.1
     (tmp_path / "recordings").mkdir()
@@ -36,20 +39,29 @@ def workplace(tmp_path, monkeypatch) -> Path:
         soundfile.write(file, speech, 16_000)
     audio = {"bytes": (tmp_path / "speech.wav").read_bytes(), "path": "speech.wav"}
     Dataset.from_dict({"audio": [audio] * 3}).to_parquet(tmp_path / "my_speech" / "train.parquet")
+    tokenizer = byte_tokenizer()
+    for part in (tokenizer, language_model(len(tokenizer))):
+        part.save_pretrained(tmp_path / "my_language_model")
     for name in ("hub_cards", "training"):
         (tmp_path / name).symlink_to(CHECKOUT / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-@pytest.mark.parametrize("code", [code for language, code in SNIPPETS if language == "python"])
-def test_python_snippets_run(workplace, code, capsys):
+PYTHON = [code for language, code in SNIPPETS if language == "python"]
+PRINTED = ["torch.Size([2, 1, 50])", "torch.Size([2, 50])"]
+
+
+@pytest.mark.parametrize("code, printed", list(zip(PYTHON, PRINTED, strict=True)))
+def test_python_snippets_run(workplace, code, printed, capsys):
+    torch.manual_seed(0)
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
-    assert "torch.Size([2, 1, 50])" in capsys.readouterr().out
+    assert printed in capsys.readouterr().out
 
 
 def test_shell_commands_run(workplace):
-    commands = [command for command in COMMANDS if command.startswith("taae ")]
+    # What is pushed is pushed to a Hub of its own, in test_push.py.
+    commands = [c for c in COMMANDS if c.startswith("taae ") and not c.startswith("taae push ")]
     assert len(commands) >= 5
     for command in commands:
         assert taae(shlex.split(command)[1:]) == 0, command

@@ -1,0 +1,399 @@
+"""Text and speech for a language model: both to ids, and ids back to both."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    BatchEncoding,
+    BatchFeature,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    SequenceFeatureExtractor,
+)
+from transformers.audio_utils import load_audio
+
+from .speech_grammar_taae import SpeechGrammar, SpeechReader
+from .speech_vocabulary_taae import AUDIO_TOKEN, BEGIN_TOKEN, END_TOKEN, PREFIX, SpeechVocabulary
+
+# Rows of the embeddings come in multiples of this, as matrix units of GPUs like it.
+ROWS_MULTIPLE = 64
+# What `__call__` does itself, after speech has taken the placeholders' places; the rest goes to the tokenizer.
+PADDING_ARGUMENTS = ("padding", "padding_side", "max_length", "pad_to_multiple_of")
+CALL_ARGUMENTS = (*PADDING_ARGUMENTS, "sampling_rate", "return_tensors")
+# What a message's part of type audio may hold, as in Transformers, and codes besides.
+PART_KEYS = ("audio_codes", "audio", "path", "url")
+
+
+@dataclass
+class ParsedSequence:
+    """What a sequence of ids says.
+
+    Args:
+        segments: in order, text as str and speech as its codes, (tokens_per_frame, frames) int64.
+        repairs: what was wrong with the ids and what was done about it, a sentence each.
+    """
+
+    segments: list[str | Tensor]
+    repairs: list[str]
+
+
+class TaaeProcessor(ProcessorMixin):
+    r"""
+    Lets a language model of text read and write speech: the feature extractor, the codec and the model's own tokenizer
+    in one.
+
+    The tokenizer gets a token for each code of a bottleneck preset, markers for the beginning and the end of speech and
+    a placeholder for templates, unless it has them already. They are real tokens of it, saved and loaded with it.
+
+    Args:
+        feature_extractor (`TaaeFeatureExtractor`):
+            The codec's.
+        tokenizer (`PreTrainedTokenizerBase`):
+            The language model's. Tokens are added to it.
+        audio_tokenizer (`TaaeModel`, *optional*):
+            The codec. It is needed where waveforms are encoded or decoded, and not for codes made beforehand. It has a
+            folder of its own, so it is not saved with the processor: set `processor.audio_tokenizer` after loading.
+        bottleneck (`str`, defaults to `"1x46656_400bps"`):
+            The preset whose tokens are added: 46,656 of them, 2 × 15,625 (`"2x15625_700bps"`) or 4 × 729
+            (`"4x729_1000bps"`). All of the codec's `encode` and `decode` goes through it.
+        layout (`str`, defaults to `"interleaved"`):
+            The order of a frame's tokens, `"interleaved"` or `"delay"`: see [`SpeechVocabulary`].
+        chat_template (`str` or `dict`, *optional*):
+            In place of the tokenizer's.
+
+    Raises:
+        ValueError: if there is no such preset or layout, it is `"native"`, too large for a vocabulary, or the tokenizer
+            has the speech tokens of another preset.
+
+    Example:
+
+    ```python
+    >>> processor = TaaeProcessor(extractor, tokenizer, audio_tokenizer=codec, bottleneck="2x15625_700bps")
+    >>> processor.grow_embeddings(language_model)
+    >>> text = f"{processor.audio_token} says hello."
+    >>> inputs = processor(text, audio=speech, sampling_rate=16_000, return_tensors="pt")
+    >>> processor.parse(inputs["input_ids"][0]).segments
+    [tensor([[…]]), ' says hello.']
+    ```"""
+
+    # Outside of __dict__, which Transformers copies, the codec with it, whenever it saves or prints a processor. Its
+    # own way of saving a codec's name cannot be used: what it writes does not load where this package is not installed.
+    __slots__ = ("audio_tokenizer",)
+
+    def __init__(
+        self,
+        feature_extractor: SequenceFeatureExtractor,
+        tokenizer: PreTrainedTokenizerBase,
+        audio_tokenizer: PreTrainedModel | None = None,
+        bottleneck: str = "1x46656_400bps",
+        layout: str = "interleaved",
+        chat_template: str | dict | None = None,
+    ):
+        self.tokenizer = tokenizer
+        chat_template = tokenizer.chat_template if chat_template is None else chat_template
+        super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
+        self.audio_tokenizer = audio_tokenizer
+        self.bottleneck = bottleneck
+        self.layout = layout
+        first_id = _add_speech_tokens(tokenizer, SpeechVocabulary(bottleneck, layout).tokens)
+        self.vocabulary = SpeechVocabulary(bottleneck, layout, first_id)
+        self.audio_token, self.audio_bos_token, self.audio_eos_token = AUDIO_TOKEN, BEGIN_TOKEN, END_TOKEN
+        self.audio_token_id = self.vocabulary.audio_id
+        self.audio_bos_token_id = self.vocabulary.begin_id
+        self.audio_eos_token_id = self.vocabulary.end_id
+
+    @property
+    def chat_template(self) -> str | dict | None:
+        """The tokenizer's."""
+        return self.tokenizer.chat_template
+
+    @chat_template.setter
+    def chat_template(self, chat_template: str | dict | None) -> None:
+        self.tokenizer.chat_template = chat_template
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What a language model is given: the tokenizer's."""
+        return self.tokenizer.model_input_names
+
+    @property
+    def grammar(self) -> SpeechGrammar:
+        """For `generate(logits_processor=[processor.grammar])`: text and speech that can be read back, nothing else."""
+        return SpeechGrammar(self.vocabulary, len(self.tokenizer))
+
+    def grow_embeddings(self, language_model: PreTrainedModel) -> None:
+        """Makes room for the speech tokens in a language model's embeddings, input and output, tied or not.
+
+        New rows are the mean of the trained ones, so that what the model predicts of text changes as little as it can,
+        and the number of rows becomes a multiple of 64. They are the mean itself, not draws around it as the
+        `mean_resizing` of Transformers makes: these stray by a 30,000th of the rows' spread, for which their covariance
+        has to be factorised. Rows that the model had for no token of the tokenizer are new as well. A model that has
+        rows for all speech tokens keeps them as they are, because they may be trained.
+        """
+        rows = language_model.get_input_embeddings().weight.shape[0]
+        trained = rows if rows >= self.vocabulary.ranges[-1].stop else self.vocabulary.first_id
+        language_model.resize_token_embeddings(
+            max(rows, len(self.tokenizer)), pad_to_multiple_of=ROWS_MULTIPLE, mean_resizing=False
+        )
+        for layer in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
+            for parameter in layer.parameters() if layer is not None else ():
+                parameter.data[trained:] = parameter.data[:trained].mean(dim=0, dtype=torch.float32)
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        audio: np.ndarray | Tensor | Sequence | None = None,
+        audio_codes: Tensor | np.ndarray | Sequence | None = None,
+        sampling_rate: int | None = None,
+        return_tensors: str | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        """Turns texts with placeholders for speech into ids.
+
+        Args:
+            text: one text or a list, in which `processor.audio_token` stands where speech goes.
+            audio: one mono clip or a list of them, as for [`TaaeFeatureExtractor`]: one for each placeholder, in the
+                order of the texts.
+            audio_codes: in place of audio, one clip's codes (tokens_per_frame, frames) or a list of such, as `encode`
+                of the codec returns them for the bottleneck of this processor.
+            sampling_rate: of the audio, in Hz.
+            return_tensors: `"pt"`, `"np"`, or None for lists.
+            kwargs: for the tokenizer. `padding`, `padding_side`, `max_length` and `pad_to_multiple_of` count the speech
+                tokens in; there is no truncation.
+
+        Returns:
+            `input_ids` and `attention_mask` (batch, length), and what else the tokenizer was asked for.
+
+        Raises:
+            ValueError: if placeholders and clips differ in number, codes do not fit the bottleneck, both audio and
+                audio_codes are given, or there is audio but no codec.
+        """
+        if audio is not None and audio_codes is not None:
+            raise ValueError("Speech is given as audio or as audio_codes, not as both.")
+        if kwargs.pop("truncation", None):
+            raise ValueError("Truncation could cut speech within a frame; pass shorter texts and clips instead.")
+        padding = {name: kwargs.pop(name) for name in PADDING_ARGUMENTS if name in kwargs}
+        clips = _as_list(audio_codes) if audio is None else self.encode_speech(audio, sampling_rate)
+        encoding = self.tokenizer([text] if isinstance(text, str) else list(text), **kwargs)
+        return self._put_speech(encoding, clips, padding, return_tensors)
+
+    def apply_chat_template(
+        self,
+        conversation: list[dict] | list[list[dict]],
+        chat_template: str | None = None,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        processor_kwargs: dict | None = None,
+        **kwargs,
+    ) -> str | list[str] | BatchFeature | list[list[int]] | Tensor:
+        """Renders conversations, whose messages may hold speech, with the tokenizer's chat template.
+
+        A message's content is text, or a list of parts: `{"type": "text", "text": …}` and
+        `{"type": "audio", "audio": …}` with a waveform or the name of a file (also as `"path"` or `"url"`), or with
+        `"audio_codes"`. The template is given the parts joined into one text, so that any template for text will do.
+
+        Args:
+            conversation: one conversation or a list.
+            chat_template: a template, or the name of one of the tokenizer's, in place of its default.
+            tokenize: whether to return ids rather than text.
+            return_dict: whether to return all that `__call__` returns rather than the ids alone.
+            processor_kwargs: arguments of `__call__`, such as `sampling_rate` and `padding`, which may also stand among
+                the others.
+            kwargs: for the tokenizer's `apply_chat_template`, such as `add_generation_prompt`.
+
+        Raises:
+            ValueError: if there is no chat template, a part is of another type, or as for `__call__`.
+        """
+        call = {name: kwargs.pop(name) for name in CALL_ARGUMENTS if name in kwargs} | (processor_kwargs or {})
+        if not conversation:
+            raise ValueError("The conversation is empty; it needs at least one message.")
+        batched = isinstance(conversation[0], (list, tuple))
+        conversations = conversation if batched else [conversation]
+        parts: list[dict] = []
+        messages = [[self._join_parts(message, parts) for message in each] for each in conversations]
+        if not tokenize:
+            texts = self.tokenizer.apply_chat_template(messages, chat_template=chat_template, tokenize=False, **kwargs)
+            return texts if batched else texts[0]
+        encoding = self.tokenizer.apply_chat_template(
+            messages, chat_template=chat_template, tokenize=True, return_dict=True, **kwargs
+        )
+        clips = self._encode_parts(parts, call.pop("sampling_rate", None))
+        return_tensors = call.pop("return_tensors", None)
+        inputs = self._put_speech(encoding, clips, call, return_tensors)
+        return inputs if return_dict else inputs["input_ids"]
+
+    def encode_speech(self, audio: np.ndarray | Tensor | Sequence, sampling_rate: int | None = None) -> list[Tensor]:
+        """Codes of clips, each (tokens_per_frame, frames) int64.
+
+        Args:
+            audio: one mono clip or a list of them, as for [`TaaeFeatureExtractor`].
+            sampling_rate: of the audio, in Hz.
+
+        Raises:
+            ValueError: if there is no codec, or as for the feature extractor.
+        """
+        codec = self._codec()
+        inputs = self.feature_extractor(audio, sampling_rate=sampling_rate, return_tensors="pt").to(codec.device)
+        with torch.no_grad():
+            encoded = codec.encode(**inputs, bottleneck=self.bottleneck)
+        masks = encoded.audio_codes_mask.bool()
+        return [codes[:, mask].cpu() for codes, mask in zip(encoded.audio_codes, masks, strict=True)]
+
+    def decode_speech(self, segments: Sequence[str | Tensor]) -> list[str | np.ndarray]:
+        """The segments of [`~TaaeProcessor.parse`] with speech as waveforms, (samples,) float32.
+
+        Raises:
+            ValueError: if there is no codec.
+        """
+        spoken = [position for position, segment in enumerate(segments) if not isinstance(segment, str)]
+        heard = list(segments)
+        if not spoken:
+            return heard
+        codec = self._codec()
+        lengths = torch.tensor([segments[position].shape[1] for position in spoken])
+        codes = pad_sequence([segments[position].T for position in spoken], batch_first=True).transpose(1, 2)
+        mask = torch.arange(codes.shape[2]) < lengths[:, None]
+        with torch.no_grad():
+            decoded = codec.decode(codes.to(codec.device), mask.to(codec.device), bottleneck=self.bottleneck)
+        samples = (lengths * codec.config.hop_length).tolist()
+        for position, audio, length in zip(spoken, decoded.audio_values, samples, strict=True):
+            heard[position] = audio[0, :length].float().cpu().numpy()
+        return heard
+
+    def parse(self, ids: Tensor | np.ndarray | Sequence[int], errors: str = "strict") -> ParsedSequence:
+        """Reads one sequence of ids, such as a row that `generate` returns, as text and speech.
+
+        Special tokens of the tokenizer are left out of the text, and so is text that consists of nothing else.
+
+        Args:
+            ids: (length,) integers, the prompt included.
+            errors: what to do where the ids are not well-formed: a frame is cut, a stage is not the one whose turn it
+                is, text stands within speech, a marker is missing, or codes are such as no audio has. `"strict"` raises
+                an error; `"repair"` keeps what is whole, and says in `repairs` what was done (see [`SpeechReader`]).
+
+        Raises:
+            ValueError: if the ids are not a sequence of ids, or errors are strict and it is not well-formed.
+        """
+        ids = torch.as_tensor(ids).cpu()
+        if ids.ndim != 1 or ids.dtype.is_floating_point or (ids < 0).any():
+            raise ValueError(
+                f"parse takes one sequence of ids, (length,) integers from 0 up; got shape {tuple(ids.shape)}, "
+                f"{ids.dtype}. Pass the rows of a batch one by one."
+            )
+        reader = SpeechReader(self.vocabulary, ids.to(torch.int64), errors)
+        segments = []
+        for kind, piece in reader.read():
+            segment = self.tokenizer.decode(piece.tolist(), skip_special_tokens=True) if kind == "text" else piece
+            if len(segment):
+                segments.append(segment)
+        return ParsedSequence(segments, reader.repairs)
+
+    def _codec(self) -> PreTrainedModel:
+        if self.audio_tokenizer is None:
+            raise ValueError(
+                "This processor has no codec to encode or decode speech with: set processor.audio_tokenizer to a "
+                "TaaeModel, or pass audio_codes in place of audio."
+            )
+        return self.audio_tokenizer
+
+    def _join_parts(self, message: dict, audio_parts: list[dict]) -> dict:
+        """A message whose content is one text; its parts that are speech are appended to `audio_parts`."""
+        if not isinstance(message.get("content"), (list, tuple)):
+            return message
+        texts = []
+        for part in message["content"]:
+            if part["type"] == "text":
+                texts.append(part["text"])
+            elif part["type"] == "audio":
+                texts.append(self.audio_token)
+                audio_parts.append(part)
+            else:
+                raise ValueError(f"A part of a message is of type text or audio, not {part['type']!r}.")
+        return {**message, "content": "".join(texts)}
+
+    def _encode_parts(self, parts: list[dict], sampling_rate: int | None) -> list:
+        """Codes of the parts of messages that are speech, those of waveforms and files computed in one batch."""
+        clips = [next((part[key] for key in PART_KEYS if key in part), None) for part in parts]
+        if any(clip is None for clip in clips):
+            raise ValueError(f"A part of type audio has one of {', '.join(PART_KEYS)}.")
+        sounding = [index for index, part in enumerate(parts) if "audio_codes" not in part]
+        if sounding:
+            rate = self.feature_extractor.sampling_rate
+            if all(isinstance(clips[index], str) for index in sounding):
+                sampling_rate = rate
+            codes = self.encode_speech([load_audio(clips[index], rate) for index in sounding], sampling_rate)
+            for index, clip in zip(sounding, codes, strict=True):
+                clips[index] = clip
+        return clips
+
+    def _put_speech(
+        self, encoding: BatchEncoding, clips: list, padding: dict, return_tensors: str | None
+    ) -> BatchFeature:
+        """Puts each clip's span in its placeholder's place and pads.
+
+        What the encoding says of a placeholder besides its id, as a mask does, holds for the whole span.
+        """
+        found = sum(ids.count(self.audio_token_id) for ids in encoding["input_ids"])
+        if found != len(clips):
+            raise ValueError(
+                f"There are {found} placeholders {self.audio_token} in the text, but {len(clips)} clips: pass one for "
+                "each, in the order of the texts."
+            )
+        spans = iter([self.vocabulary.span(codes).tolist() for codes in clips])
+        filled: dict[str, list] = {name: [] for name in encoding}
+        for row, ids in enumerate(encoding["input_ids"]):
+            pieces = [next(spans) if token == self.audio_token_id else [token] for token in ids]
+            for name, values in filled.items():
+                expanded = [[value] * len(piece) for value, piece in zip(encoding[name][row], pieces, strict=True)]
+                values.append(list(chain.from_iterable(pieces if name == "input_ids" else expanded)))
+        padded = self.tokenizer.pad(filled, padding=padding.pop("padding", False), **padding, verbose=False)
+        left = (padding.get("padding_side") or self.tokenizer.padding_side) == "left"
+        for values in padded.values():
+            # The tokenizer does not pad what is not its own, such as the mask of an assistant's words.
+            for row, (value, ids) in enumerate(zip(values, padded["input_ids"], strict=True)):
+                missing = [0] * (len(ids) - len(value))
+                values[row] = missing + value if left else value + missing
+        return BatchFeature(dict(padded), tensor_type=return_tensors)
+
+
+def _as_list(audio_codes: Tensor | np.ndarray | Sequence | None) -> list:
+    """The clips of an argument that is one clip, (tokens_per_frame, frames), several, or None."""
+    if audio_codes is None:
+        return []
+    if isinstance(audio_codes, (Tensor, np.ndarray)) and audio_codes.ndim == 2:
+        return [audio_codes]
+    return list(audio_codes)
+
+
+def _add_speech_tokens(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> int:
+    """Adds the tokens to the tokenizer, unless it has them, and returns the first one's id.
+
+    Raises:
+        ValueError: if it has the tokens of another preset, or does not give them consecutive ids of their own.
+    """
+    vocabulary = tokenizer.get_vocab()
+    present = {token for token in vocabulary if token.startswith(PREFIX)}
+    if present and present != set(tokens):
+        raise ValueError(
+            f"The tokenizer has {len(present)} speech tokens already, of another bottleneck than this one with its "
+            f"{len(tokens)}: take the bottleneck they were made for, or the tokenizer as it was before."
+        )
+    if not present:
+        tokenizer.add_tokens(tokens, special_tokens=True)
+    ids = tokenizer.convert_tokens_to_ids(tokens)
+    taken = max((index for token, index in vocabulary.items() if token not in present), default=-1)
+    if ids != list(range(ids[0], ids[0] + len(ids))) or (not present and ids[0] <= taken):
+        raise ValueError(
+            f"The tokenizer gave the speech tokens ids from {ids[0]} on that are not consecutive or belong to others "
+            f"(up to {taken}): its vocabulary has gaps, which this cannot work with."
+        )
+    return ids[0]
+
+
+__all__ = ["ParsedSequence", "TaaeProcessor"]
