@@ -19,6 +19,8 @@ import yaml
 
 from modeling_taae.audio_io import write_bytes
 
+# Assumed, not measured: what a server's core draws at work, with its share of memory, power supply and cooling.
+WATTS = 10
 # A run that writes nothing for so many seconds was not running.
 LONGEST_PAUSE = 600
 # Fields of recipes that runs were logged with, before they were called what they are now.
@@ -78,8 +80,8 @@ def curves_as_csv(curves: Curves) -> str:
     return content.getvalue()
 
 
-def training_facts(run: Path, curves: Curves, trained_on: str, processes: int) -> dict:
-    """What the card tells about a run: steps, hours at work, machine, and the recipe as it was logged last."""
+def training_facts(run: Path, curves: Curves, trained_on: str, processes: int, watts: float) -> dict:
+    """What the card tells about a run: steps, hours at work, machine, power, and the recipe as it was logged last."""
     times = sorted(time for curve in curves.values() for time, _ in curve.values())
     pauses = (later - earlier for earlier, later in zip(times, times[1:], strict=False))
     recipes = sorted((run / "log").glob("*/hparams.yml"), key=lambda path: float(path.parent.name))
@@ -88,6 +90,7 @@ def training_facts(run: Path, curves: Curves, trained_on: str, processes: int) -
         "hours": round(sum(pause for pause in pauses if pause < LONGEST_PAUSE) / 3600, 2),
         "trained_on": trained_on,
         "processes": processes,
+        "watts": watts,
         "recipe": read_recipe(recipes[-1]) if recipes else {},
     }
 
@@ -145,12 +148,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--until", type=int, metavar="STEP", help="the weights' step, if the run went on after it")
     parser.add_argument("--trained-on", default="one machine", metavar="TEXT", help="such as 'two cores of an EPYC'")
     parser.add_argument("--processes", type=int, default=1, help="how many processes trained")
+    parser.add_argument("--watts", type=float, default=WATTS, help="drawn per process, assumed (default: %(default)s)")
     parser.add_argument("--data", nargs="+", default=[], metavar="FILES", help="Parquet files or patterns")
     options = parser.parse_args(arguments)
     try:
         if options.run:
             curves = read_curves(options.run, options.until)
-            facts = training_facts(options.run, curves, options.trained_on, options.processes)
+            facts = training_facts(options.run, curves, options.trained_on, options.processes, options.watts)
             write_bytes(options.folder / "curves.csv", curves_as_csv(curves).encode())
             write_json(options.folder / "training.json", facts)
         if options.data:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .audio_io import TaaeInputError
 from .configuration_taae import TaaeConfig
+from .conversion_card import write_provenance
 from .feature_extraction_taae import TaaeFeatureExtractor
 from .modeling_taae import TaaeModel
 
@@ -74,7 +75,8 @@ def convert_checkpoint(source: str | Path, destination: str | Path) -> TaaeModel
 
     Args:
         source: folder with `model_config.json` and one `.safetensors` or `.ckpt` file of weights.
-        destination: folder to write config, preprocessor config, code and fused float32 weights to.
+        destination: folder to write config, preprocessor config, code, fused float32 weights, their licence and a card
+            to.
 
     Returns:
         The converted model.
@@ -86,7 +88,8 @@ def convert_checkpoint(source: str | Path, destination: str | Path) -> TaaeModel
     if destination.resolve() == source.resolve():
         raise ConversionError(f"{destination}: is the checkpoint itself; choose another folder to write to")
     config = convert_config(_read_description(source))
-    state = convert_state_dict(read_state_dict(_weights_file(source)), config)
+    weights = _weights_file(source)
+    state = convert_state_dict(read_state_dict(weights), config)
     with torch.device("meta"):  # without memory or random numbers: each parameter is about to be replaced
         model = TaaeModel(config)
     model.load_state_dict(state, assign=True)
@@ -95,6 +98,7 @@ def convert_checkpoint(source: str | Path, destination: str | Path) -> TaaeModel
         destination.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(destination)
         extractor.save_pretrained(destination)
+        write_provenance(source, weights, source / CONFIG_NAME, destination, model)
     except OSError as error:
         raise ConversionError(f"{destination}: cannot be written ({error.strerror or error})") from error
     return model.eval()

@@ -1,4 +1,4 @@
-"""Model cards are made from results, and say what the results say."""
+"""Cards are made from what they are of, and say what it says."""
 
 import importlib
 import json
@@ -7,15 +7,18 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import evaluate
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import soundfile
 import yaml
-from huggingface_hub import ModelCard, parse_eval_result_entries
+from huggingface_hub import ModelCard
 
 from modeling_taae import cli
+from modeling_taae.audio_io import TaaeInputError
+from modeling_taae.publication import inspect
 
 ROOT = Path(__file__).parents[1]
 HUB_CARDS = ROOT / "hub_cards"
@@ -37,6 +40,11 @@ def script(name: str) -> ModuleType:
 @pytest.fixture(scope="module")
 def make_card() -> ModuleType:
     return script("make_card")
+
+
+@pytest.fixture(scope="module")
+def model_card() -> ModuleType:
+    return script("model_card")
 
 
 def clip(seed: int) -> np.ndarray:
@@ -83,11 +91,11 @@ def write_log(run: Path) -> None:
 
 
 @pytest.fixture
-def folder(made: Path, tmp_path: Path, make_card: ModuleType, monkeypatch) -> Path:
+def folder(made: Path, tmp_path: Path, model_card: ModuleType, monkeypatch) -> Path:
     """A copy to be changed, with a project README that has a place for its results."""
-    start, end = make_card.COMPARISON
+    start, end = model_card.COMPARISON
     (tmp_path / "README.md").write_text(f"before\n{start.format(name=made.name)}old\n{end}\nafter\n")
-    monkeypatch.setattr(make_card, "README", tmp_path / "README.md")
+    monkeypatch.setattr(model_card, "README", tmp_path / "README.md")
     return Path(shutil.copytree(made, tmp_path / made.name))
 
 
@@ -105,18 +113,47 @@ class TestCard:
         )
         card = ModelCard(text)
         assert (card.data.license, card.data.language) == ("cc-by-sa-4.0", ["en", "de"])
+        assert "Attribution-ShareAlike 4.0 International" in (folder / "LICENSE").read_text()
         assert "{{" not in text and "None" not in text.replace("None of", "")
 
     def test_hub_results(self, folder, make_card):
         make_card.main([str(folder)])
-        entries = parse_eval_result_entries(yaml.safe_load((folder / ".eval_results" / "speech_test.yaml").read_text()))
+        entries = ModelCard.load(folder / "README.md").data.eval_results
         results = json.loads((folder / "results" / "results.json").read_text())
         values = {name: value["mean"] for name, value in results["systems"][0]["metrics"].items()}
-        assert {entry.task_id: entry.value for entry in entries} == values
+        assert {entry.metric_type: entry.metric_value for entry in entries} == values
+        # Recordings in a folder: there is no data set on the Hub that they could be taken for.
+        assert {(entry.dataset_type, entry.dataset_name) for entry in entries} == {
+            ("audiofolder", "speech, 3 utterances (not on the Hub)")
+        }
 
-    def test_project_readme_keeps_the_rest(self, folder, make_card):
+    def test_cost_is_told_with_its_assumption(self, folder, make_card):
+        facts = json.loads((folder / "training.json").read_text()) | {"hours": 2.0, "processes": 3, "watts": 500}
+        (folder / "training.json").write_text(json.dumps(facts))
         make_card.main([str(folder)])
-        text = make_card.README.read_text()
+        text = (folder / "README.md").read_text()
+        assert "6.0 hours of a process (2.0 hours of 3), which at an assumed 500 W each" in text and "is 3 kWh" in text
+
+    def test_what_training_started_from(self, folder, make_card):
+        facts = json.loads((folder / "training.json").read_text())
+        facts["recipe"]["size"] = "hub_cards/taae-speech-16k-nano"
+        (folder / "training.json").write_text(json.dumps(facts))
+        make_card.main([str(folder)])
+        assert "trained on from `taae-speech-16k-nano` on 3 hours" in (folder / "README.md").read_text()
+
+    def test_it_can_be_published(self, folder, make_card):
+        make_card.main([str(folder)])
+        assert "under cc-by-sa-4.0" in inspect(folder).summary
+        card = folder / "README.md"
+        card.write_text(
+            card.read_text().replace("    - type: stoi\n      value: 0", "    - type: stoi\n      value: 1")
+        )
+        with pytest.raises(TaaeInputError, match="header of README.md has another figure for stoi"):
+            inspect(folder)
+
+    def test_project_readme_keeps_the_rest(self, folder, make_card, model_card):
+        make_card.main([str(folder)])
+        text = model_card.README.read_text()
         assert text.startswith("before\n<!-- comparison") and text.endswith("<!-- /comparison -->\nafter\n")
         assert "| pcm16 |" in text and "old" not in text.replace("LUFS", "")
 
@@ -129,7 +166,7 @@ class TestCard:
         results["systems"][0]["metrics"]["stoi"]["mean"] += 0.01
         path.write_text(json.dumps(results))
         assert make_card.main([str(folder), "--check"]) == 1
-        assert "README.md does not say what the results say" in capsys.readouterr().err
+        assert "README.md does not say what it is made of" in capsys.readouterr().err
 
     def test_results_of_other_weights_are_refused(self, folder, make_card, make_tiny_model, capsys):
         make_tiny_model(seed=1).save_pretrained(folder)
@@ -176,6 +213,51 @@ def test_pictures(made, tmp_path):
     assert script("make_pictures").main([str(folder), "--speech", str(made.parent / "speech"), "--id", "1.wav"]) == 0
     for name in ("curves.png", "spectrogram.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+class TestMetricCards:
+    @pytest.mark.parametrize("name", ["stoi", "word_error_rate"])
+    def test_says_what_the_module_says(self, make_card, tmp_path, name):
+        folder = Path(shutil.copytree(HUB_CARDS / "metrics" / name, tmp_path / name))
+        (folder / "README.md").unlink()
+        assert make_card.main([str(folder)]) == 0
+        description = evaluate.load(str(folder)).description.strip()
+        card = ModelCard.load(folder / "README.md")
+        assert description in card.text and {"evaluate", "metric"} <= set(card.data.tags)
+        assert inspect(folder).repo_type == "space" and not inspect(folder).with_package
+
+    def test_published_ones_are_up_to_date(self, make_card):
+        folders = [path.parent for path in sorted((HUB_CARDS / "metrics").glob("*/*.py"))]
+        assert len(folders) >= 8
+        assert make_card.main([*map(str, folders), "--check"]) == 0
+
+
+class TestSpaceCard:
+    def test_says_what_the_limits_are(self, make_card, tmp_path):
+        for name in ("app.py", "limits.py"):
+            shutil.copy(HUB_CARDS / "space" / name, tmp_path)
+        text = (tmp_path / "limits.py").read_text()
+        (tmp_path / "limits.py").write_text(text + "\nCLIPS, LONGEST_CLIP = 7, 44\n")
+        assert make_card.main([str(tmp_path)]) == 0
+        assert "7\nclips of up to 44 seconds" in (tmp_path / "README.md").read_text()
+        assert inspect(tmp_path).sdk == "gradio"
+
+    def test_the_published_one_is_up_to_date(self, make_card):
+        assert make_card.main([str(HUB_CARDS / "space"), "--check"]) == 0
+
+
+def test_a_converted_model_has_a_card_of_its_own(folder, make_card):
+    source = {"name": "theirs", "weights": "model.ckpt", "sha256": "0", "description": "model_config.json"}
+    conversion = {"modeling_taae": "0.1.0", "source": source, "license": {"license": "mit"}, "license_files": []}
+    (folder / "conversion.json").write_text(json.dumps(conversion))
+    assert make_card.main([str(folder)]) == 0
+    text = (folder / "README.md").read_text()
+    assert "The weights of `theirs`" in text and "| pcm16 |" in text
+
+
+def test_other_folders_have_no_card(make_card, tmp_path, capsys):
+    assert make_card.main([str(tmp_path)]) == 2
+    assert "holds nothing that a card can be made of" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not CARDS, reason="no model with results is in this checkout yet")

@@ -1,0 +1,34 @@
+"""The card of the Space: what `make_card.py` writes into the folder with its `app.py`, of its limits and its Gradio."""
+
+import re
+import runpy
+from pathlib import Path
+
+from huggingface_hub import SpaceCard, SpaceCardData
+
+ROOT = Path(__file__).resolve().parents[1]
+TEMPLATE = ROOT / "hub_cards" / "templates" / "space_card.md"
+TITLE = "Speech in 400 bits per second"
+
+
+def space_files(folder: Path) -> dict[Path, str]:
+    """What is to be written, by path, for the Space's folder."""
+    content = SpaceCard.from_template(
+        SpaceCardData(
+            title=TITLE,
+            emoji="🗣️",
+            colorFrom="indigo",
+            colorTo="pink",
+            sdk="gradio",
+            sdk_version=re.search(r"^gradio==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE).group(1),
+            python_version="3.12",
+            app_file="app.py",
+            license="apache-2.0",
+            short_description="Hear your voice after a TAAE speech codec",
+            tags=["audio", "speech", "audio-codec", "taae"],
+        ),
+        template_path=str(TEMPLATE),
+        title=TITLE,
+        limits=runpy.run_path(str(folder / "limits.py")),
+    )
+    return {folder / "README.md": str(content).rstrip() + "\n"}
