@@ -7,10 +7,12 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from .arguments import build_parser
@@ -24,45 +26,79 @@ from .audio_io import (
     one_line,
     plan_jobs,
     read_audio,
+    read_bytes,
     write_audio,
 )
 from .codec import Codec, chosen_bottleneck, load_codec
-from .taae_file import TaaeFile, format_bottleneck
+from .taae_file import CodedDescription, TaaeFile, format_bottleneck, naming, read_description
 
 TAAE_SUFFIX = ".taae"
 
 
-def run_jobs(jobs: list[Job], work: Callable[[Job], None], debug: bool) -> int:
-    """Works through the jobs; a failing one among several is reported at the end. Returns the exit status."""
-    if len(jobs) == 1:
-        work(jobs[0])
-        return 0
-    failures = []
-    for job in tqdm(jobs, unit="file", disable=None):
+class Failures:
+    """What went wrong with which of several files, to be told at the end; with a single file it is raised at once."""
+
+    def __init__(self, jobs: list[Job], debug: bool):
+        self.jobs, self.debug = jobs, debug
+        self.messages: list[str] = []
+
+    def add(self, job: Job, error: Exception) -> None:
+        """Takes down that a job failed."""
+        if len(self.jobs) == 1:
+            raise error
+        if self.debug:
+            traceback.print_exception(error)
+        foreseen = isinstance(error, TaaeInputError)
+        self.messages.append(one_line(error) if foreseen else f"{job.source}: {describe(error)}")
+
+    @contextmanager
+    def of(self, job: Job) -> Iterator[None]:
+        """Takes down what is raised within."""
         try:
-            work(job)
+            yield
         except Exception as error:
-            if debug:
-                traceback.print_exc()
-            failures.append(
-                one_line(error) if isinstance(error, TaaeInputError) else f"{job.source}: {describe(error)}"
-            )
-    if failures:
-        print(*(f"taae: error: {failure}" for failure in failures), sep="\n", file=sys.stderr)
-        print(f"taae: {len(failures)} of {len(jobs)} files failed", file=sys.stderr)
-    return 1 if failures else 0
+            self.add(job, error)
+
+    def report(self) -> int:
+        """Says on standard error which files failed, and returns the exit status."""
+        if self.messages:
+            print(*(f"taae: error: {message}" for message in self.messages), sep="\n", file=sys.stderr)
+            print(f"taae: {len(self.messages)} of {len(self.jobs)} files failed", file=sys.stderr)
+        return 1 if self.messages else 0
+
+
+def progress(items: Iterable, jobs: list[Job]) -> Iterable:
+    """The items with a progress bar, if there are several files."""
+    return items if len(jobs) == 1 else tqdm(items, total=len(jobs), unit="file", disable=None)
+
+
+def run_jobs(jobs: list[Job], work: Callable[[Job], None], debug: bool) -> int:
+    """Works through the jobs one by one. Returns the exit status."""
+    failures = Failures(jobs, debug)
+    for job in progress(jobs, jobs):
+        with failures.of(job):
+            work(job)
+    return failures.report()
 
 
 def encode(args: argparse.Namespace) -> int:
     """`taae encode`."""
+    from .batching import encode_clips, read_ahead
+
     jobs = plan_jobs(args.inputs, args.output, AUDIO_SUFFIXES, TAAE_SUFFIX)
     codec = load_codec(args.model, args.device, args.loudness)
-    bottleneck = chosen_bottleneck(codec, args.bottleneck)
+    bottleneck, prior = chosen_bottleneck(codec, args.bottleneck), codec.prior
+    failures = Failures(jobs, args.debug)
 
-    def work(job: Job) -> None:
-        codec.encode(read_audio(job.source, codec.model.config.sampling_rate), bottleneck).save(job.target)
+    def clips() -> Iterator[tuple[Job, np.ndarray]]:
+        for job in jobs:
+            with failures.of(job):
+                yield job, read_audio(job.source, codec.model.config.sampling_rate)
 
-    return run_jobs(jobs, work, args.debug)
+    for job, encoded in progress(encode_clips(codec, read_ahead(clips()), bottleneck, failures.add), jobs):
+        with failures.of(job):
+            encoded.save(job.target, prior)
+    return failures.report()
 
 
 def decode(args: argparse.Namespace) -> int:
@@ -71,9 +107,10 @@ def decode(args: argparse.Namespace) -> int:
     for job in jobs:
         audio_format(job.target)
     codec = load_codec(args.model, args.device)
+    prior = codec.prior
 
     def work(job: Job) -> None:
-        encoded = TaaeFile.load(job.source)
+        encoded = TaaeFile.load(job.source, prior)
         if not args.force:
             codec.check_identity(display_name(job.source), encoded.model_identity)
         write_audio(job.target, codec.decode(encoded), codec.model.config.sampling_rate)
@@ -100,7 +137,7 @@ def reconstruct(args: argparse.Namespace) -> int:
 def info(args: argparse.Namespace) -> int:
     """`taae info`."""
     if is_standard_stream(args.subject) or os.path.isfile(args.subject) or args.subject.endswith(TAAE_SUFFIX):
-        rows = file_facts(TaaeFile.load(args.subject))
+        rows = file_facts(args.subject)
     else:
         rows = model_facts(load_codec(args.subject, device="cpu"))
     width = max(len(name) for name, _ in rows)
@@ -109,16 +146,26 @@ def info(args: argparse.Namespace) -> int:
     return 0
 
 
-def file_facts(encoded: TaaeFile) -> list[tuple[str, str]]:
-    """What `taae info` tells about a file, as names and values."""
-    size = len(encoded.to_bytes())
+def file_facts(source: str) -> list[tuple[str, str]]:
+    """What `taae info` tells about a file, as names and values; of version 2, what it tells without its model."""
+    data = read_bytes(source)
+    with naming(source):
+        _, description = read_description(data)
+        encoded = None if isinstance(description, CodedDescription) else TaaeFile.from_bytes(data)
+    samples, rate = description.num_samples, description.sampling_rate
+    rows = [
+        ("duration", f"{samples / rate:.2f} s ({samples:,} samples at {rate:,} Hz)"),
+        ("bottleneck", format_bottleneck(description.bottleneck)),
+        ("file", f"{len(data):,} bytes, {8 * len(data) * rate / samples:.1f} bit/s with header and checksum"),
+    ]
+    if encoded is None:
+        return [*rows, ("version", "2, entropy-coded"), ("entropy prior", description.prior_identity)]
     return [
-        ("duration", f"{encoded.duration:.2f} s ({encoded.num_samples:,} samples at {encoded.sampling_rate:,} Hz)"),
-        ("frames", f"{encoded.frames:,} at {encoded.sampling_rate / encoded.hop_length:g} Hz"),
-        ("bottleneck", format_bottleneck(encoded.bottleneck)),
+        *rows,
+        ("version", "1, packed"),
+        ("frames", f"{encoded.frames:,} at {rate / encoded.hop_length:g} Hz"),
         ("vocabulary", " + ".join(f"{size:,}" for size in encoded.vocabulary_sizes)),
         ("bit rate", f"{encoded.bit_rate:.1f} bit/s"),
-        ("file", f"{size:,} bytes, {8 * size / encoded.duration:.1f} bit/s with header and checksum"),
         ("model identity", encoded.model_identity),
     ]
 
@@ -134,6 +181,7 @@ def model_facts(codec: Codec) -> list[tuple[str, str]]:
         ("causal", "yes" if config.causal else "no"),
         ("loudness", "as it is" if (target := codec.extractor.target_loudness) is None else f"{target:g} LUFS"),
         ("model identity", codec.identity),
+        ("entropy prior", "none" if codec.prior is None else codec.prior.identity),
         ("default bottleneck", format_bottleneck(config.bottleneck)),
     ]
     for name in [*BOTTLENECK_PRESETS, NATIVE]:
@@ -153,12 +201,22 @@ def convert(args: argparse.Namespace) -> int:
     return 0
 
 
+# What has to be installed for a command, beside what always is.
+EXTRAS = {"tokenize": "data"}
 COMMANDS = {run.__name__: run for run in (encode, decode, reconstruct, info, convert)}
 
 
 def run_command(args: argparse.Namespace) -> int:
     """Runs the command of the arguments: one of those above, or the module that is named after it."""
-    run = COMMANDS.get(args.command) or import_module(f".{args.command}_command", __package__).run
+    try:
+        run = COMMANDS.get(args.command) or import_module(f".{args.command}_command", __package__).run
+    except ModuleNotFoundError as error:
+        if args.command not in EXTRAS:
+            raise
+        raise TaaeInputError(
+            f"taae {args.command}: needs the package {error.name}, which is not installed; "
+            f"pip install 'modeling_taae[{EXTRAS[args.command]}]'"
+        ) from error
     return run(args)
 
 

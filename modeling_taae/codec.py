@@ -5,12 +5,14 @@ Torch and Transformers are imported when a model is loaded, so that importing th
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .audio_io import TaaeInputError, one_line
+from .entropy_prior import PRIOR_FILE, EntropyPrior, find_prior
 from .taae_file import TaaeFile, TaaeFileError, model_identity, parse_bottleneck
 
 if TYPE_CHECKING:
@@ -22,28 +24,67 @@ DEFAULT_MODEL = "taae-speech-16k-nano"
 
 @dataclass
 class Codec:
-    """A model with its feature extractor, on its device."""
+    """A model with its feature extractor, on its device, and the folder that holds them."""
 
     model: "TaaeModel"
     extractor: "TaaeFeatureExtractor"
     identity: str
+    folder: Path
+
+    @cached_property
+    def prior(self) -> EntropyPrior | None:
+        """What entropy-coded files are written and read with, if the model has it.
+
+        Raises:
+            TaaeInputError: if it cannot be read, or was trained on the tokens of other weights.
+        """
+        prior = find_prior(self.folder)
+        if prior is not None and prior.model_identity != self.identity:
+            raise TaaeInputError(
+                f"{self.folder / PRIOR_FILE}: belongs to model {prior.model_identity}, not to this one "
+                f"({self.identity}); make it again with training/make_entropy_prior.py, or delete it to do without"
+            )
+        return prior
 
     def encode(self, audio: np.ndarray, bottleneck: str | list | None = None) -> TaaeFile:
-        """Encodes one clip, (samples,) float32 at the model's rate."""
+        """Encodes one clip, (samples,) float32 at the model's rate, at its own length."""
+        return self.encode_block([audio], 1, len(audio), bottleneck)[0]
+
+    def encode_block(
+        self, clips: list[np.ndarray], rows: int, samples: int, bottleneck: str | list | None = None
+    ) -> list[TaaeFile]:
+        """Encodes clips in one padded batch of a given shape.
+
+        Args:
+            clips: each (samples,) float32 at the model's rate.
+            rows: of the batch, of which the clips take the first ones.
+            samples: to which they are padded, up to whole frames; no clip is longer.
+            bottleneck: as for `TaaeModel.encode`.
+        """
         import torch
 
-        inputs = self.extractor(audio, sampling_rate=self.extractor.sampling_rate, return_tensors="pt")
-        with torch.inference_mode():
-            encoded = self.model.encode(**inputs.to(self.model.device), bottleneck=bottleneck)
-        return TaaeFile(
-            audio_codes=encoded.audio_codes[0].cpu().numpy(),
-            vocabulary_sizes=self.model.bottleneck(bottleneck).codebook_sizes,
-            bottleneck=self.model.config.bottleneck if bottleneck is None else bottleneck,
-            num_samples=len(audio),
-            hop_length=self.model.config.hop_length,
-            sampling_rate=self.model.config.sampling_rate,
-            model_identity=self.identity,
+        inputs = self.extractor(
+            clips, sampling_rate=self.extractor.sampling_rate, padding="max_length", max_length=samples
         )
+        missing = rows - len(clips)
+        inputs = {
+            name: torch.cat([values, values.new_zeros(missing, *values.shape[1:])])
+            for name, values in inputs.to(self.model.device).items()
+        }
+        with torch.inference_mode():
+            encoded = self.model.encode(**inputs, bottleneck=bottleneck)
+        return [
+            TaaeFile(
+                audio_codes=codes[:, : -(-len(audio) // self.model.config.hop_length)],
+                vocabulary_sizes=self.model.bottleneck(bottleneck).codebook_sizes,
+                bottleneck=self.model.config.bottleneck if bottleneck is None else bottleneck,
+                num_samples=len(audio),
+                hop_length=self.model.config.hop_length,
+                sampling_rate=self.model.config.sampling_rate,
+                model_identity=self.identity,
+            )
+            for codes, audio in zip(encoded.audio_codes[: len(clips)].cpu().numpy(), clips, strict=True)
+        ]
 
     def decode(self, encoded: TaaeFile) -> np.ndarray:
         """Decodes one clip: (samples,) float32, as long as what was encoded.
@@ -133,4 +174,4 @@ def load_codec(name: str | None, device: str | None = None, loudness: bool = Tru
         raise TaaeInputError(
             f"--device {device}: cannot be used ({one_line(error)}); expected a device of this machine, such as cpu"
         ) from error
-    return Codec(model, extractor, model_identity(model))
+    return Codec(model, extractor, model_identity(model), Path(folder))

@@ -72,6 +72,19 @@ def test_encoding_with_other_attention_implementations(implementation: str) -> N
     assert assert_encodes_as_alone(model, [700, 433, 32, 5], GARBAGE["NaN"]) <= 1
 
 
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", "flex_attention"])
+def test_a_row_without_audio(implementation: str) -> None:
+    """It stands in for a clip where a batch must have its usual shape."""
+    model = make_model()
+    model.set_attn_implementation(implementation)
+    batch, mask = pad([make_audio(1, length, length)[0, 0] for length in (700, 5)], GARBAGE["NaN"])
+    with torch.no_grad():
+        expected = model.encode(batch, mask)
+        longer = model.encode(torch.cat([batch, batch[:1]]), torch.cat([mask, torch.zeros_like(mask[:1])]))
+    torch.testing.assert_close(longer.latents[:2], expected.latents, rtol=1e-5, atol=1e-5)
+    assert not longer.latents[2].any() and not longer.audio_codes_mask[2].any()
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_decoding(variant: str) -> None:
     model = make_model(**VARIANTS[variant])
