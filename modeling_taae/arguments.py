@@ -66,7 +66,51 @@ EVALUATE_EXAMPLES = """\
   taae evaluate recordings/ -o results
   taae evaluate 'test-*.parquet' -o results --bottleneck 1x46656_400bps 2x15625_700bps --peers codec2-700C opus-6k
   taae evaluate openslr/librispeech_asr --split test.clean --limit 100 -o results --metrics pesq_wb stoi"""
+TOKENIZE_EXAMPLES = """\
+  taae tokenize recordings/ -o tokens                        a folder of audio, however deep
+  taae tokenize 'train-*.parquet' -o tokens --bottleneck 2x15625_700bps
+  taae tokenize shards/ -o tokens --ray local                WebDataset tars, on all cores or GPUs of this machine
+  taae tokenize facebook/voxpopuli --subset nl --split train -o tokens --ray head-node:6379
+
+A run that was interrupted goes on when the same command is given again, with or without --ray. The machines of a Ray
+cluster need this package, and the source and the model at the same paths; a cluster that asks for a token wants
+RAY_AUTH_MODE=token in the environment.
+
+Sources
+  folder     audio, Parquet and .tar files, however deep; metadata.csv, .jsonl or .parquet in it, with a column
+             file_name, may tell more about the audio; with --split, it is read as a data set
+  .parquet   a column holds audio files: as bytes, as paths, or as the Audio feature of `datasets`
+  .tar       WebDataset: a.flac is a recording, and a.json, a.txt and a.cls tell about it
+  NAME       a data set on the Hub, which is streamed
+
+Output
+  data/          Parquet: id, codes (frames x tokens per frame), frames, duration in seconds, and the source's columns
+                 but the audio; a column of the source with one of these names is replaced
+  manifest.json  model, settings, counts, checksums
+  README.md      the data set's card; load_dataset("tokens") works, and so does `taae push tokens ...`
+  rejects.jsonl  rows without tokens: id, source and reason, which is one of missing, bad audio (not decodable, cut off,
+                 not finite), bad text (of an archive), too short, silent, duplicate (of an id that came before), or
+                 damaged (the rest of a Parquet or tar file cannot be read)
+  report.json    how fast it went
+
+A row's id is that of the source if it has one, else its file's name and place in it."""
+EXPORT_EXAMPLES = """\
+  taae export hub_cards/taae-speech-16k-nano -o exported
+  taae export hub_cards/taae-speech-16k-nano -o exported --format onnx-int8 --bottleneck 2x15625_700bps
+
+Formats
+  onnx           float32; the tokens are the model's
+  onnx-int8      weights in 8 bits, which makes a model of its own, a quarter as large
+  torch-export   float32, for torch.export.load
+
+Files are kept only once they were run and found to do what the model does."""
 CONVERT_EXAMPLES = "  taae convert stable-codec-speech-16k/ taae-speech-16k/"
+PUSH_EXAMPLES = """\
+  taae push hub_cards/taae-speech-16k-nano me/taae-nano --dry-run     checks all and lists what would be sent
+  taae push hub_cards/taae-speech-16k-nano me/taae-nano               private, until you make it public on its page
+  taae push my_tokens/ me/my-tokens --public --message "All of May"
+
+The folder holds a model, tokens of `taae tokenize`, or a Space; `hf auth login` says who you are."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -96,7 +140,7 @@ def build_parser() -> ArgumentParser:
             name,
             parents=[*options, common],
             help=summary,
-            description=summary.capitalize() + ".",
+            description=f"{summary[0].upper()}{summary[1:]}.",
             epilog=f"examples:\n{examples}",
             formatter_class=RAW,
         )
@@ -128,6 +172,15 @@ def build_parser() -> ArgumentParser:
     command = add("convert", "make a model of a stable-codec checkpoint", CONVERT_EXAMPLES)
     command.add_argument("source", metavar="SRC", help="folder with model_config.json and the weights")
     command.add_argument("target", metavar="DST", help="folder to write")
+
+    command = add("export", "write encoder and decoder as files for other runtimes", EXPORT_EXAMPLES)
+    add_export_options(command)
+
+    command = add("tokenize", "turn a corpus into a data set of tokens", TOKENIZE_EXAMPLES, model, encoding)
+    add_tokenize_options(command)
+
+    command = add("push", "publish a model, tokens or a Space on the Hugging Face Hub", PUSH_EXAMPLES)
+    add_push_options(command)
     return parser
 
 
@@ -177,3 +230,47 @@ def add_evaluate_options(command: argparse.ArgumentParser) -> None:
     add("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes for metrics (default: all cores)")
     add("--no-loudness", dest="loudness", action="store_false", help="keep the level as it is")
     add("--no-speed", dest="speed", action="store_false", help="do not measure speed")
+
+
+def add_push_options(command: argparse.ArgumentParser) -> None:
+    """The options of `taae push`."""
+    add = command.add_argument
+    add("folder", metavar="FOLDER", help="a model with card, licence and results; or tokens; or a Space")
+    add("repo", metavar="REPO", help="owner/name on the Hub, or a name among your own; made if it does not exist")
+    add("--public", action="store_true", help="let everyone see it (default: private)")
+    add("--revision", metavar="BRANCH", help="branch to push to, made if it does not exist (default: main)")
+    add("--message", metavar="TEXT", help="of the commit")
+    add("--dry-run", action="store_true", help="check all, list what would be sent and made, and send nothing")
+
+
+def add_tokenize_options(command: argparse.ArgumentParser) -> None:
+    """The options of `taae tokenize`."""
+    add = command.add_argument
+    add("sources", nargs="+", metavar="SOURCE", help="audio, Parquet or .tar files, folders of them, or a Hub data set")
+    add("-o", "--output", metavar="DIR", required=True, help="folder to make; an interrupted run in it goes on")
+    add("--split", help="of a data set; also what the output's split is called (default: train)")
+    add("--subset", metavar="NAME", help="of a data set on the Hub that has several, such as a language")
+    add("--audio-column", default="audio", metavar="C", help="column with the audio (default: audio)")
+    add("--id-column", metavar="C", help="column with ids (default: id, utterance_id or segment_id if there is one)")
+    add("--min-seconds", type=float, default=0.4, metavar="S", help="reject what is shorter (default: 0.4)")
+    add(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        default="float32",
+        help="of the model: bfloat16 is faster on a GPU and changes some tokens (default: float32)",
+    )
+    add("--readers", type=int, metavar="N", help="threads that decode audio (default: 8 beside a GPU, else 1)")
+    add("--shard-hours", type=float, default=100.0, metavar="H", help="of audio in an output file (default: 100)")
+    add("--license", metavar="L", help="of the recordings, as the Hub calls it, for the card: cc-by-4.0, ...")
+    add("--ray", metavar="ADDRESS", help="work on a Ray cluster: its head's address, auto, or local for this machine")
+    add("--workers", type=int, metavar="N", help="with --ray: how many (default: all GPUs, or all cores)")
+    add("--price-per-hour", type=float, metavar="P", help="of a GPU or core, to tell what a million hours would cost")
+
+
+def add_export_options(command: argparse.ArgumentParser) -> None:
+    """The options of `taae export`."""
+    add = command.add_argument
+    add("name", metavar="MODEL", help="a model's folder, or its name on the Hub")
+    add("-o", "--output", metavar="DIR", required=True, help="folder for the encoder and the decoder")
+    add("--format", choices=["onnx", "onnx-int8", "torch-export"], default="onnx", help="see below (default: onnx)")
+    add("--bottleneck", metavar="B", help=BOTTLENECK_HELP)

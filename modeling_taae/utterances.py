@@ -9,15 +9,19 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .audio_io import AUDIO_SUFFIXES, TaaeInputError, decode_audio, one_line, search_directory
 from .feature_extraction_taae import GATING_BLOCK, SILENCE_ENERGY
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
 
 # What data sets call the columns that evaluation knows, first match wins.
 COLUMNS = {
@@ -30,6 +34,8 @@ COLUMNS = {
     "text": ("text", "sentence", "transcription", "transcript"),
 }
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+# What ends like this is a file that is not there, rather than a data set on the Hub.
+FILE_SUFFIXES = AUDIO_SUFFIXES | {".parquet", ".tar"}
 # A duration column may be off by so many seconds before the file is called mismatched.
 DURATION_TOLERANCE = 0.1
 
@@ -100,36 +106,22 @@ class Utterances:
 
     def _utterance(self, name: str, row: dict, facts: dict[str, str]) -> Utterance:
         try:
-            audio = self._decode(row[self.audio_column], name)
+            audio = decode_cell(row[self.audio_column], name, self.sampling_rate)
         except (TaaeInputError, OSError) as error:
             return Utterance(name, None, one_line(error), facts)
         if not self.strict:
             return Utterance(name, audio, "", facts)
-        seconds = len(audio) / self.sampling_rate
-        if seconds < GATING_BLOCK:
-            return Utterance(name, None, f"too short: {seconds:.3f} s, metrics need {GATING_BLOCK} s", facts)
-        if np.mean(np.square(audio)) < SILENCE_ENERGY:
-            return Utterance(name, None, "silent: its level is below -60 dB of full scale", facts)
-        problem, promised = "", row.get("duration")
+        if problem := fault(audio, self.sampling_rate, GATING_BLOCK):
+            return Utterance(name, None, problem, facts)
+        seconds, promised = len(audio) / self.sampling_rate, row.get("duration")
         if isinstance(promised, float | int) and abs(promised - seconds) > DURATION_TOLERANCE:
             problem = f"mismatched: {seconds:.2f} s long where its duration column says {promised:.2f} s; scored"
         return Utterance(name, audio, problem, facts)
 
-    def _decode(self, audio: dict | str | None, name: str) -> np.ndarray:
-        audio = {"path": audio, "bytes": None} if isinstance(audio, str) else audio or {"path": None, "bytes": None}
-        if audio["bytes"] is not None:
-            return decode_audio(io.BytesIO(audio["bytes"]), name, self.sampling_rate)
-        if not audio["path"] or not os.path.isfile(audio["path"]):
-            raise TaaeInputError(f"{name}: missing: there is neither audio nor a file at its path")
-        with open(audio["path"], "rb") as file:
-            return decode_audio(file, name, self.sampling_rate)
-
     def _reader(self, source: str) -> tuple:
         """Number of rows, and a function that goes through them."""
-        paths = [Path(source)] if os.path.exists(source) else sorted(map(Path, glob.glob(source, recursive=True)))
+        paths = matching_paths(source)
         if not paths:
-            if not HUB_NAME.fullmatch(source) or source.endswith(".parquet"):
-                raise TaaeInputError(f"{source}: no such file, folder or pattern; check the path")
             return self._hub_reader(source)
         files = list(chain.from_iterable(files_of(path) for path in paths))
         tables = [str(file) for _, file in files if file.suffix == ".parquet"]
@@ -139,34 +131,91 @@ class Utterances:
 
         def read() -> Iterator[dict]:
             for table in tables:
-                yield from self._stream("parquet", data_files=table, split="train")
+                yield from stream_rows(self.audio_column, "parquet", data_files=table, split="train")
             for name, file in recordings:
                 yield {"id": name, self.audio_column: {"path": str(file), "bytes": None}}
 
         return sum(map(count_rows, tables)) + len(recordings), read
 
     def _hub_reader(self, source: str) -> tuple:
-        rows = self._stream(source, split=self.split)
+        rows = stream_rows(self.audio_column, source, split=self.split)
         splits = getattr(rows.info, "splits", None) or {}
         return getattr(splits.get(self.split), "num_examples", 0) or 0, lambda: iter(rows)
 
-    def _stream(self, *arguments: str, **options: str):
-        from datasets import Audio, load_dataset
 
-        try:
-            rows = load_dataset(*arguments, streaming=True, **options)
-            columns = rows.column_names or list(next(iter(rows)))
-        except Exception as error:  # datasets raises many types, and each means that there is nothing to read
-            raise TaaeInputError(
-                f"{options.get('data_files', arguments[0])}: cannot be read ({one_line(error)}); expected Parquet "
-                "files, a folder of audio or the name of a data set on the Hub"
-            ) from error
-        if self.audio_column not in columns:
-            raise TaaeInputError(
-                f"{options.get('data_files', arguments[0])}: has no column {self.audio_column!r}, only "
-                f"{', '.join(columns)}; name the one with the audio with --audio-column"
-            )
-        return rows.cast_column(self.audio_column, Audio(decode=False))
+def matching_paths(source: str) -> list[Path]:
+    """The files and folders that a source names or its pattern matches; none for the name of a Hub data set.
+
+    Raises:
+        TaaeInputError: if it is neither.
+    """
+    paths = [Path(source)] if os.path.exists(source) else sorted(map(Path, glob.glob(source, recursive=True)))
+    if not paths and (not HUB_NAME.fullmatch(source) or Path(source).suffix.lower() in FILE_SUFFIXES):
+        raise TaaeInputError(f"{source}: no such file, folder or pattern; check the path")
+    return paths
+
+
+def stream_rows(audio_column: str, *arguments: str, **options: str) -> "IterableDataset":
+    """What `datasets.load_dataset` loads of these arguments, as a stream with its audio as bytes or path.
+
+    Raises:
+        TaaeInputError: if there is nothing to read or no such column.
+    """
+    from datasets import Audio, load_dataset
+
+    name = options.get("data_files", arguments[0])
+    try:
+        rows = load_dataset(*arguments, streaming=True, **options)
+        columns = rows.column_names or list(next(iter(rows)))
+    except Exception as error:  # datasets raises many types, and each means that there is nothing to read
+        raise TaaeInputError(
+            f"{name}: cannot be read ({one_line(error)}); expected Parquet files, a folder of audio or the name of a "
+            "data set on the Hub"
+        ) from error
+    check_column(audio_column, columns, name, "--audio-column")
+    return rows.cast_column(audio_column, Audio(decode=False))
+
+
+def check_column(column: str, columns: Iterable[str], name: str, option: str) -> None:
+    """Checks that a column that an option names is there; `name` is what the error calls the data.
+
+    Raises:
+        TaaeInputError: if it is not.
+    """
+    if column not in columns:
+        raise TaaeInputError(f"{name}: has no column {column!r}, only {', '.join(columns)}; choose one with {option}")
+
+
+def decode_cell(audio: dict | str | bytes | None, name: str, sampling_rate: int) -> np.ndarray:
+    """Audio as data sets hold it to (samples,) float32.
+
+    Args:
+        audio: bytes of an audio file, its path, or both in a dictionary with the keys `bytes` and `path`.
+        name: what errors call it.
+        sampling_rate: samples per second of the result, in Hz.
+
+    Raises:
+        TaaeInputError: if there is no audio, or it cannot be decoded.
+        OSError: if the file cannot be read.
+    """
+    if not isinstance(audio, dict):
+        audio = {"bytes": audio if isinstance(audio, bytes) else None, "path": audio}
+    if audio["bytes"] is not None:
+        return decode_audio(io.BytesIO(audio["bytes"]), name, sampling_rate)
+    if not audio["path"] or not os.path.isfile(audio["path"]):
+        raise TaaeInputError(f"{name}: missing: there is neither audio nor a file at its path")
+    with open(audio["path"], "rb") as file:
+        return decode_audio(file, name, sampling_rate)
+
+
+def fault(audio: np.ndarray, sampling_rate: int, shortest: float) -> str:
+    """Why a clip cannot be used, empty if it can: it is shorter than so many seconds, or silent."""
+    seconds = len(audio) / sampling_rate
+    if seconds < shortest:
+        return f"too short: {seconds:.3f} s, at least {shortest:g} s are needed"
+    if np.mean(np.square(audio)) < SILENCE_ENERGY:
+        return "silent: its level is below -60 dB of full scale"
+    return ""
 
 
 def known_columns(row: dict) -> dict[str, str]:

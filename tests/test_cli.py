@@ -329,7 +329,7 @@ class TestManyFiles:
     def test_unforeseen_errors_are_listed_as_well(self, run, monkeypatch):
         for name in ("a.wav", "b.wav"):
             wav(name)
-        monkeypatch.setattr(cli.Codec, "encode", lambda *_: 1 / 0)
+        monkeypatch.setattr(cli.Codec, "encode_block", lambda *_: 1 / 0)
         status, _, err = run("encode", "a.wav", "b.wav", "-o", "out")
         assert status == 1 and "a.wav: ZeroDivisionError" in err and "Traceback" not in err
         assert "Traceback" in run("encode", "a.wav", "b.wav", "-o", "out", "--debug")[2]
@@ -350,13 +350,14 @@ class TestManyFiles:
         assert "give it alone" in refused("encode", "a.wav", "-", "-o", "out")
         assert "holds no file" in refused("encode", "empty", "-o", "out")
 
-    def test_one_clip_in_memory_at_a_time(self, run, monkeypatch):
+    def test_few_clips_in_memory_at_a_time(self, run, monkeypatch):
+        """The one that is encoded, and the one before until it is let go, while the next is read."""
         for index in range(5):
             wav(f"in/{index}.wav")
         clips = []
 
         def watched_read(*arguments):
-            assert sum(clip() is not None for clip in clips) <= 1
+            assert sum(clip() is not None for clip in clips) <= 2
             audio = read_audio(*arguments)
             clips.append(weakref.ref(audio))
             return audio
@@ -486,9 +487,9 @@ class TestUsage:
         def interrupted(*_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(cli, "run_jobs", interrupted)
+        monkeypatch.setattr(cli, "plan_jobs", interrupted)
         assert cli.main(["encode", "a.wav"]) == 130
-        monkeypatch.setattr(cli, "run_jobs", broken)
+        monkeypatch.setattr(cli, "plan_jobs", broken)
         monkeypatch.setattr(os, "dup2", lambda *_: None)
         assert cli.main(["encode", "a.wav"]) == 141
         assert capfd.readouterr() == ("", "")

@@ -1,0 +1,130 @@
+"""Corpora of recorded speech in units of work, whatever they are stored in."""
+
+import hashlib
+import itertools
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+from datasets import load_dataset_builder
+from datasets.fingerprint import Hasher
+
+from .audio_io import AUDIO_SUFFIXES, TaaeInputError, search_directory
+from .corpus_readers import METADATA_READERS, Archives, Recordings, Row, StreamedRows, Tables, read_metadata
+from .utterances import check_column, matching_paths, stream_rows
+
+
+class Corpus:
+    """The rows of one or more sources, in units of work.
+
+    Args:
+        sources: recordings, Parquet files, WebDataset archives, folders of them, patterns of their names, or names of
+            data sets on the Hub.
+        audio_column: of Parquet files and data sets.
+        id_column: the column with ids; None for the first of those that [`COLUMNS`] lists, if there is one.
+        split: of data sets. Where it is given, a folder is read as a data set; without it, the Hub's are read as
+            "train".
+        subset: of data sets that have several.
+
+    Raises:
+        TaaeInputError: if a source holds nothing, cannot be read, or lacks a column that is named.
+    """
+
+    def __init__(
+        self,
+        sources: list[str],
+        audio_column: str = "audio",
+        id_column: str | None = None,
+        split: str | None = None,
+        subset: str | None = None,
+    ):
+        self.readers, self.sources = [], []
+        found = {name: [] if split and os.path.isdir(name) else matching_paths(name) for name in sources}
+        root = common_folder(itertools.chain.from_iterable(found.values()))
+        for name, paths in found.items():
+            if paths:
+                readers, fingerprint = open_files(name, paths, root, audio_column, id_column)
+            else:
+                readers, fingerprint = open_dataset(name, split or "train", subset, audio_column, id_column)
+            self.readers += readers
+            description = {"name": Path(name).name if paths else name, "units": sum(map(len, readers))}
+            self.sources.append(description | {"fingerprint": fingerprint})
+        self.ends = list(itertools.accumulate(map(len, self.readers)))
+
+    def __len__(self) -> int:
+        """Number of units."""
+        return self.ends[-1]
+
+    def rows(self, unit: int) -> Iterator[Row]:
+        """The rows of a unit, in order.
+
+        Raises:
+            TaaeInputError: if a source cannot be read any more.
+        """
+        reader, index = self._locate(unit)
+        return reader.rows(index)
+
+    def schema(self, unit: int) -> pa.Schema:
+        """Types of the unit's columns, as far as they are known before the rows are read."""
+        reader, index = self._locate(unit)
+        return reader.schema(index)
+
+    def _locate(self, unit: int) -> tuple:
+        number = bisect_right(self.ends, unit)
+        return self.readers[number], unit - (self.ends[number - 1] if number else 0)
+
+
+def common_folder(paths: Iterable[Path]) -> Path:
+    """The deepest folder that holds them all. Names begin here, so that no two files have the same."""
+    folders = [os.path.abspath(path if path.is_dir() else path.parent) for path in paths]
+    return Path(os.path.commonpath(folders)) if folders else Path()
+
+
+def open_files(name: str, paths: list[Path], root: Path, audio_column: str, id_column: str | None) -> tuple:
+    """Readers of files and folders, and a fingerprint that changes when a file does."""
+    files, tables = [], []
+    for path in map(Path, map(os.path.abspath, paths)):
+        inside = search_directory(path, AUDIO_SUFFIXES | {".parquet", ".tar"}) if path.is_dir() else [path]
+        files += sorted(file for file in inside if file.name not in METADATA_READERS)
+        tables += [path / table for table in METADATA_READERS if (path / table).is_file()]
+    recordings, parquets, archives = (
+        [file for file in files if kind_of(file) == kind] for kind in ("audio", ".parquet", ".tar")
+    )
+    readers = [
+        Recordings(recordings, root, read_metadata(tables), id_column),
+        Tables(parquets, root, audio_column, id_column),
+        Archives(archives, root, id_column),
+    ]
+    if not any(map(len, readers)):
+        raise TaaeInputError(f"{name}: holds no audio, no Parquet and no tar file; expected one of them")
+    return [reader for reader in readers if len(reader)], fingerprint_of([*files, *tables], root)
+
+
+def kind_of(file: Path) -> str:
+    """Which reader a file is for."""
+    suffix = file.suffix.lower()
+    return suffix if suffix in {".parquet", ".tar"} else "audio"
+
+
+def fingerprint_of(files: Iterable[Path], root: Path) -> str:
+    """The start of a SHA-256 over the files' names, sizes and times of change."""
+    digest = hashlib.sha256()
+    for file in files:
+        size, changed = (file.stat().st_size, file.stat().st_mtime_ns) if file.exists() else (0, 0)
+        digest.update(f"{file.relative_to(root)}\t{size}\t{changed}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def open_dataset(name: str, split: str, subset: str | None, audio_column: str, id_column: str | None) -> tuple:
+    """Readers of a data set, and a fingerprint that changes when the data set does.
+
+    Raises:
+        TaaeInputError: if there is no such data set, or it lacks a column.
+    """
+    rows = stream_rows(audio_column, name, *([subset] if subset else []), split=split)
+    if id_column is not None and rows.column_names:
+        check_column(id_column, rows.column_names, name, "--id-column")
+    fingerprint = Hasher.hash(load_dataset_builder(name, subset).config.data_files)
+    return [StreamedRows(rows, split, audio_column, id_column)], fingerprint
