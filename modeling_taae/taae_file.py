@@ -1,6 +1,6 @@
-"""The `.taae` file: the tokens of one clip and all that is needed to decode them, in as few bytes as whole bits allow.
+"""The `.taae` file: the tokens of one clip and all that is needed to decode them, in as few bytes as they allow.
 
-Version 1, little-endian throughout:
+Two versions are written, whichever is shorter, little-endian throughout. Version 1 packs the tokens:
 
 | bytes | content |
 |---|---|
@@ -15,6 +15,19 @@ Version 1, little-endian throughout:
 | rest | tokens, frame by frame, each in the fewest bits that hold its vocabulary, lowest bit first |
 | 4 | CRC-32 of everything before |
 
+Version 2 codes them with the prior in the model's folder (see `entropy_prior.py`), which knows the rest:
+
+| bytes | content |
+|---|---|
+| 4 | magic, `TAAE` |
+| 1 | version, 2 |
+| 1 | bottleneck, as its place in `CODED_BOTTLENECKS` |
+| 4 | identity of the prior, which stands for the model as well |
+| 2 | sampling rate in 25 Hz |
+| 4 | number of samples |
+| rest | tokens in blocks of 256 frames, each but the last after its size in 2 bytes |
+| 4 | CRC-32 of everything before |
+
 Magic, version and checksum are the same in every version; what lies between belongs to the version.
 
 A stream of tokens, which `taae stream` writes and reads, has no length that could be known at its start, and has to be
@@ -27,6 +40,8 @@ import io
 import math
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -36,14 +51,21 @@ import numpy as np
 from .audio_io import TaaeInputError, display_name, read_bytes, write_bytes
 
 if TYPE_CHECKING:
+    from .entropy_prior import EntropyPrior
     from .modeling_taae import TaaeModel
 
 MAGIC = b"TAAE"
 STREAM_MAGIC = b"TAAS"
-VERSION = 1
+VERSION, CODED_VERSION = 1, 2
 PREAMBLE = struct.Struct("<4sB")
 HEADER = struct.Struct("<8sIIQH")
+CODED_HEADER = struct.Struct("<B4sHI")
 CHECKSUM = struct.Struct("<I")
+
+# The place of each is part of the file format.
+CODED_BOTTLENECKS = ("native", "1x46656_400bps", "2x15625_700bps", "4x729_1000bps")
+# Divides all usual sampling rates, so that two bytes tell them.
+RATE_UNIT = 25
 
 Stages = list[tuple[list[int], float]]
 
@@ -160,6 +182,52 @@ class Description(NamedTuple):
         return description
 
 
+class CodedDescription(NamedTuple):
+    """What stands in front of entropy-coded tokens: all that can be told about them without the prior."""
+
+    bottleneck: str
+    prior_identity: str
+    sampling_rate: int
+    num_samples: int
+
+    def to_bytes(self) -> bytes:
+        """What lies between version and tokens."""
+        number, identity = CODED_BOTTLENECKS.index(self.bottleneck), bytes.fromhex(self.prior_identity)
+        return CODED_HEADER.pack(number, identity, self.sampling_rate // RATE_UNIT, self.num_samples)
+
+    @classmethod
+    def read(cls, source: BinaryIO) -> "CodedDescription":
+        """Reads what [`~CodedDescription.to_bytes`] wrote, and no byte more.
+
+        Raises:
+            struct.error, ValueError: if it is cut short or malformed.
+        """
+        number, identity, rate, num_samples = CODED_HEADER.unpack(source.read(CODED_HEADER.size))
+        if number >= len(CODED_BOTTLENECKS) or rate == 0 or num_samples == 0:
+            raise ValueError(f"there is no bottleneck {number} or no sound of {num_samples} samples at {rate} * 25 Hz")
+        return cls(CODED_BOTTLENECKS[number], identity.hex(), rate * RATE_UNIT, num_samples)
+
+    def check_prior(self, prior: "EntropyPrior | None") -> None:
+        """Checks that this is the prior with which the tokens were coded.
+
+        Raises:
+            TaaeFileError: if it is another, or there is none.
+        """
+        if prior is None:
+            raise TaaeFileError(
+                f"its tokens were coded with the prior {self.prior_identity}, and this model has none; choose the "
+                "model that encoded with --model"
+            )
+        if prior.identity != self.prior_identity:
+            raise TaaeFileError(
+                f"its tokens were coded with the prior {self.prior_identity}, not with this model's "
+                f"({prior.identity}); choose the model that encoded with --model"
+            )
+
+
+DESCRIPTIONS = {VERSION: Description, CODED_VERSION: CodedDescription}
+
+
 @dataclass(frozen=True, eq=False)
 class TaaeFile:
     """One encoded clip.
@@ -216,69 +284,141 @@ class TaaeFile:
         bits_per_frame = sum(math.log2(size) for size in self.vocabulary_sizes)
         return bits_per_frame * self.sampling_rate / self.hop_length
 
-    def to_bytes(self) -> bytes:
-        """The file's content."""
-        description = Description(*(getattr(self, name) for name in Description._fields))
-        content = PREAMBLE.pack(MAGIC, VERSION) + description.to_bytes()
-        content += pack_tokens(self.audio_codes, self.vocabulary_sizes)
+    def to_bytes(self, prior: "EntropyPrior | None" = None) -> bytes:
+        """The file's content, in the shorter version of those that can hold it.
+
+        Args:
+            prior: of the model that encoded, without which it is version 1.
+        """
+        versions = [self._packed()]
+        if prior is not None and (coded := self._coded(prior)) is not None:
+            versions.append(coded)
+        content = min(versions, key=len)
         return content + CHECKSUM.pack(zlib.crc32(content))
 
+    def _packed(self) -> bytes:
+        description = Description(*(getattr(self, name) for name in Description._fields))
+        tokens = pack_tokens(self.audio_codes, self.vocabulary_sizes)
+        return PREAMBLE.pack(MAGIC, VERSION) + description.to_bytes() + tokens
+
+    def _coded(self, prior: "EntropyPrior") -> bytes | None:
+        """Version 2 but for the checksum; None if it cannot say what version 1 says."""
+        facts = (self.model_identity, self.sampling_rate, self.hop_length)
+        if facts != (prior.model_identity, prior.sampling_rate, prior.hop_length):
+            return None
+        if not prior.can_encode(self.bottleneck) or prior.vocabulary_sizes(self.bottleneck) != self.vocabulary_sizes:
+            return None
+        if self.sampling_rate % RATE_UNIT or self.sampling_rate >= RATE_UNIT << 16 or self.num_samples >= 1 << 32:
+            return None
+        description = CodedDescription(self.bottleneck, prior.identity, self.sampling_rate, self.num_samples)
+        tokens = prior.encode(self.audio_codes, self.bottleneck)
+        return None if tokens is None else PREAMBLE.pack(MAGIC, CODED_VERSION) + description.to_bytes() + tokens
+
     @classmethod
-    def from_bytes(cls, data: bytes) -> "TaaeFile":
+    def from_bytes(cls, data: bytes, prior: "EntropyPrior | None" = None) -> "TaaeFile":
         """Reads what [`~TaaeFile.to_bytes`] wrote.
 
+        Args:
+            data: of a file of either version.
+            prior: of the model that encoded, which version 2 needs.
+
         Raises:
-            TaaeFileError: if the bytes are foreign, of another version, truncated or changed in any way.
+            TaaeFileError: if the bytes are foreign, of another version, truncated or changed in any way, or the prior
+                is missing or another.
         """
-        if data[: len(MAGIC)] != MAGIC:
-            hint = "; a stream of tokens goes to `taae stream`" if data[: len(MAGIC)] == STREAM_MAGIC else ""
-            raise TaaeFileError(f"this is not a .taae file; expected one that `taae encode` wrote{hint}")
-        if len(data) < PREAMBLE.size + CHECKSUM.size:
-            raise TaaeFileError("this file is truncated; copy it or encode the audio again")
-        version = data[len(MAGIC)]
-        if version != VERSION:
-            raise TaaeFileError(
-                f"this file has format version {version}, this release reads version {VERSION}; update the package"
-            )
-        content, checksum = data[: -CHECKSUM.size], data[-CHECKSUM.size :]
-        if CHECKSUM.unpack(checksum)[0] != zlib.crc32(content):
-            raise TaaeFileError("this file is truncated or corrupt (wrong checksum); copy it or encode the audio again")
-        try:
-            return cls._from_content(content)
-        # The checksum is right, so another program wrote this, and not by the rules.
-        except (struct.error, ValueError, ZeroDivisionError) as error:
-            raise TaaeFileError(
-                f"this file is malformed ({error}); expected a file that `taae encode` wrote"
-            ) from error
+        source, description = read_description(data)
+        if isinstance(description, CodedDescription):
+            description.check_prior(prior)
+            with refusing_malformed():
+                return cls._decode(source, description, prior)
+        with refusing_malformed():
+            frames = -(-description.num_samples // description.hop_length)
+            codes = unpack_tokens(source.read(), description.vocabulary_sizes, frames)
+            return cls(audio_codes=codes, **description._asdict())
 
     @classmethod
-    def _from_content(cls, content: bytes) -> "TaaeFile":
-        source = io.BytesIO(content[PREAMBLE.size :])
-        description = Description.read(source)
-        frames = -(-description.num_samples // description.hop_length)
-        codes = unpack_tokens(source.read(), description.vocabulary_sizes, frames)
-        return cls(audio_codes=codes, **description._asdict())
+    def _decode(cls, source: BinaryIO, description: CodedDescription, prior: "EntropyPrior") -> "TaaeFile":
+        frames = -(-description.num_samples // prior.hop_length)
+        return cls(
+            audio_codes=np.concatenate(list(prior.decode(source, description.bottleneck, frames)), axis=1),
+            vocabulary_sizes=prior.vocabulary_sizes(description.bottleneck),
+            bottleneck=description.bottleneck,
+            num_samples=description.num_samples,
+            hop_length=prior.hop_length,
+            sampling_rate=description.sampling_rate,
+            model_identity=prior.model_identity,
+        )
 
-    def save(self, target: str | Path) -> None:
+    def save(self, target: str | Path, prior: "EntropyPrior | None" = None) -> None:
         """Writes the file, replacing an existing one in one step; `-` is standard output.
+
+        Args:
+            target: path of the file.
+            prior: of the model that encoded, without which it is version 1.
 
         Raises:
             TaaeInputError: if the target cannot be written.
         """
-        write_bytes(target, self.to_bytes())
+        write_bytes(target, self.to_bytes(prior))
 
     @classmethod
-    def load(cls, source: str | Path) -> "TaaeFile":
+    def load(cls, source: str | Path, prior: "EntropyPrior | None" = None) -> "TaaeFile":
         """Reads a file; `-` is standard input.
 
+        Args:
+            source: path of the file.
+            prior: of the model that encoded, which version 2 needs.
+
         Raises:
-            TaaeInputError: if it cannot be read; a TaaeFileError if it is no valid `.taae` file.
+            TaaeInputError: if it cannot be read; a TaaeFileError if it is no valid `.taae` file, or not of this prior.
         """
         data = read_bytes(source)
-        try:
-            return cls.from_bytes(data)
-        except TaaeFileError as error:
-            raise TaaeFileError(f"{display_name(source)}: {error}") from error
+        with naming(source):
+            return cls.from_bytes(data, prior)
+
+
+def read_description(data: bytes) -> tuple[BinaryIO, Description | CodedDescription]:
+    """What a file says of itself, and its tokens as they are stored.
+
+    Raises:
+        TaaeFileError: if the bytes are foreign, of another version, truncated or changed in any way.
+    """
+    if data[: len(MAGIC)] != MAGIC:
+        hint = "; a stream of tokens goes to `taae stream`" if data[: len(MAGIC)] == STREAM_MAGIC else ""
+        raise TaaeFileError(f"this is not a .taae file; expected one that `taae encode` wrote{hint}")
+    if len(data) < PREAMBLE.size + CHECKSUM.size:
+        raise TaaeFileError("this file is truncated; copy it or encode the audio again")
+    version = data[len(MAGIC)]
+    if version not in DESCRIPTIONS:
+        raise TaaeFileError(
+            f"this file has format version {version}, this release reads {' and '.join(map(str, DESCRIPTIONS))}; "
+            "update the package"
+        )
+    content, checksum = data[: -CHECKSUM.size], data[-CHECKSUM.size :]
+    if CHECKSUM.unpack(checksum)[0] != zlib.crc32(content):
+        raise TaaeFileError("this file is truncated or corrupt (wrong checksum); copy it or encode the audio again")
+    source = io.BytesIO(content[PREAMBLE.size :])
+    with refusing_malformed():
+        return source, DESCRIPTIONS[version].read(source)
+
+
+@contextmanager
+def refusing_malformed() -> Iterator[None]:
+    """Says what it means that a file cannot be read although its checksum is right."""
+    try:
+        yield
+    # Another program wrote this, and not by the rules.
+    except (struct.error, ValueError, ZeroDivisionError) as error:
+        raise TaaeFileError(f"this file is malformed ({error}); expected a file that `taae encode` wrote") from error
+
+
+@contextmanager
+def naming(source: str | Path) -> Iterator[None]:
+    """Lets errors say in which file they are."""
+    try:
+        yield
+    except TaaeFileError as error:
+        raise TaaeFileError(f"{display_name(source)}: {error}") from error
 
 
 def token_bits(vocabulary_size: int) -> int:

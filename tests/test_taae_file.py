@@ -2,21 +2,27 @@
 
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from tiny_priors import make_predictor, make_prior
 
 from modeling_taae import TaaeModel
 from modeling_taae.audio_io import TaaeInputError
+from modeling_taae.entropy_prior import GRIDS
 from modeling_taae.quantization_taae import BOTTLENECK_PRESETS, resolve_bottleneck
 from modeling_taae.taae_file import (
+    CODED_BOTTLENECKS,
+    CodedDescription,
     TaaeFile,
     TaaeFileError,
     format_bottleneck,
     model_identity,
     pack_tokens,
     parse_bottleneck,
+    read_description,
     token_bits,
     unpack_tokens,
 )
@@ -115,7 +121,10 @@ def test_every_changed_byte_is_refused():
         (b"", "not a .taae file"),
         (b"RIFF" + bytes(100), "not a .taae file"),
         (b"TAAE", "truncated"),
-        (b"TAAE\x02" + bytes(100), "version 2.*reads version 1.*update"),
+        (b"TAAE\x03" + bytes(100), "version 3.*reads 1 and 2.*update"),
+        (b"TAAE\x02" + bytes(100), "truncated or corrupt"),
+        (with_checksum(b"TAAE\x02" + bytes(5)), "malformed"),
+        (with_checksum(b"TAAE\x02\x04" + bytes([1] * 100)), "malformed.*no bottleneck 4"),
         (make_file().to_bytes()[:-1], "truncated or corrupt"),
         (make_file().to_bytes() + b"\0", "truncated or corrupt"),
         (with_checksum(b"TAAE\x01"), "malformed"),
@@ -161,6 +170,133 @@ def test_messages_name_the_file(tmp_path):
 def test_tokens_that_do_not_fit_are_refused(codes, sizes, message):
     with pytest.raises(TaaeFileError, match=message):
         TaaeFile(codes, sizes, "1x46656_400bps", 16_000, 640, 16_000, "0123456789abcdef")
+
+
+def make_coded_file(bottleneck: str = "1x46656_400bps", num_samples: int = 16_000) -> tuple[TaaeFile, bytes]:
+    """A clip as audio gives it, and its bytes in version 2."""
+    quantizer = resolve_bottleneck(bottleneck, LEVELS)
+    generator = torch.Generator().manual_seed(0)
+    tokens = quantizer.encode(torch.randn(1, 6, -(-num_samples // 640), generator=generator))[0].numpy()
+    sizes = quantizer.codebook_sizes
+    encoded = TaaeFile(tokens, sizes, bottleneck, num_samples, 640, 16_000, "0123456789abcdef")
+    data = encoded.to_bytes(PRIOR)
+    assert data[4] == 2
+    return encoded, data
+
+
+PRIOR = make_prior("0123456789abcdef")
+
+
+class TestEntropyCoded:
+    """Version 2, with a prior whose predictions are of no use: all that it saves is the header's length."""
+
+    @pytest.fixture(autouse=True)
+    def range_coder(self):
+        pytest.importorskip("constriction", reason="there is no range coder for this machine on PyPI")
+
+    @pytest.mark.parametrize("bottleneck", [*BOTTLENECK_PRESETS, "native"])
+    @pytest.mark.parametrize("num_samples", [1, 640, 641, 200_000])
+    def test_round_trip(self, tmp_path, bottleneck, num_samples):
+        written, data = make_coded_file(bottleneck, num_samples)
+        written.save(tmp_path / "clip.taae", PRIOR)
+        assert (tmp_path / "clip.taae").read_bytes() == data
+        read = TaaeFile.load(tmp_path / "clip.taae", PRIOR)
+        assert np.array_equal(read.audio_codes, written.audio_codes) and read.audio_codes.dtype == np.int64
+        for field in ("vocabulary_sizes", "bottleneck", "num_samples", "hop_length", "sampling_rate", "model_identity"):
+            assert getattr(read, field) == getattr(written, field)
+
+    def test_version_1_is_read_beside_it(self):
+        written, _ = make_coded_file()
+        assert np.array_equal(TaaeFile.from_bytes(written.to_bytes(), PRIOR).audio_codes, written.audio_codes)
+
+    def test_layout_does_not_change(self):
+        """Files written today are read by every later release, so these bytes are fixed."""
+        written, data = make_coded_file("2x15625_700bps", num_samples=64_001)
+        header = b"TAAE\x02\x02" + bytes.fromhex(PRIOR.identity) + struct.pack("<HI", 640, 64_001)
+        assert len(header) == 16
+        assert data == with_checksum(header + PRIOR.encode(written.audio_codes, "2x15625_700bps"))
+
+    def test_every_bottleneck_that_can_be_coded_has_a_place(self):
+        assert set(CODED_BOTTLENECKS) == set(GRIDS)
+
+    def test_every_truncation_is_refused(self):
+        _, data = make_coded_file()
+        for length in range(len(data)):
+            with pytest.raises(TaaeFileError):
+                TaaeFile.from_bytes(data[:length], PRIOR)
+
+    def test_every_changed_byte_is_refused(self):
+        _, data = make_coded_file()
+        for position in range(len(data)):
+            for change in (0x01, 0x80, 0xFF):
+                damaged = bytearray(data)
+                damaged[position] ^= change
+                with pytest.raises(TaaeFileError):
+                    TaaeFile.from_bytes(bytes(damaged), PRIOR)
+
+    def test_nothing_with_a_right_checksum_crashes_the_reader(self):
+        content = make_coded_file(num_samples=2000)[1][:-4]
+        for position in range(5, len(content)):
+            for value in (0, 0x40, 0x7F, 0xFF):
+                changed = bytearray(content)
+                changed[position] = value
+                try:
+                    TaaeFile.from_bytes(with_checksum(bytes(changed)), PRIOR)
+                except TaaeFileError:
+                    continue
+
+    def test_another_prior_or_none_is_refused(self, tmp_path):
+        _, data = make_coded_file()
+        (tmp_path / "clip.taae").write_bytes(data)
+        with pytest.raises(
+            TaaeFileError, match=rf"clip\.taae: .*prior {PRIOR.identity}, and this model has none.*--model"
+        ):
+            TaaeFile.load(tmp_path / "clip.taae")
+        other = make_prior("0123456789abcdef", seed=1)
+        with pytest.raises(TaaeFileError, match=rf"prior {PRIOR.identity}, not with this model's \({other.identity}\)"):
+            TaaeFile.from_bytes(data, other)
+
+    def test_description_needs_no_prior(self):
+        written, data = make_coded_file("native", num_samples=12_345)
+        _, description = read_description(data)
+        assert description == CodedDescription("native", PRIOR.identity, 16_000, 12_345)
+
+    def test_where_the_encoder_is_missing_files_are_packed(self, monkeypatch):
+        encoded, coded = make_coded_file()
+        monkeypatch.setattr("modeling_taae.entropy_prior.find_spec", lambda name: None)
+        assert encoded.to_bytes(PRIOR) == encoded.to_bytes()
+        assert np.array_equal(TaaeFile.from_bytes(coded, PRIOR).audio_codes, encoded.audio_codes)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"bottleneck": [([17] * 6, 1.0)]},
+            {"bottleneck": "1x8_of_tomorrow"},
+            {"model_identity": "ff" * 8},
+            {"sampling_rate": 24_000},
+            {"hop_length": 320, "num_samples": 8_000},
+            {"vocabulary_sizes": (2**40,)},
+        ],
+    )
+    def test_what_the_prior_does_not_know_is_packed(self, change):
+        encoded = replace(make_coded_file("native")[0], **change)
+        assert encoded.to_bytes(PRIOR) == encoded.to_bytes()
+
+    def test_a_rate_that_two_bytes_cannot_tell_is_packed(self):
+        encoded, prior = (replace(one, sampling_rate=16_001) for one in (make_coded_file()[0], PRIOR))
+        assert encoded.to_bytes(prior) == encoded.to_bytes()
+
+    @pytest.mark.parametrize("bottleneck", ["2x15625_700bps", "4x729_1000bps"])
+    def test_tokens_that_no_audio_gives_are_packed(self, bottleneck):
+        encoded = make_file(bottleneck)
+        assert encoded.to_bytes(PRIOR) == encoded.to_bytes()
+
+    def test_the_shorter_version_is_written(self):
+        """A prior that is wrong about a long clip makes it longer than packing does."""
+        encoded = make_file("1x46656_400bps", num_samples=640 * 300)
+        wrong = replace(PRIOR, predictors={"1x46656_400bps": make_predictor(6, largest=127)})
+        assert len(wrong.encode(encoded.audio_codes, encoded.bottleneck)) > len(encoded.to_bytes())
+        assert encoded.to_bytes(wrong) == encoded.to_bytes()
 
 
 class TestPacking:
