@@ -24,7 +24,7 @@ PIECE = 4096
 
 def is_long(steps: int) -> bool:
     """Whether a sequence is processed in pieces. A gradient or a compiler needs it as a whole."""
-    return steps > PIECE and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return not torch.compiler.is_compiling() and not torch.is_grad_enabled() and steps > PIECE
 
 
 def pieces(steps: int) -> Iterator[tuple[int, int]]:

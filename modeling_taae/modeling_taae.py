@@ -386,11 +386,17 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
                 )
             samples = _mask_lengths(padding_mask, "padding_mask")
             input_values = zero_padding(input_values, samples)
-            frames = -(-samples // self.config.hop_length)
+            frames = self._whole_frames(samples)
         # The reference drops what does not fill its strides; a whole frame keeps it.
-        audio = F.pad(input_values, (0, -input_values.shape[-1] % self.config.hop_length)).to(self.dtype)
+        missing = self._whole_frames(input_values.shape[-1]) * self.config.hop_length - input_values.shape[-1]
+        audio = F.pad(input_values, (0, missing)).to(self.dtype)
         patches = None if frames is None else frames * (self.config.hop_length // self.config.patch_size)
         return self.encoder(audio, patches), frames
+
+    def _whole_frames(self, samples: int | Tensor) -> int | Tensor:
+        """Frames that hold so many samples."""
+        # Not -(-samples // hop_length), which ONNX would round towards zero.
+        return (samples + self.config.hop_length - 1) // self.config.hop_length
 
     @torch.no_grad()
     def _encode_chunk(

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import TINY, VARIANTS, make_audio, make_model
 from transformers import AutoConfig, AutoModel, AutoModelForAudioTokenization
 
-from modeling_taae import TaaeConfig, TaaeModel
+from modeling_taae import TaaeConfig, TaaeModel, convolution_taae
 from modeling_taae.transformer_taae import TaaeTransformerLayer
 
 
@@ -246,8 +246,12 @@ class TestHalfPrecision:
         assert (latents - expected).abs().mean() < 0.03 * expected.abs().mean()
 
 
-def test_one_graph_serves_every_length() -> None:
-    """`torch.compile(fullgraph=True, dynamic=True)`, with a backend that runs the graph instead of compiling it."""
+def test_one_graph_serves_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.compile(fullgraph=True, dynamic=True)`, with a backend that runs the graph instead of compiling it.
+
+    Lengths of less than a window, of whole windows, of more than a piece; half of them are no whole frames.
+    """
+    monkeypatch.setattr(convolution_taae, "PIECE", 30)
     model, graphs = make_model(hidden_sizes=(16,), strides=(2,), encoder_depths=(1,), decoder_depths=(1,)), []
 
     def run_as_is(graph: torch.fx.GraphModule, inputs: list) -> torch.fx.GraphModule:
@@ -256,9 +260,10 @@ def test_one_graph_serves_every_length() -> None:
 
     encode = torch.compile(model.encode, fullgraph=True, dynamic=True, backend=run_as_is)
     decode = torch.compile(model.decode, fullgraph=True, dynamic=True, backend=run_as_is)
-    for frames in (20, 33, 41):
-        audio, mask = make_audio(2, 16 * frames), torch.ones(2, 16 * frames)
-        mask[1, 50:] = 0
+    for frames in (20, 33, 41, 24, 12, 11, 3, 2):
+        samples = 16 * frames - frames % 2
+        audio, mask = make_audio(2, samples), torch.ones(2, samples)
+        mask[1, 20:] = 0
         with torch.no_grad():
             compiled, expected = encode(audio, mask), model.encode(audio, mask)
             decoded = decode(compiled.audio_codes, compiled.audio_codes_mask).audio_values

@@ -88,8 +88,13 @@ class WindowBlocks:
         left, right = window
         self.implementation = implementation
         self.batch_size, self.steps, _ = hidden_states.shape
-        self.block = min(left + right + 1, self.steps)
-        self.blocks = -(-self.steps // self.block)
+        if torch.compiler.is_compiling() and past_steps is None:
+            # One graph serves every length if there are always several blocks, and the last is never full.
+            self.block = left + right + 1
+            self.blocks = self.steps // self.block + 2
+        else:
+            self.block = min(left + right + 1, self.steps)
+            self.blocks = -(-self.steps // self.block)
         self.halo = (left, right) if self.blocks > 1 or past_steps is not None else (0, 0)
         seen = self._seen(window, lengths, past_steps, hidden_states.device)
         self.mask = flex_mask(seen) if implementation == "flex_attention" else additive_mask(seen, hidden_states.dtype)
