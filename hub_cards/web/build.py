@@ -1,0 +1,139 @@
+"""Builds "A voice in a link": `python hub_cards/web/build.py` writes hub_cards/web/dist, for any host of files.
+
+It brings together the page, a model in ONNX with 8-bit weights, and onnxruntime-web, which npm fetches.
+"""
+
+import argparse
+import base64
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+from modeling_taae.audio_io import TaaeInputError, write_bytes
+from modeling_taae.codec import load_codec
+from modeling_taae.export import export_codec
+from modeling_taae.exported_codec import ExportedCodec
+
+PAGE = Path(__file__).parent
+MODEL = PAGE.parent / "taae-speech-16k-nano"
+CACHE = PAGE.parents[1] / ".cache"
+NOT_SERVED = {"build.py", "measure.py"}
+# What the page does not ask for, and the service worker itself, which a browser keeps by other rules.
+NOT_KEPT = {"README.md", "files.js", "sw.js"}
+# A link's tokens have to be few: one a frame.
+BOTTLENECK = "1x46656_400bps"
+
+RUNTIME = "onnxruntime-web@1.30.0"
+RUNTIME_SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
+
+
+class NoRuntimeError(TaaeInputError):
+    """There is no npm here, or it cannot fetch the runtime."""
+
+
+def build(model: Path, target: Path) -> None:
+    """Writes the page with a model; what was in the target before is gone.
+
+    Raises:
+        TaaeInputError: if the model or the runtime cannot be had.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        site = Path(folder) / target.name
+        site.mkdir()
+        for file in PAGE.iterdir():
+            if file.is_file() and file.name not in NOT_SERVED:
+                shutil.copy(file, site)
+        add_runtime(fetch_runtime(CACHE), site)
+        add_model(model, site)
+        list_files(site)
+        shutil.rmtree(target, ignore_errors=True)
+        site.rename(target)
+
+
+def fetch_runtime(cache: Path) -> Path:
+    """The package of onnxruntime-web, fetched once.
+
+    Raises:
+        NoRuntimeError: if it cannot be fetched; a TaaeInputError if what was fetched is not what was tested.
+    """
+    package = cache / f"{RUNTIME.replace('@', '-')}.tgz"
+    if not package.is_file():
+        if shutil.which("npm") is None:
+            raise NoRuntimeError(f"{RUNTIME} is fetched with npm, which is not there; on Debian: apt-get install npm")
+        with tempfile.TemporaryDirectory() as folder:
+            command = ["npm", "pack", "--silent", RUNTIME]
+            result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            fetched = Path(folder) / package.name
+            if result.returncode or not fetched.is_file():
+                raise NoRuntimeError(f"npm could not fetch {RUNTIME}: {' '.join(result.stderr.split())}")
+            write_bytes(package, fetched.read_bytes())
+    digest = hashlib.sha512(package.read_bytes()).digest()
+    if base64.b64encode(digest).decode() != RUNTIME_SHA512:
+        raise TaaeInputError(f"{package}: is not {RUNTIME} as it was tested (wrong SHA-512); delete it and try again")
+    return package
+
+
+def add_runtime(package: Path, site: Path) -> None:
+    """Copies what the page needs of the runtime."""
+    with tarfile.open(package) as archive:
+        for name in RUNTIME_FILES:
+            (site / name).write_bytes(archive.extractfile(f"package/dist/{name}").read())
+
+
+def add_model(model: Path, site: Path) -> None:
+    """Exports a model, and describes it in model.json."""
+    export_codec(load_codec(str(model), device="cpu"), site, "onnx-int8", BOTTLENECK)
+    metadata = ExportedCodec.load(site).metadata
+    loudness = metadata["target_loudness"]
+    description = {
+        "name": model.resolve().name,
+        "identity": metadata["model_identity"],
+        "bottleneck": metadata["bottleneck"],
+        "vocabulary_size": int(metadata["vocabulary_sizes"]),
+        "sampling_rate": int(metadata["sampling_rate"]),
+        "hop_length": int(metadata["hop_length"]),
+        "target_loudness": None if loudness == "none" else float(loudness),
+        "bytes": sum(file.stat().st_size for file in site.glob("*.onnx")),
+    }
+    (site / "model.json").write_text(json.dumps(description, indent=1) + "\n")
+
+
+def list_files(site: Path) -> None:
+    """Writes files.js, by which the service worker knows what to keep, and whether it has changed."""
+    files = sorted(file for file in site.iterdir() if file.name not in NOT_KEPT)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    names = ["./", *(file.name for file in files)]
+    (site / "files.js").write_text(
+        f'const VERSION = "{digest.hexdigest()[:16]}";\nconst FILES = {json.dumps(names)};\n'
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Builds the page and returns the exit status."""
+    parser = argparse.ArgumentParser(prog="build.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=MODEL, help="a model's folder (default: %(default)s)")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=PAGE / "dist", help="folder to write (default: %(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        build(options.model, options.output)
+    except TaaeInputError as error:
+        print(f"build.py: error: {error}", file=sys.stderr)
+        return 2
+    size = sum(file.stat().st_size for file in options.output.iterdir())
+    print(f"{options.output}: {size / 1e6:.1f} MB. To try it: python -m http.server -d {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

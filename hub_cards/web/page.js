@@ -1,0 +1,176 @@
+/** The page: records a voice and makes a link of it, or makes a voice of the link that it was opened with. */
+
+import { startWorker } from "./background.js";
+import { integratedLoudness, normalizeLoudness } from "./loudness.js";
+import { record } from "./recorder.js";
+import { LinkError, fromFragment, toFragment } from "./voice.js";
+import { toWave } from "./wave.js";
+
+const LONGEST = 10; // seconds
+const SHORTEST = 0.5;
+const LOWEST_PEAK = 1e-3; // that the level shows: 60 dB below full scale
+
+const find = (selector) => document.querySelector(selector);
+const codec = startWorker();
+let model;
+let stop = null; // of the recording that runs, an AbortController
+
+/** Something that the visitor can do something about; the message says what. */
+class Problem extends Error {}
+
+main().catch(complain);
+
+async function main() {
+  await keepForOffline();
+  model = await fetchModel();
+  find("#model").textContent = model.name;
+  tell(`Loading the codec, ${(model.bytes / 1e6).toFixed(0)} MB…`);
+  const { seconds } = await codec("load", model);
+  tell(`Ready: the codec was loaded in ${seconds.toFixed(1)} s.`);
+  find("#record").onclick = () => (stop ? stop.abort() : attempt(send));
+  find("#copy").onclick = () => copyLink().catch(complain);
+  find("#share").onclick = () => navigator.share({ url: location.href }).catch(() => {}); // if the dialogue is closed
+  find("#share").hidden = !navigator.share;
+  addEventListener("hashchange", () => attempt(receive));
+  await attempt(receive);
+}
+
+async function fetchModel() {
+  const response = await fetch("model.json");
+  if (!response.ok) throw new Problem("This page is not complete: model.json is missing. Reload it.");
+  return response.json();
+}
+
+/** Does something that the visitor asked for, in place of what was there before. */
+async function attempt(task) {
+  for (const part of ["#received", "#sent", "#problem"]) find(part).hidden = true;
+  find("#record").disabled = true;
+  await task().catch(complain);
+  find("#record").disabled = false;
+}
+
+/** Waits until the page is kept, so that it is fetched only once; without waiting where a browser keeps no pages. */
+async function keepForOffline() {
+  if (!navigator.serviceWorker) return;
+  const controlled = new Promise((resolve) => {
+    if (navigator.serviceWorker.controller) resolve();
+    else navigator.serviceWorker.addEventListener("controllerchange", resolve, { once: true });
+  });
+  try {
+    await navigator.serviceWorker.register("sw.js");
+    await controlled;
+  } catch (error) {
+    console.warn(`The page will not work offline: ${error.message}`);
+  }
+}
+
+/** Makes a voice of the page's link, if there is one in it. */
+async function receive() {
+  if (!location.hash) return;
+  const fragment = location.hash.slice(1);
+  const voice = fromFragment(fragment, model);
+  const { audio, seconds } = await decode(voice);
+  find("#received audio").src = audio;
+  find("#received .facts").textContent =
+    `${duration(voice.samples)} from ${fragment.length} characters. ` +
+    `Decoded in ${seconds.toFixed(2)} s in this browser.`;
+  find("#received").hidden = false;
+}
+
+/** Records a voice, makes a link of it, and makes the link the page's own. */
+async function send() {
+  const samples = await recordVoice();
+  checkVoice(samples);
+  tell("Encoding…");
+  const { result: tokens, seconds } = await codec("encode", atModelLoudness(samples));
+  const voice = { samples: samples.length, tokens };
+  const fragment = toFragment(voice, model);
+  history.replaceState(null, "", `#${fragment}`);
+  const decoded = await decode(voice);
+  find("#link").textContent = location.href;
+  find("#decoded").src = decoded.audio;
+  find("#original").src = play(samples);
+  find("#sent .facts").textContent =
+    `${duration(samples.length)} became ${fragment.length} characters, the whole link has ${location.href.length}. ` +
+    `Encoded in ${seconds.toFixed(2)} s and decoded in ${decoded.seconds.toFixed(2)} s in this browser.`;
+  find("#sent").hidden = false;
+}
+
+/** Records until the button is pressed again or the time is up. */
+async function recordVoice() {
+  stop = new AbortController();
+  tell("Waiting for the microphone…");
+  try {
+    return await record(model.sampling_rate, LONGEST, stop.signal, showRecording);
+  } finally {
+    stop = null;
+    find("#record").disabled = true;
+    find("#record").textContent = "Record";
+    find("#record").classList.remove("active");
+    find("#level div").style.width = 0;
+    tell("");
+  }
+}
+
+/** Shows how long the recording is, and how loud its latest block. */
+function showRecording(block, seconds) {
+  const peak = block.reduce((highest, sample) => Math.max(highest, Math.abs(sample)), LOWEST_PEAK);
+  find("#level div").style.width = `${100 * (1 - Math.log10(peak) / Math.log10(LOWEST_PEAK))}%`;
+  find("#clock").textContent = `${seconds.toFixed(1)} s`;
+  find("#record").textContent = "Stop";
+  find("#record").classList.add("active");
+  find("#record").disabled = false;
+  tell("Recording: speak now.");
+}
+
+function checkVoice(samples) {
+  if (samples.length < SHORTEST * model.sampling_rate) {
+    throw new Problem(`That was too short: speak for at least ${SHORTEST} seconds before you press Stop.`);
+  }
+  if (integratedLoudness(samples, model.sampling_rate) === null) {
+    throw new Problem("Nothing was heard: see whether the microphone is switched off, or another one is chosen.");
+  }
+}
+
+function atModelLoudness(samples) {
+  const target = model.target_loudness;
+  return target === null ? samples : normalizeLoudness(samples, model.sampling_rate, target);
+}
+
+async function decode(voice) {
+  tell("Decoding…");
+  const { result, seconds } = await codec("decode", voice.tokens);
+  tell("");
+  return { audio: play(result.subarray(0, voice.samples)), seconds };
+}
+
+function play(samples) {
+  return URL.createObjectURL(toWave(samples, model.sampling_rate));
+}
+
+async function copyLink() {
+  await navigator.clipboard.writeText(location.href);
+  tell("Copied: paste it wherever you like.");
+}
+
+function duration(samples) {
+  return `${(samples / model.sampling_rate).toFixed(1)} s of speech`;
+}
+
+function tell(text) {
+  find("#status").textContent = text;
+}
+
+function complain(error) {
+  const messages = {
+    NotAllowedError: "The microphone may not be used: allow it for this page in the browser's settings, and try again.",
+    NotFoundError: "There is no microphone: connect one, and try again.",
+    NotReadableError: "The microphone is used by another program: close that, and try again.",
+  };
+  const foreseen = error instanceof LinkError || error instanceof Problem;
+  tell("");
+  const message = foreseen ? error.message : messages[error.name];
+  find("#problem").textContent = message ?? `This did not work: ${error.message}.`;
+  find("#problem").hidden = false;
+  if (!foreseen) console.error(error);
+}
