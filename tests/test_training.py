@@ -1,5 +1,7 @@
 """Recipes, crops, losses and schedules: all of the trainer but its runs."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,13 @@ from modeling_taae import TaaeConfig, TaaeFeatureExtractor
 from modeling_taae.configuration_taae import NAMED_SIZES
 from training.data import CorpusError, StreamedCrops, TrainingCrops, validation_clips
 from training.losses import WINDOWS_AND_MELS, ReconstructionLoss, SpectralDistance, weighted_sum
-from training.optimization import DivergenceError, DivergenceWatch, learning_rate_factor
+from training.optimization import (
+    DivergenceError,
+    DivergenceWatch,
+    build_optimizer,
+    learning_rate_factor,
+    step_if_finite,
+)
 from training.recipe import Augmentation, Corpus, Data, Losses, Optimizer, Recipe, parse_recipe
 
 
@@ -193,18 +201,34 @@ def test_the_learning_rate_warms_up_stays_and_decays():
     assert learning_rate_factor(optimizer, 100, 50, first_step=50) == pytest.approx(0.1)
 
 
-def test_steps_without_finite_gradients_are_skipped_but_not_for_long():
-    watch = DivergenceWatch(ratio=2.0)
-    norms = [1.0, float("nan"), float("inf"), 2.0] + [float("nan")] * 4
-    assert [watch.allows_step(norm) for norm in norms] == [True, False, False, True] + [False] * 4
+def watched(watch: DivergenceWatch, losses: list[float], norms: list[float]) -> None:
+    for loss, norm in zip(losses, norms, strict=True):
+        watch.note(torch.tensor(loss), torch.tensor(norm))
+    watch.look()
+
+
+def test_a_step_without_finite_gradients_changes_nothing():
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = build_optimizer(torch.nn.ParameterList([weight]), Optimizer(), 0.1)
+    for gradient, norm in ((1.0, 1.0), (float("nan"), float("nan")), (float("inf"), float("inf"))):
+        before, state = weight.clone(), copy.deepcopy(optimizer.state_dict())
+        weight.grad = torch.full((3,), gradient)
+        step_if_finite(optimizer, torch.tensor(norm))
+        assert torch.equal(weight, before) == (norm != 1)
+        assert (str(optimizer.state_dict()) == str(state)) == (norm != 1)
+    step_if_finite(optimizer, torch.tensor(1.0))
+    assert optimizer.state[weight]["step"] == 2
+
+
+def test_some_steps_may_be_skipped_but_not_many_in_succession():
+    watch, nan = DivergenceWatch(ratio=2.0), float("nan")
+    watched(watch, [1.0] * 8, [1.0, nan, float("inf"), 2.0] + [nan] * 4)
     with pytest.raises(DivergenceError, match="5 steps in succession"):
-        watch.allows_step(float("nan"))
+        watched(watch, [1.0], [nan])
 
 
 def test_a_loss_that_rises_for_good_is_noticed_and_a_noisy_one_is_not():
     watch, noise = DivergenceWatch(ratio=2.0), np.random.default_rng(0)
-    for step in range(1_000):
-        watch.see(5.0 * 0.99**step + 1.0 + noise.uniform(-0.9, 0.9))
+    watched(watch, [5.0 * 0.99**step + 1.0 + noise.uniform(-0.9, 0.9) for step in range(1_000)], [1.0] * 1_000)
     with pytest.raises(DivergenceError, match=r"risen to 1\.\d+, more than 2 times"):
-        for _ in range(100):
-            watch.see(4.0)
+        watched(watch, [4.0] * 100, [1.0] * 100)

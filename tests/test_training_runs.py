@@ -2,7 +2,6 @@
 
 import json
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from safetensors.torch import load_file
 from training_runs import (
     ADVERSARIAL,
     CHECKOUT,
+    TORCHRUN,
     assert_equal,
     finish,
     make_trainer,
@@ -57,8 +57,7 @@ def test_a_killed_run_resumes_exactly(recipe_file, tmp_path):
 def test_two_processes_train_like_one_with_the_same_global_batch(recipe_file, tmp_path):
     # The dither of training is drawn by each process for itself, so it is switched off to compare.
     steady = ("--config.training_noise_probability", 0, "--config.training_rounding_probability", 0, *ADVERSARIAL)
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    two = start_training(recipe_file, *steady, "--batch_size", 1, "--output_dir", tmp_path / "two", launcher=torchrun)
+    two = start_training(recipe_file, *steady, "--batch_size", 1, "--output_dir", tmp_path / "two", launcher=TORCHRUN)
     train(recipe_file, *steady, "--batch_size", 2, "--output_dir", tmp_path / "one")
     finish(two)
     one, two = published(tmp_path / "one"), published(tmp_path / "two")

@@ -30,6 +30,7 @@ TINY = {
     "decoder_depths": [0, 1],
     "head_dim": 16,
 }
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 # Options that switch on a discriminator.
 ADVERSARIAL = ("--discriminator.channels", 4, "--discriminator.fft_sizes", "[78, 206, 542]")
 
@@ -80,10 +81,12 @@ def train(recipe_file: str, *overrides: object) -> Trainer:
     return trainer
 
 
-def start_training(recipe_file: str, *overrides: object, launcher: tuple[str, ...] = (sys.executable,)):
+def start_training(
+    *arguments: object, launcher: tuple[str, ...] = (sys.executable,), script: str = "training/train.py"
+):
     """The same as a process of its own."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    command = [*launcher, str(CHECKOUT / "training" / "train.py"), recipe_file, *map(str, overrides)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(CHECKOUT)}
+    command = [*launcher, str(CHECKOUT / script), *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

@@ -57,11 +57,7 @@ class Adversary:
                 )
             self.accelerator.print(f"The discriminator starts from {start}.")
             return found
-        # From a random state of its own: the same weights in every process, and a codec that draws the same noise with
-        # and without a discriminator.
-        with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(self.recipe.seed)
-            return MultiResolutionDiscriminator(**shape)
+        return MultiResolutionDiscriminator(**shape)
 
     def active(self, step: int) -> bool:
         """Whether the reconstruction warm-up is over at a step."""

@@ -11,6 +11,7 @@ import soundfile
 import soxr
 import torch
 
+from modeling_taae.audio_io import TaaeInputError, read_audio
 from training.recipe import Augmentation, RecipeError
 
 # Where the equaliser's gain is drawn, in Hz; in between it follows the logarithm of the frequency.
@@ -53,9 +54,9 @@ class Augmenter:
             extent = settings.equalization
             crop = equalize(crop, generator.uniform(-extent, extent, len(EQUALIZER_BANDS)), self.sampling_rate)
         if self.rooms and self._tossed(generator):
-            crop = add_room(crop, read_audio(self._one_of(self.rooms, generator), self.sampling_rate))
+            crop = add_room(crop, read_or_silence(self._one_of(self.rooms, generator), self.sampling_rate))
         if self.noises and self._tossed(generator):
-            noise = read_audio(self._one_of(self.noises, generator), self.sampling_rate)
+            noise = read_or_silence(self._one_of(self.noises, generator), self.sampling_rate)
             crop = add_noise(crop, random_crop(noise, generator, length), generator.uniform(*settings.noise_snr))
         gain = 10 ** (generator.uniform(-settings.level, settings.level) / 20)
         return torch.from_numpy(change_level(crop, gain))[None]
@@ -131,10 +132,9 @@ def is_audio(path: Path) -> bool:
         return False
 
 
-def read_audio(path: Path, sampling_rate: int) -> np.ndarray:
+def read_or_silence(path: Path, sampling_rate: int) -> np.ndarray:
     """A file as mono (samples,) float32 at a rate in Hz; silence if it cannot be read after all."""
     try:
-        samples, native_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError):
+        return read_audio(path, sampling_rate)
+    except TaaeInputError:
         return np.zeros(1, np.float32)
-    return soxr.resample(samples.mean(axis=1), native_rate, sampling_rate)

@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from training.optimization import build_optimizer, learning_rate_factor
+from training.optimization import build_optimizer, learning_rate_factor, step_if_finite
 from training.recipe import Recipe
 
 
@@ -49,8 +49,7 @@ class Companion:
         factor = learning_rate_factor(settings, self.recipe.max_steps, step, self.first_step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * factor
-        if norm.isfinite():
-            self.optimizer.step()
+        step_if_finite(self.optimizer, norm)
         self.optimizer.zero_grad()
 
     def _average_over_processes(self, parameters: list[nn.Parameter]) -> None:
@@ -73,6 +72,6 @@ class Companion:
         if not file.exists():
             self.accelerator.print(f"{checkpoint} holds no {self.name}; it starts afresh.")
             return
-        state = torch.load(file, map_location=self.accelerator.device, weights_only=True)
+        state = torch.load(file, map_location="cpu", weights_only=True)
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -1,7 +1,7 @@
 """From data sets of recorded speech to training crops.
 
-Audio is kept as bytes by `datasets`, decoded by soundfile, resampled by soxr and brought to the loudness that the
-feature extractor gives at inference. What cannot be decoded is counted and left out.
+Audio is kept as bytes by `datasets`, decoded as the command line does, and brought to the loudness that the feature
+extractor gives at inference. What cannot be decoded, or is cut short, is counted and left out.
 
 Which crop comes n-th in a run follows from the seed and n alone, so a run that resumes goes on with exactly the crops
 that it would have seen. `TrainingCrops` decodes its corpora once, to disk; `StreamedCrops` reads them as it goes.
@@ -13,15 +13,14 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import soundfile
-import soxr
 import torch
 from datasets import Dataset, Features, IterableDataset, LargeList, Value, interleave_datasets, load_dataset
 from datasets.distributed import split_dataset_by_node
 
 from modeling_taae import TaaeFeatureExtractor
+from modeling_taae.audio_io import TaaeInputError, decode_audio, read_audio, to_pcm16
 from modeling_taae.feature_extraction_taae import normalize_loudness
-from training.augmentation import Augmenter
+from training.augmentation import INT16_FULL_SCALE, Augmenter
 from training.recipe import Corpus, Data, RecipeError
 
 # Not the Audio feature, which wants torchcodec even for undecoded audio, as soon as streams are interleaved.
@@ -56,24 +55,23 @@ def load_corpus(corpus: Corpus, streaming: bool = False, columns: Sequence[str] 
     return rows.select_columns(wanted).cast_column(corpus.audio_column, AUDIO_BYTES)
 
 
-def decode_audio(audio: dict, sampling_rate: int, target_loudness: float | None) -> np.ndarray | None:
+def decode_row(audio: dict, sampling_rate: int, target_loudness: float | None) -> np.ndarray | None:
     """One row's audio as (samples,) int16 at a rate in Hz and a loudness in LUFS; None if it cannot be decoded."""
     try:
-        source = audio["path"] if audio["bytes"] is None else io.BytesIO(audio["bytes"])
-        samples, native_rate = soundfile.read(source, dtype="float32", always_2d=True)
-        samples = soxr.resample(samples.mean(axis=1), native_rate, sampling_rate)
-    except (OSError, RuntimeError, ValueError):
-        return None
-    if len(samples) == 0 or not np.isfinite(samples).all():
+        if audio["bytes"] is None:
+            samples = read_audio(audio["path"] or "", sampling_rate)
+        else:
+            samples = decode_audio(io.BytesIO(audio["bytes"]), "", sampling_rate)
+    except TaaeInputError:
         return None
     if target_loudness is not None:
         samples = normalize_loudness(samples, sampling_rate, target_loudness)
-    return np.round(samples.clip(-1, 1) * 32767).astype(np.int16)
+    return to_pcm16(samples)
 
 
 def decode_batch(batch: dict, audio_column: str, sampling_rate: int, target_loudness: float | None) -> dict:
     """Rows of encoded audio -> as many rows of samples as can be decoded."""
-    decoded = (decode_audio(audio, sampling_rate, target_loudness) for audio in batch[audio_column])
+    decoded = (decode_row(audio, sampling_rate, target_loudness) for audio in batch[audio_column])
     return {"samples": [samples for samples in decoded if samples is not None]}
 
 
@@ -201,7 +199,7 @@ class StreamedCrops(torch.utils.data.IterableDataset):
         for index, row in enumerate(self._endless_rows()):
             if index < self.first:
                 continue
-            samples = decode_audio(row["crop_source"], self.extractor.sampling_rate, self.extractor.target_loudness)
+            samples = decode_row(row["crop_source"], self.extractor.sampling_rate, self.extractor.target_loudness)
             generator = np.random.default_rng((self.seed, self.process, index))
             recording = np.zeros(0, np.int16) if samples is None else samples
             yield self.augmenter.draw(recording, generator, self.crop_length)
@@ -227,6 +225,6 @@ def validation_clips(
     """The first utterances of a corpus as (samples,) float32 at the model's rate, loudness and full scale of 1."""
     rows = load_corpus(corpus, streaming)
     for row in rows.take(utterances):
-        samples = decode_audio(row[corpus.audio_column], extractor.sampling_rate, extractor.target_loudness)
+        samples = decode_row(row[corpus.audio_column], extractor.sampling_rate, extractor.target_loudness)
         if samples is not None:
-            yield samples.astype(np.float32) / 32768
+            yield samples.astype(np.float32) / INT16_FULL_SCALE

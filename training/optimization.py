@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from training.recipe import Optimizer
 
@@ -16,9 +16,14 @@ class DivergenceError(RuntimeError):
     """The run has diverged; the message says how it shows and what to do."""
 
 
+def trainable_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Those parameters of a module that train."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
 def build_optimizer(module: nn.Module, settings: Optimizer, learning_rate: float) -> torch.optim.AdamW:
     """AdamW for those parameters of a module that train."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    parameters = trainable_parameters(module)
     return torch.optim.AdamW(
         parameters, lr=learning_rate, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
     )
@@ -38,6 +43,17 @@ def learning_rate_factor(optimizer: Optimizer, max_steps: int, step: int, first_
     return warmup * 0.5 * (1 - math.cos(math.pi * min(max(left, 0.0), 1.0)))
 
 
+def step_if_finite(optimizer: torch.optim.AdamW, norm: Tensor) -> None:
+    """One step, unless the norm of the gradients is not finite. The device decides, so that nobody waits for the norm.
+
+    Args:
+        optimizer: fused.
+        norm: a scalar.
+    """
+    optimizer.found_inf = (~norm.isfinite()).to(torch.float32)  # as torch.amp.GradScaler tells a fused optimiser
+    optimizer.step()
+
+
 class DivergenceWatch:
     """Notices a run that goes wrong, before its checkpoints are spoilt.
 
@@ -49,24 +65,27 @@ class DivergenceWatch:
         self.ratio = ratio
         self.skipped = self.steps = 0
         self.average = self.lowest = math.inf
+        self.noted: list[Tensor] = []
 
-    def allows_step(self, norm: float) -> bool:
-        """Whether a step with this gradient norm may be taken; one that is not finite is skipped.
+    def note(self, loss: Tensor, norm: Tensor) -> None:
+        """Takes note of a step's loss and gradient norm, scalars, without waiting for them."""
+        self.noted.append(torch.stack([loss.detach().float(), norm.detach().float()]))
+
+    def look(self) -> None:
+        """Looks at the steps noted since the last time.
 
         Raises:
-            DivergenceError: if too many in succession are not finite.
+            DivergenceError: if too many steps in succession have been skipped, or the loss, averaged over the last
+                steps, has risen too far above its lowest value.
         """
+        noted, self.noted = self.noted, []
+        for loss, norm in torch.stack(noted).tolist() if noted else []:
+            self._see(loss, norm)
+
+    def _see(self, loss: float, norm: float) -> None:
         self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
         if self.skipped >= SKIPPED_IN_SUCCESSION:
             raise DivergenceError(f"The gradients of {self.skipped} steps in succession are not finite.")
-        return self.skipped == 0
-
-    def see(self, loss: float) -> None:
-        """Takes note of a step's loss.
-
-        Raises:
-            DivergenceError: if the loss, averaged over the last steps, has risen too far above its lowest value.
-        """
         self.steps += 1
         self.average = loss if self.steps == 1 else self.average + SMOOTHING * (loss - self.average)
         if self.steps < SETTLING_STEPS:

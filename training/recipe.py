@@ -221,6 +221,23 @@ class Validation:
 
 
 @dataclass
+class Hub:
+    """Where the trained model is published, when the run is over, with a card that shows its figures.
+
+    Args:
+        repo: `owner/name` on the Hugging Face Hub, or a name among one's own; made if it does not exist.
+        license: of the weights, as the Hub calls it, such as cc-by-4.0.
+        license_file: the text of that licence.
+        private: whether only its owner sees it.
+    """
+
+    repo: str
+    license: str
+    license_file: str
+    private: bool = True
+
+
+@dataclass
 class Recipe:
     """A training run.
 
@@ -239,6 +256,7 @@ class Recipe:
             in `size`, if there is one.
         optimizer: how.
         validation: how to watch.
+        hub: where to publish the model at the end; None keeps it here.
         max_steps: optimiser steps in all.
         batch_size: crops per process and forward pass.
         gradient_accumulation_steps: forward passes per optimiser step.
@@ -251,6 +269,7 @@ class Recipe:
         log_every: steps between entries in the log.
         tracker: an Accelerate tracker.
         seed: of weights, crops and noise.
+        dry_run: tell what the run would take of memory and time, from a few steps on noise, and write nothing.
     """
 
     output_dir: str = "runs/taae"
@@ -264,6 +283,7 @@ class Recipe:
     ctc: Ctc | None = None
     optimizer: Optimizer = field(default_factory=Optimizer)
     validation: Validation = field(default_factory=Validation)
+    hub: Hub | None = None
     max_steps: PositiveInt = 100_000
     batch_size: PositiveInt = 4
     gradient_accumulation_steps: PositiveInt = 1
@@ -276,6 +296,7 @@ class Recipe:
     log_every: PositiveInt = 50
     tracker: str = "tensorboard"
     seed: int = 0
+    dry_run: bool = False
 
 
 def parse_recipe(arguments: list[str]) -> Recipe:

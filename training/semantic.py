@@ -45,10 +45,7 @@ class Reader:
                 self.accelerator.print(f"The CTC head starts from {recipe.size}.")
                 return found
             self.accelerator.print(f"The CTC head of {recipe.size} lacks some of the symbols here: it starts afresh.")
-        # From a random state of its own: the same weights in every process, and no other noise for the codec.
-        with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(recipe.seed)
-            return CTCHead(symbols, units, latent_dim, recipe.ctc.hidden_size)
+        return CTCHead(symbols, units, latent_dim, recipe.ctc.hidden_size)
 
     def batches(self, shares: list[range]) -> Iterable[dict]:
         """The utterances of the given numbers, a batch for each share."""

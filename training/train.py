@@ -4,27 +4,23 @@ A run is made of optimiser steps. It writes checkpoints that resume exactly, a l
 the end the averaged weights as a folder that `AutoModel.from_pretrained` loads.
 """
 
-import copy
 import itertools
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
 
-from modeling_taae import TaaeConfig, TaaeFeatureExtractor, TaaeModel
-from modeling_taae.configuration_taae import NAMED_SIZES
-from modeling_taae.transformer_taae import TaaeTransformerLayer
+from modeling_taae import TaaeFeatureExtractor
 from training.adversarial import Adversary
 from training.checkpoints import (
     CheckpointError,
@@ -33,50 +29,24 @@ from training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
+from training.codec import load_model, prepare_model
 from training.data import StreamedCrops, TrainingCrops
+from training.dry_run import check_room, dry_run
+from training.hub import HubError, check_hub, publish_on_hub
 from training.losses import ReconstructionLoss, weighted_sum
-from training.optimization import DivergenceError, DivergenceWatch, build_optimizer, learning_rate_factor
+from training.optimization import (
+    DivergenceError,
+    DivergenceWatch,
+    build_optimizer,
+    learning_rate_factor,
+    step_if_finite,
+    trainable_parameters,
+)
 from training.perceptual import PerceptualLoss
 from training.recipe import Recipe, RecipeError, parse_recipe
 from training.semantic import Reader
+from training.sharding import WeightAverage, is_sharded, shard, unsharded, whole_tensor
 from training.validation import Validator
-
-
-def load_model(recipe: Recipe) -> TaaeModel:
-    """A named size from scratch, or a published model to go on from, as the recipe says.
-
-    Raises:
-        RecipeError: if there is no such model, or the recipe's configuration does not fit it.
-    """
-    if unknown := sorted(recipe.config.keys() - {field.name for field in fields(TaaeConfig)}):
-        raise RecipeError(f"A model's configuration has no field {unknown[0]!r}, which stands under config.")
-    try:
-        if recipe.size in NAMED_SIZES:
-            model = TaaeModel(TaaeConfig.named(recipe.size, **recipe.config))
-        else:
-            model = TaaeModel.from_pretrained(recipe.size, dtype=torch.float32, **recipe.config)
-        model.set_attn_implementation(recipe.attn_implementation)
-        model.bottleneck(recipe.validation.bottleneck)
-    except (OSError, ValueError, ImportError) as error:
-        raise RecipeError(f"Cannot make the model {recipe.size!r}: {str(error).splitlines()[0]}") from error
-    return model
-
-
-def prepare_model(model: TaaeModel, recipe: Recipe) -> TaaeModel:
-    """The model ready to train: with weight norm, and computed as the recipe says."""
-    # Without weight norm: taking a weight apart and putting it together again would round it, and move tokens.
-    frozen = copy.deepcopy(model.encoder).requires_grad_(False) if recipe.freeze_encoder else None
-    model.apply_weight_norm()
-    if frozen is not None:
-        model.encoder = frozen
-    if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    if recipe.compile:
-        # Layer by layer, which takes a fraction of the time of the whole: layers of one shape share their code.
-        for module in model.modules():
-            if isinstance(module, TaaeTransformerLayer):
-                module.compile()
-    return model
 
 
 class Trainer:
@@ -90,7 +60,7 @@ class Trainer:
     """
 
     def __init__(self, recipe: Recipe):
-        self.recipe = recipe
+        self.recipe, self.step = recipe, 0
         self.output_dir = Path(recipe.output_dir)
         self.accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # left to itself, it ignores other processes on a CPU
@@ -99,18 +69,15 @@ class Trainer:
             log_with=recipe.tracker,
             project_config=ProjectConfiguration(project_dir=str(self.output_dir)),
         )
-        set_seed(recipe.seed, device_specific=True)
+        check_hub(recipe)
+        sharded = is_sharded(self.accelerator)
+        set_seed(recipe.seed)  # the same weights in every process
         model = prepare_model(load_model(recipe), recipe)
         config = model.config
         self.extractor = TaaeFeatureExtractor(sampling_rate=config.sampling_rate, hop_length=config.hop_length)
-        self.crops = None
-        if not recipe.data.streaming:
-            with self.accelerator.main_process_first():  # the others find what it has decoded
-                self.crops = TrainingCrops(recipe.data, self.extractor, recipe.seed)
-            self.accelerator.print(f"{self.crops.skipped} recordings could not be decoded and are left out.")
-        self.validator = None
-        if recipe.validation.corpus is not None and self.accelerator.is_main_process:
-            self.validator = Validator(recipe, self.extractor)
+        self.crops = self.validator = None
+        if not recipe.dry_run:
+            self._read_speech()
         self.reconstruction = ReconstructionLoss(config.sampling_rate).to(self.accelerator.device)
         self.perceptual = self.adversary = self.reader = None
         if recipe.perceptual is not None:
@@ -122,13 +89,27 @@ class Trainer:
         self.companions = [part.companion for part in (self.adversary, self.reader) if part is not None]
         self.watch = DivergenceWatch(recipe.optimizer.divergence_ratio)
         settings = recipe.optimizer
+        self.average = WeightAverage(model, settings.ema_decay)
+        for network in (model, self.average.module):
+            shard(network, self.accelerator.device) if sharded else network.to(self.accelerator.device)
         optimizer = build_optimizer(model, settings, settings.learning_rate)
         # One step of this scheduler is one optimiser step whatever the number of processes, so it is not prepared.
         self.scheduler = LambdaLR(optimizer, lambda step: learning_rate_factor(settings, recipe.max_steps, step))
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
+        if sharded:
+            # Accelerate tells parameters apart by where they are, and empty shards are all in the same place.
+            optimizer.param_groups[0]["params"] = trainable_parameters(model)
         self.accelerator.register_for_checkpointing(self.scheduler, self.average)
-        self.step = 0
+        set_seed(recipe.seed, device_specific=True)  # and noise of its own
+
+    def _read_speech(self) -> None:
+        recipe = self.recipe
+        if not recipe.data.streaming:
+            with self.accelerator.main_process_first():  # the others find what it has decoded
+                self.crops = TrainingCrops(recipe.data, self.extractor, recipe.seed)
+            self.accelerator.print(f"{self.crops.skipped} recordings could not be decoded and are left out.")
+        if recipe.validation.corpus is not None and self.accelerator.is_main_process:
+            self.validator = Validator(recipe, self.extractor)
 
     def shares(self, size: int) -> list[range]:
         """The numbers of the items in each of this process's batches of a size, from the current step to the last.
@@ -166,6 +147,7 @@ class Trainer:
         Raises:
             DivergenceError: if the run diverges.
             CheckpointError: if a checkpoint cannot be read or written.
+            HubError: if the trained model does not get to the Hub.
         """
         self.resume()
         self.accelerator.init_trackers("log", config=flatten(asdict(self.recipe)))
@@ -185,8 +167,10 @@ class Trainer:
                     progress.update()
                     self.after_step(log, progress)
         progress.close()
-        self.publish()
-        self.accelerator.end_training()
+        try:
+            self.publish()
+        finally:
+            self.accelerator.end_training()
 
     def forward_and_backward(self, audio: torch.Tensor, utterances: dict | None = None) -> dict[str, torch.Tensor]:
         """Gathers the gradients of a batch and returns its losses for the log.
@@ -197,7 +181,8 @@ class Trainer:
             audio: (batch, 1, samples).
             utterances: a batch for the CTC head, if there is one.
         """
-        decoded = self.model(audio).audio_values
+        with self.accelerator.autocast():  # which a sharded model does not bring along
+            decoded = self.model(audio).audio_values
         terms, others = self.reconstruction(decoded, audio), {}
         if self.perceptual is not None:
             with self.accelerator.autocast():
@@ -214,8 +199,8 @@ class Trainer:
     def update(self) -> dict[str, torch.Tensor]:
         """One step of the optimisers with the gradients gathered; returns the gradient norm for the log."""
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.max_grad_norm)
-        if self.watch.allows_step(norm.item()):
-            self.optimizer.step()
+        norm = whole_tensor(norm)
+        step_if_finite(self.optimizer.optimizer, norm)
         self.optimizer.zero_grad()
         for companion in self.companions:
             companion.update(self.step)
@@ -226,24 +211,29 @@ class Trainer:
     def after_step(self, log: dict[str, torch.Tensor], progress: tqdm) -> None:
         """Watches, averages, logs, validates and saves, each when its time has come."""
         recipe, last = self.recipe, self.step == self.recipe.max_steps
-        self.watch.see(log["log_mel"].item())
+        logging, saving = (last or self.step % every == 0 for every in (recipe.log_every, recipe.checkpoint_every))
+        self.watch.note(log["log_mel"], log["grad_norm"])
+        if logging or saving:
+            self.watch.look()
         if self.step % recipe.optimizer.ema_every == 0 or last:
             self.average.update_parameters(self.accelerator.unwrap_model(self.model))
-        if self.step % recipe.log_every == 0 or last:
+        if logging:
             values = {f"train/{name}": value.item() for name, value in log.items()}
             progress.set_postfix(loss=f"{values['train/loss']:.3f}")
             values["train/learning_rate"] = self.scheduler.get_last_lr()[0]
             self.accelerator.log(values, step=self.step)
-        if self.step % recipe.checkpoint_every == 0 or last:
+        if saving:
             self.save()
-        if self.validator is not None and (self.step % recipe.validation.every == 0 or last):
+        if recipe.validation.corpus is not None and (self.step % recipe.validation.every == 0 or last):
             self.validate()
 
     def validate(self) -> None:
-        """Scores the averaged weights and logs the means."""
-        means = self.validator.run(self.average.module.eval(), self.validation_loss, self.accelerator, self.step)
+        """Scores the averaged weights, in the main process, and logs the means."""
+        if (model := unsharded(self.average.module, self.accelerator.device)) is None:
+            return
+        means = self.validator.run(model.eval(), self.validation_loss, self.accelerator, self.step)
         if self.reader is not None:
-            means |= self.reader.validate(self.average.module)
+            means |= self.reader.validate(model)
         means = {f"validation/{name}": value for name, value in means.items()}
         self.accelerator.log(means, step=self.step)
         tqdm.write(json.dumps({"step": self.step} | {name: round(value, 4) for name, value in means.items()}))
@@ -267,14 +257,20 @@ class Trainer:
             self.accelerator.print(f"Resuming from {checkpoints[-1]}.")
 
     def publish(self) -> None:
-        """Writes the averaged weights, fused, with all that goes with them, to `output_dir/model`."""
+        """Writes the averaged weights, fused, with all that goes with them, to `output_dir/model`, and to the Hub.
+
+        Raises:
+            HubError: if the recipe names a place on the Hub, and the model does not get there.
+        """
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
+        if (model := unsharded(self.average.module, self.accelerator.device)) is not None:
             folder = self.output_dir / "model"
-            self.average.module.save_pretrained(folder)
+            model.save_pretrained(folder)
             self.extractor.save_pretrained(folder)
             for companion in self.companions:
                 companion.module.save_pretrained(folder)
+            if self.recipe.hub is not None:
+                publish_on_hub(self.recipe, self.output_dir)
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, str | int | float | bool]:
@@ -292,11 +288,17 @@ def main() -> None:
     """Entry point: what goes wrong is one line on standard error; exit status 2 for a mistake, 1 for a failure."""
     recipe = parse_recipe(sys.argv[1:])
     try:
-        Trainer(recipe).train()
+        if recipe.dry_run:
+            check_room(recipe)
+            trainer = Trainer(recipe)
+            trainer.accelerator.print(dry_run(trainer))
+            trainer.accelerator.end_training()
+        else:
+            Trainer(recipe).train()
     except RecipeError as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         sys.exit(2)
-    except CheckpointError as error:
+    except (CheckpointError, HubError) as error:
         sys.exit(f"train.py: {error}")
     except DivergenceError as error:
         sys.exit(

@@ -8,8 +8,9 @@ import torch
 from datasets import Dataset
 
 from modeling_taae import TaaeFeatureExtractor
+from training.augmentation import INT16_FULL_SCALE
 from training.ctc import split_units
-from training.data import CorpusError, corpus_probabilities, decode_audio, load_corpus
+from training.data import CorpusError, corpus_probabilities, decode_row, load_corpus
 from training.recipe import Corpus, Ctc
 
 ATTEMPTS = 100  # draws without a recording that can be used, after which a corpus is given up
@@ -44,10 +45,10 @@ class TranscribedCorpus:
     def utterance(self, row: int, extractor: TaaeFeatureExtractor) -> tuple[np.ndarray, str] | None:
         """A recording (samples,) float32 and its text; None if it is too long or cannot be decoded."""
         audio = self.rows[row][self.audio_column]
-        samples = decode_audio(audio, extractor.sampling_rate, extractor.target_loudness)
+        samples = decode_row(audio, extractor.sampling_rate, extractor.target_loudness)
         if samples is None or len(samples) > self.max_seconds * extractor.sampling_rate:
             return None
-        return samples.astype(np.float32) / 32768, self.texts[row]
+        return samples.astype(np.float32) / INT16_FULL_SCALE, self.texts[row]
 
 
 def read_transcripts(file: str, text_column: str) -> dict[str, str]:

@@ -1,0 +1,95 @@
+"""What the sections of the benchmark share: peaks, times, counted operations, and models of random weights."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from modeling_taae import TaaeConfig, TaaeModel
+
+REPEATS, SECONDS = 3, 3.0  # each measurement is repeated so often, and for so long
+PEAK_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192, 16_384)}  # of square matrices
+FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """A precision as users write it."""
+    return str(dtype).removeprefix("torch.")
+
+
+@dataclass
+class Bench:
+    """The machine under test, and its peaks as far as they have been measured.
+
+    Args:
+        hour: whether an hour of audio is worth the time.
+        device: where to compute.
+        peaks: floating-point operations per second in products of large matrices, by precision.
+    """
+
+    hour: bool = False
+    device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    peaks: dict[torch.dtype, float] = field(default_factory=dict)
+
+    def peak(self, dtype: torch.dtype) -> float:
+        """The best rate of a product of two large square matrices."""
+        if dtype not in self.peaks:
+            self.peaks[dtype] = max(self._matrix_rate(size, dtype) for size in PEAK_SIZES[self.device.type])
+        return self.peaks[dtype]
+
+    def _matrix_rate(self, size: int, dtype: torch.dtype) -> float:
+        left, right = torch.randn(2, size, size, device=self.device).to(dtype)
+        return 2 * size**3 / min(self.times(lambda: left @ right))
+
+    def seconds(self, function: Callable[[], object]) -> float:
+        """Median seconds of a call, after one that does not count."""
+        return median(self.times(function))
+
+    def times(self, function: Callable[[], object]) -> list[float]:
+        """Seconds of each of several calls, after one that does not count."""
+        function()
+        times = []
+        while len(times) < REPEATS or sum(times) < SECONDS:
+            self._wait()
+            start = time.perf_counter()
+            function()
+            self._wait()
+            times.append(time.perf_counter() - start)
+        return times
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def effort(self, function: Callable[[], object], dtype: torch.dtype) -> dict[str, float]:
+        """Columns of a table: operations of a call, its time, and the share of the peak that it reaches."""
+        operations, seconds = count_operations(function), self.seconds(function)
+        return {"GFLOP": operations / 1e9, "seconds": seconds, "share of peak": operations / seconds / self.peak(dtype)}
+
+    def audio(self, clips: int, seconds: float) -> torch.Tensor:
+        """Noise, (clips, 1, samples)."""
+        return 0.1 * torch.randn(clips, 1, round(seconds * 16_000), device=self.device)
+
+
+def count_operations(function: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products and convolutions in a call.
+
+    Attention that is computed by one fused kernel on a CPU is not counted; it is a few hundredths.
+    """
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def random_model(size: str, dtype: torch.dtype, device: torch.device, **fields) -> TaaeModel:
+    """A model of a named size, in evaluation mode."""
+    config, before = TaaeConfig.named(size, **fields), torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            return TaaeModel(config).eval()
+    finally:
+        torch.set_default_dtype(before)

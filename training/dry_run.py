@@ -1,0 +1,215 @@
+"""What a run would take of memory and time, told before anything is spent: `train.py RECIPE --dry_run true`.
+
+A few real steps are taken on noise. No corpus is read but that of a CTC head, and nothing is written.
+"""
+
+import statistics
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from training.codec import load_model, prepare_model
+from training.recipe import Recipe, RecipeError
+from training.sharding import sharding_asked
+
+if TYPE_CHECKING:
+    from training.train import Trainer
+
+FLOAT = 4  # bytes of a weight, a gradient, and each of the optimiser's two averages
+TIMED_STEPS = 6  # the same in every process, because they wait for each other
+DEVICES = (2, 4, 8)  # for which the memory of a sharded run is told
+HOUR, DAY = 3600, 24 * 3600
+
+
+class PeakMemory:
+    """How far the memory in use rises: that of a CUDA GPU, or else of this process.
+
+    Args:
+        device: where the run computes.
+    """
+
+    def __init__(self, device: torch.device):
+        self.cuda, self.process, self.over = device.type == "cuda", psutil.Process(), threading.Event()
+
+    def __enter__(self) -> "PeakMemory":
+        self.start = self.peak = self._in_use()
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            self.watcher = threading.Thread(target=self._watch, daemon=True)
+            self.watcher.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.cuda:
+            self.peak = torch.cuda.max_memory_allocated()
+        else:
+            self.over.set()
+            self.watcher.join()
+
+    @property
+    def rise(self) -> int:
+        """Bytes at the peak beyond those at the start."""
+        return self.peak - self.start
+
+    def _in_use(self) -> int:
+        return torch.cuda.memory_allocated() if self.cuda else self.process.memory_info().rss
+
+    def _watch(self) -> None:
+        while not self.over.wait(0.002):
+            self.peak = max(self.peak, self._in_use())
+
+
+def check_room(recipe: Recipe) -> None:
+    """Refuses a codec that takes more memory than is free here before it has computed anything.
+
+    Raises:
+        RecipeError: if it does, or there is no such codec.
+    """
+    if sharding_asked():
+        return
+    needed = fixed_memory(prepare_model(load_model(recipe, empty=True), recipe), [])
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
+    if sum(needed.values()) > free:
+        raise RecipeError(
+            f"The codec takes {memory_text(needed)}, without activations, and {gigabytes(free)} GB are free here: take "
+            "a larger machine, or shard it over several GPUs with training/configs/fsdp.yaml."
+        )
+
+
+def dry_run(trainer: "Trainer") -> str:
+    """What the run of a trainer would take, from a few steps of it; lines for people. Every process calls this."""
+    recipe, processes, codec = trainer.recipe, trainer.accelerator.num_processes, trainer.average.module
+    others = [companion.module for companion in trainer.companions]
+    listeners = [] if trainer.perceptual is None else [trainer.perceptual]
+    activations = measure_activations(trainer, [codec, *others])
+    phases = {step: time_steps(trainer, step) for step in starts_of_phases(recipe)}
+    fixed = fixed_memory(codec, [*others, *listeners])
+    frames = recipe.batch_size * recipe.gradient_accumulation_steps * processes * recipe.data.crop_frames
+    audio = frames * trainer.extractor.hop_length / trainer.extractor.sampling_rate
+    last = phases[max(phases)]
+    lines = {
+        "parameters": ", ".join(parameter_texts(trainer)),
+        "memory": f"{memory_text(fixed | {'activations': activations})}, in each process",
+        "a step": f"{frames:,} token frames, {audio:,.1f} s of audio, in {processes} process{'es' * (processes > 1)}",
+        "takes": ", ".join(f"{seconds:.3g} s from step {step:,} on" for step, seconds in phases.items()),
+        "a day": f"{DAY / last * audio / HOUR:,.1f} hours of audio",
+        "the run": f"{duration(run_seconds(recipe, phases))} for {recipe.max_steps:,} steps, validations not counted",
+    }
+    if not sharding_asked():
+        rest = sum(fixed_memory(None, [*others, *listeners]).values()) + activations
+        sharded = ((devices, (sum(fixed.values()) + activations - rest) / devices + rest) for devices in DEVICES)
+        texts = (f"{gigabytes(size)} GB on each of {devices} GPUs" for devices, size in sharded)
+        lines["sharded"] = f"about {', '.join(texts)}"
+    return "\n".join(f"{name:<11} {text}" for name, text in lines.items())
+
+
+def parameter_texts(trainer: "Trainer") -> list[str]:
+    """How many parameters each network has."""
+    codec = trainer.average.module
+    networks = {"codec": codec, "its encoder": codec.encoder, "its decoder": codec.decoder}
+    networks |= {companion.name.replace("_", " "): companion.module for companion in trainer.companions}
+    networks |= {} if trainer.perceptual is None else {"perceptual network": trainer.perceptual}
+    return [f"{name} {sum(p.numel() for p in network.parameters()):,}" for name, network in networks.items()]
+
+
+def fixed_memory(codec: nn.Module | None, others: list[nn.Module]) -> dict[str, int]:
+    """Bytes on a device for what stays from step to step, and for gradients.
+
+    Args:
+        codec: of whose weights an average is kept; perhaps sharded.
+        others: the modules beside it.
+    """
+    own = [] if codec is None else local_parameters(codec)
+    every = own + [parameter for module in others for parameter in local_parameters(module)]
+    weights, trained = sum(size for size, _ in every), sum(size for size, trains in every if trains)
+    return {
+        "weights": FLOAT * weights,
+        "gradients": FLOAT * trained,
+        "optimiser": 2 * FLOAT * trained,
+        "average": FLOAT * sum(size for size, _ in own),
+    }
+
+
+def local_parameters(module: nn.Module) -> list[tuple[int, bool]]:
+    """Of each parameter, how many numbers are on this device, and whether it trains."""
+
+    def local(parameter: Tensor) -> Tensor:
+        return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+    return [(local(parameter).numel(), parameter.requires_grad) for parameter in module.parameters()]
+
+
+def starts_of_phases(recipe: Recipe) -> list[int]:
+    """The steps from which on a step takes another time: the first one, and that of the discriminator's start."""
+    start = 0 if recipe.discriminator is None else recipe.discriminator.start_step
+    return [0] if start >= recipe.max_steps else sorted({0, start})
+
+
+def run_seconds(recipe: Recipe, phases: dict[int, float]) -> float:
+    """Seconds for all steps, from those of a step in each phase, by the phase's start."""
+    bounds = [*phases, recipe.max_steps]
+    return sum((end - start) * phases[start] for start, end in zip(bounds, bounds[1:], strict=False))
+
+
+def measure_activations(trainer: "Trainer", trained: list[nn.Module]) -> int:
+    """Bytes that the forward and backward passes of a step take at their peak, beyond gradients; the very first step.
+
+    Args:
+        trainer: of the run.
+        trained: the modules that get gradients.
+    """
+    trainer.step = max(starts_of_phases(trainer.recipe))
+    with PeakMemory(trainer.accelerator.device) as memory:
+        forward_and_backward(trainer)
+    trainer.update()
+    gradients = FLOAT * sum(size for module in trained for size, trains in local_parameters(module) if trains)
+    return max(memory.rise - gradients, 0)
+
+
+def time_steps(trainer: "Trainer", step: int) -> float:
+    """Median seconds of a step at a given place in the run; the first, in which much is made once, does not count."""
+    trainer.step, times = step, []
+    for _ in range(1 + TIMED_STEPS):
+        start = time.perf_counter()
+        forward_and_backward(trainer)
+        trainer.update()
+        if trainer.accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def forward_and_backward(trainer: "Trainer") -> None:
+    """All batches of one optimiser step, of noise."""
+    recipe, device = trainer.recipe, trainer.accelerator.device
+    shape = (recipe.batch_size, 1, recipe.data.crop_frames * trainer.extractor.hop_length)
+    utterances = next(iter(trainer.utterances()))
+    for _ in range(recipe.gradient_accumulation_steps):
+        with trainer.accelerator.accumulate(trainer.model):
+            trainer.forward_and_backward(0.1 * torch.randn(shape, device=device), utterances)
+
+
+def memory_text(rows: dict[str, int]) -> str:
+    """The sum of some bytes, and what they are for."""
+    return (
+        f"{gigabytes(sum(rows.values()))} GB ({', '.join(f'{name} {gigabytes(size)}' for name, size in rows.items())})"
+    )
+
+
+def gigabytes(size: float) -> str:
+    """Bytes as billions of them."""
+    return f"{size / 1e9:.2f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that suits them."""
+    for unit, size in (("days", DAY), ("hours", HOUR), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.0f} seconds"
