@@ -15,17 +15,27 @@ PROCESSES ?= 2
 BOTTLENECKS := 1x46656_400bps 2x15625_700bps
 # DNSMOS alone takes longer than all of these: name dnsmos as well where time allows.
 METRICS ?= pesq_wb pesq_nb stoi si_sdr mel_distance stft_distance
+# Language models of its tokens; after a change of its weights, choose a new folder or remove this one.
+LANGUAGE_MODELS ?= runs/language_models
+PRESETS := 1x46656_400bps 2x15625_700bps 4x729_1000bps
+BUDGET ?= --budget.crop_frames 100 --budget.batch_size 4 --budget.max_steps 600
 PEERS := codec2-450 codec2-700C codec2-1200 codec2-2400 opus-6k pcm16
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test conformance results provenance pictures card lint format clean
+.PHONY: help demo space web test conformance results provenance determinism language-models pictures card lint format clean
 .DELETE_ON_ERROR:
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/demo.stamp  ## decode the sample that comes along, or: make demo AUDIO=my.wav
 	@$(BIN)/python hub_cards/demo.py $(if $(AUDIO),"$(AUDIO)")
+
+space: $(VENV)/space.stamp  ## serve the page that is published as a Space, at http://127.0.0.1:7860
+	$(BIN)/python hub_cards/space/app.py
+
+web: $(VENV)/export.stamp  ## build the page that puts a voice in a link, into hub_cards/web/dist; needs npm
+	$(BIN)/python hub_cards/web/build.py
 
 test: lint  ## check the style and run every test
 	$(BIN)/python -m pytest
@@ -41,11 +51,26 @@ provenance: $(VENV)/train.stamp  ## write down what the run RUN trained on, and 
 	$(BIN)/python hub_cards/make_provenance.py $(CARD) --run $(RUN) --trained-on "$(TRAINED_ON)" --processes $(PROCESSES) \
 		--data $(SPEECH)/train-*.parquet $(SPEECH)/train_more-*.parquet
 
+determinism: $(VENV)/eval.stamp  ## count the tokens that change with threads, batches, dtype, attention and compiler
+	$(BIN)/python training/benchmark_determinism.py $(CARD) --speech $(SPEECH)/test-*.parquet
+
+language-models: $(VENV)/train.stamp  ## compare presets and layouts as tokens of small language models, on SPEECH
+	for preset in $(PRESETS); do for part in train validation; do \
+		$(BIN)/taae tokenize $(SPEECH)/$$part-0000[01]-*.parquet --model $(CARD) --bottleneck $$preset \
+			-o $(LANGUAGE_MODELS)/tokens/$$preset/$$part || exit; \
+	done; done
+	$(BIN)/python training/compare_speech_lms.py --tokens $(LANGUAGE_MODELS)/tokens --output_dir $(LANGUAGE_MODELS) \
+		--texts $(SPEECH)/transcripts.parquet --with_texts '[4x729_1000bps]' --codec $(CARD) \
+		--results $(CARD)/results $(BUDGET)
+
 pictures: $(VENV)/eval.stamp  ## draw the model card's pictures
 	$(BIN)/python hub_cards/make_pictures.py $(CARD) --speech $(SPEECH)/test-*.parquet
 
-card: $(VENV)/eval.stamp  ## write the model card from results, provenance and pictures
-	$(BIN)/python hub_cards/make_card.py $(CARD)
+benchmark: $(VENV)/train.stamp  ## measure how fast training and inference are, for training/README.md
+	$(BIN)/python training/benchmark.py --json training/benchmark.json --readme training/README.md
+
+card: $(VENV)/eval.stamp  ## write the cards of the model, from results and provenance, of the metrics and the Space
+	$(BIN)/python hub_cards/make_card.py $(CARD) hub_cards/space $(wildcard hub_cards/metrics/*)
 
 lint: $(VENV)/test.stamp  ## check the style
 	$(BIN)/ruff check

@@ -49,7 +49,7 @@ def constraints() -> dict[str, Requirement]:
 
 def test_wheel_holds_the_flat_package_and_nothing_else(wheel):
     installed = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    package = [path for path in (ROOT / "modeling_taae").iterdir() if path.suffix == ".py" or path.name == "py.typed"]
+    package = [path for path in (ROOT / "modeling_taae").glob("*.*") if path.suffix in (".py", ".md", ".typed")]
     assert installed == {f"modeling_taae/{path.name}" for path in package}
     assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
 

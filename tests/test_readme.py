@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from datasets import Dataset
 from tiny_language_models import byte_tokenizer, language_model
 
 from modeling_taae.cli import main as taae
+from training import speak, train_speech_lm
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 SNIPPETS = re.findall(r"```(\w+)\n(.*?)```", (CHECKOUT / "README.md").read_text(), flags=re.DOTALL)
@@ -29,14 +31,17 @@ COMMANDS = [
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch) -> Path:
-    """A folder with what the snippets read: speech.wav, recordings/, my_speech/, my_language_model/, and the
-    checkout's hub_cards/ and training/."""
+    """A folder with what the snippets read: speech.wav, recordings/, my_speech/, my_voices/, my_language_model/, and
+    the checkout's hub_cards/ and training/."""
     generator = np.random.default_rng(0)
     speech = generator.normal(size=32_000) * np.sin(np.arange(32_000) / 800) ** 2 * 0.1
     (tmp_path / "recordings").mkdir()
     (tmp_path / "my_speech").mkdir()
     for file in (tmp_path / "speech.wav", *(tmp_path / "recordings" / name for name in ("a.flac", "b.ogg"))):
         soundfile.write(file, speech, 16_000)
+    for part in ("train", "validation"):
+        shutil.copytree(tmp_path / "recordings", tmp_path / "my_voices" / part)
+        (tmp_path / "my_voices" / part / "metadata.csv").write_text("file_name,text\na.flac,Good\nb.ogg,morning.\n")
     audio = {"bytes": (tmp_path / "speech.wav").read_bytes(), "path": "speech.wav"}
     Dataset.from_dict({"audio": [audio] * 3}).to_parquet(tmp_path / "my_speech" / "train.parquet")
     tokenizer = byte_tokenizer()
@@ -77,6 +82,21 @@ def test_the_training_command_runs(workplace):
         [*launcher, *shlex.split(command)[2:], *brief.split()], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True
     )
     assert Path("runs/mine/model/model.safetensors").is_file()
+
+
+def test_a_language_model_is_trained_and_speaks(workplace):
+    commands = [shlex.split(c) for c in COMMANDS if "my_voices" in c or c.startswith("python training/")]
+    assert [command[1] for command in commands[-3:]] == ["training/train_speech_lm.py", *["training/speak.py"] * 2]
+    brief = {
+        "training/train_speech_lm.py": "--budget.max_steps 1 --budget.layers 1 --budget.hidden_size 16 --samples 0",
+        "training/speak.py": "--seconds 1",
+    }
+    mains = {"training/train_speech_lm.py": train_speech_lm.main, "training/speak.py": speak.main}
+    for program, first, *rest in commands:
+        status = taae([first, *rest]) if program == "taae" else mains[first]([*rest, *brief[first].split()])
+        assert status == 0, (first, *rest)
+    assert 0 < len(soundfile.read("said.wav")[0]) <= 16_000
+    assert 32_000 <= len(soundfile.read("continued.wav")[0]) <= 48_000
 
 
 def test_make_commands_exist():
