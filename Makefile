@@ -22,7 +22,7 @@ BUDGET ?= --budget.crop_frames 100 --budget.batch_size 4 --budget.max_steps 600
 PEERS := codec2-450 codec2-700C codec2-1200 codec2-2400 opus-6k pcm16
 
 .DEFAULT_GOAL := help
-.PHONY: help demo space web test conformance results provenance determinism language-models pictures card lint format clean
+.PHONY: help demo space web test conformance results provenance determinism benchmark language-models pictures card lint format clean
 .DELETE_ON_ERROR:
 
 help:  ## list these commands
@@ -81,7 +81,7 @@ format: $(VENV)/test.stamp  ## rewrite the files in the project's style
 	$(BIN)/ruff format
 
 clean:  ## remove the environment, caches and demo output (training runs stay)
-	rm -rf $(VENV) .cache .pytest_cache .ruff_cache build dist demo_out *.egg-info
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache build dist hub_cards/web/dist demo_out *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp's name is the extra of setup.cfg that it stands for.

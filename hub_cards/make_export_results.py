@@ -112,6 +112,7 @@ def measure(folder: Path, sources: list[str], limit: int | None) -> dict:
     """
     torch.set_num_threads(THREADS)
     codec = load_codec(str(folder), device="cpu")
+    speech = Utterances(sources, codec.extractor.sampling_rate, limit)
     ways = [in_pytorch(codec.model, "PyTorch, float32")]
     ways.append(in_pytorch(load_codec(str(folder), device="cpu").model.to(torch.bfloat16), "PyTorch, bfloat16"))
     duration, utterances = 0.0, 0
@@ -120,7 +121,7 @@ def measure(folder: Path, sources: list[str], limit: int | None) -> dict:
             export_codec(codec, Path(temporary, file_format), file_format)
             ways.append(exported(Path(temporary, file_format), file_format))
         ways.append(exported(Path(temporary, "onnx-int8"), "onnx-int8, activations in 8 bits", fast=True))
-        for utterance in tqdm(Utterances(sources, codec.extractor.sampling_rate, limit), unit="clip", disable=None):
+        for utterance in tqdm(speech, unit="clip", disable=None):
             if utterance.audio is not None:
                 inputs = codec.extractor(utterance.audio, sampling_rate=codec.extractor.sampling_rate)
                 compare(ways, inputs["input_values"].numpy(), len(utterance.audio))

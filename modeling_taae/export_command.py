@@ -1,6 +1,8 @@
 """`taae export`: a model to files that run without this package."""
 
 import argparse
+from importlib.util import find_spec
+from math import isinf
 from pathlib import Path
 
 from .audio_io import TaaeInputError
@@ -24,10 +26,9 @@ def run(args: argparse.Namespace) -> int:
     agreement = export_codec(codec, folder, args.format, bottleneck)
     for path in sorted(folder.glob(f"*coder{FORMATS[args.format]}*")):
         print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
-    print(
-        f"{agreement.tokens - agreement.differing} of {agreement.tokens} tokens equal the model's, "
-        f"audio agrees to {agreement.signal_to_error:.0f} dB"
-    )
+    equal, ratio = agreement.tokens - agreement.differing, agreement.signal_to_error
+    audio = "audio is the same" if isinf(ratio) else f"audio agrees to {ratio:.0f} dB"
+    print(f"{equal} of {agreement.tokens} tokens are those of PyTorch with the same weights, {audio}")
     return 0
 
 
@@ -37,8 +38,6 @@ def check_packages(file_format: str) -> None:
     Raises:
         TaaeInputError: if it is not.
     """
-    from importlib.util import find_spec
-
     missing = [name for name in PACKAGES if find_spec(name) is None] if file_format.startswith("onnx") else []
     if missing:
         raise TaaeInputError(

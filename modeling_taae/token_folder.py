@@ -148,7 +148,8 @@ class TokenFolder:
                 }
             )
         total = len(contents.shards)
-        names = [f"data/{split}-{number:05d}-of-{total:05d}.parquet" for number in range(total)]
+        end = f"of-{total:05d}-{contents.fingerprint}.parquet"
+        names = [f"data/{split}-{number:05d}-{end}" for number in range(total)]
         try:
             (self.path / "data").mkdir(exist_ok=True)
             for number, name in enumerate(names):
@@ -204,6 +205,16 @@ class Contents:
             for field in self.schema
         ]
         return pa.table(columns, schema=self.schema)
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells these shards from all others: the start of the SHA-256 over theirs.
+
+        It is in the shards' names, and so in the card's pattern of them, because `datasets` takes folders of one name
+        and one pattern for the same, and would give what it has cached of the other.
+        """
+        checksums = "".join(shard["sha256"] for shard in self.shards)
+        return hashlib.sha256(checksums.encode()).hexdigest()[:16]
 
     @property
     def reasons(self) -> dict[str, int]:

@@ -131,6 +131,7 @@ def make_manifest(plan: dict, codec: Codec, name: str, corpus: Corpus, contents:
         "rows": contents.total("rows"),
         "frames": contents.total("frames"),
         "seconds": contents.total("seconds"),
+        "fingerprint": contents.fingerprint,
         "shards": contents.shards,
         "rejected": contents.reasons,
     }
@@ -139,16 +140,14 @@ def make_manifest(plan: dict, codec: Codec, name: str, corpus: Corpus, contents:
 def card(name: str, manifest: dict, license: str | None) -> str:
     """The data set's card, of its manifest and the licence of the recordings."""
     plan, sizes = manifest["plan"], manifest["bottleneck"]["vocabulary_sizes"]
-    split = manifest["split"]
+    data_files = {"split": manifest["split"], "path": f"data/{manifest['split']}-*-{manifest['fingerprint']}.parquet"}
     content = DatasetCard.from_template(
         DatasetCardData(
             license=license,
             pretty_name=name,
             tags=["audio", "speech", "speech-tokens", "taae"],
             size_categories=[next((name for name, limit in HUB_SIZES.items() if manifest["rows"] < limit), "n>1B")],
-            configs=[
-                {"config_name": "default", "data_files": [{"split": split, "path": f"data/{split}-*.parquet"}]},
-            ],
+            configs=[{"config_name": "default", "data_files": [data_files]}],
         ),
         template_path=str(CARD_TEMPLATE),
         name=name,

@@ -145,9 +145,11 @@ class TestSpelling:
 class TestExactness:
     """Files must be readable on any machine, so no prediction may hang on how one adds up, or rounds a power."""
 
-    @pytest.mark.parametrize("largest", [40, 127])
-    def test_no_sum_is_rounded(self, largest):
-        predictor = make_predictor(17, largest=largest)
+    @pytest.mark.parametrize("loud", [False, True])
+    def test_no_sum_is_rounded(self, loud):
+        predictor = make_predictor(17, largest=127)
+        if loud:  # some layers pass on as much as they may
+            predictor = replace(predictor, context_bias=predictor.context_bias + 200)
         recent = predictor.values[np.random.default_rng(1).integers(0, 17, (5, 18))]
 
         def exact(values: np.ndarray) -> np.ndarray:
@@ -258,6 +260,10 @@ class TestBlocks:
             except ValueError:
                 continue
             assert tokens.shape == (1, 3) and np.array_equal(tokens, tokens % 17**6)
+
+    def test_beyond_the_last_symbol_is_an_error(self):
+        with pytest.raises(ValueError, match="cannot be decoded"):
+            decoded(make_prior(), b"\xff" * 20, "native", 3)
 
 
 class TestPrior:

@@ -5,24 +5,30 @@ digit is shown to be one.
 """
 
 import functools
+import importlib
+import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from rounding_ties import count_ties
 from tiny_models import make_audio, make_model
 
 from modeling_taae import TaaeFeatureExtractor, TaaeModel, cli, export, export_command
 from modeling_taae.audio_io import TaaeInputError
+from modeling_taae.codec import load_codec
 from modeling_taae.exported_codec import ExportedCodec
 from modeling_taae.taae_file import model_identity
 
 onnx = pytest.importorskip("onnx")
 
+HUB_CARDS = Path(__file__).parents[1] / "hub_cards"
 BOTTLENECK = "2x15625_700bps"
 HOP = 16
 SMALL = {"hidden_sizes": (16,), "strides": (2,), "encoder_depths": (1,), "decoder_depths": (1,)}
@@ -30,7 +36,7 @@ SMALL = {"hidden_sizes": (16,), "strides": (2,), "encoder_depths": (1,), "decode
 
 @pytest.fixture(scope="module")
 def model() -> TaaeModel:
-    return make_model(**SMALL)
+    return make_model(bottleneck=BOTTLENECK, **SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -300,3 +306,52 @@ def test_weights_are_mapped_into_memory_not_copied(tmp_path: Path, dtype: torch.
     weights = sum(parameter.nbytes for parameter in model.parameters())
     assert weights > 20e6
     assert memory() - before < 0.3 * weights
+
+
+@pytest.fixture
+def make_export_results(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    if not HUB_CARDS.is_dir():
+        pytest.skip("the results are in a checkout of the project only")
+    monkeypatch.syspath_prepend(HUB_CARDS)
+    return importlib.import_module("make_export_results")
+
+
+def test_every_way_is_measured(
+    make_export_results: ModuleType, exported: Path, folder: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    def copy_exported(codec, target: Path, file_format: str) -> None:
+        shutil.copytree(exported / file_format, target)
+
+    monkeypatch.setattr(make_export_results, "export_codec", copy_exported)
+    monkeypatch.setattr(make_export_results, "METRICS", ("stoi",))
+    monkeypatch.setattr(make_export_results, "README", tmp_path / "README.md")
+    (tmp_path / "README.md").write_text(
+        "before\n{}old\n{}\nafter\n".format(*make_export_results.PLACE).format(name="tiny")
+    )
+    tiny = shutil.copytree(folder, tmp_path / "tiny")
+    soundfile.write(tmp_path / "speech.wav", make_audio(1, 16_000)[0, 0].numpy(), 16_000)
+    assert make_export_results.main([str(tiny), "--speech", str(tmp_path / "speech.wav")]) == 0
+    results = json.loads((tiny / "results" / "export.json").read_text())
+    equal = {way["name"]: way["equal_tokens"] for way in results["ways"]}
+    assert equal.pop("PyTorch, float32") == 1
+    assert min(equal.pop("onnx"), equal.pop("torch-export")) > 0.99
+    assert set(equal) == {"PyTorch, bfloat16", "onnx-int8", "onnx-int8, activations in 8 bits"}
+    assert all(0.5 < share < 1 for share in equal.values()) and len(set(equal.values())) == 3
+    assert all(min(way["bytes"]) > 0 and way["encode_time"] > 0 and way["decode_time"] > 0 for way in results["ways"])
+    table = capsys.readouterr().out.strip()
+    readme = (tmp_path / "README.md").read_text()
+    assert table in readme
+    assert (readme[:7], readme[-6:], "old" in readme) == ("before\n", "after\n", False)
+
+
+def test_speech_that_is_missing(make_export_results: ModuleType, folder: Path, capsys) -> None:
+    assert make_export_results.main([str(folder), "--speech", "nowhere.parquet"]) == 2
+    assert "nowhere.parquet: no such file" in capsys.readouterr().err
+
+
+def test_the_readme_says_what_was_measured_of_the_published_weights(make_export_results: ModuleType) -> None:
+    folder = HUB_CARDS / "taae-speech-16k-nano"
+    results = json.loads((folder / "results" / "export.json").read_text(encoding="utf-8"))
+    assert results["model_identity"] == load_codec(str(folder), device="cpu").identity
+    readme = make_export_results.README.read_text(encoding="utf-8")
+    assert make_export_results.project_readme(folder.name, results) == readme

@@ -1,9 +1,11 @@
 """Recipes, crops, losses and schedules: all of the trainer but its runs."""
 
 import copy
+import io
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from datasets import Dataset
 from training_runs import CHECKOUT, write_corpus, write_recipe
@@ -96,6 +98,16 @@ def test_rows_that_are_no_audio_are_counted_and_left_out(data):
     crops = TrainingCrops(data, TaaeFeatureExtractor(), 0)
     assert crops.skipped == 2
     assert all(crops[index].abs().max() > 0 for index in range(50))
+
+
+def test_a_recording_that_is_cut_short_is_left_out(tmp_path):
+    """As the command line refuses it, though libsndfile reads as much as is there."""
+    whole = io.BytesIO()
+    soundfile.write(whole, 0.1 * np.ones(16_000), 16_000, format="WAV")
+    rows = [{"bytes": whole.getvalue()[:size], "path": None} for size in (None, 20_000)]
+    Dataset.from_dict({"audio": rows}).to_parquet(tmp_path / "cut.parquet")
+    crops = TrainingCrops(Data(corpora=[Corpus(str(tmp_path / "cut.parquet"))]), TaaeFeatureExtractor(), 0)
+    assert crops.skipped == 1 and crops.corpora[0].samples == 16_000
 
 
 def test_all_audio_of_a_corpus_is_equally_likely(data):

@@ -5,6 +5,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from accelerate.utils.constants import FSDP_MODEL_NAME
+
+SHARDS = f"{FSDP_MODEL_NAME}_0"  # what Accelerate calls the folder of a sharded model
 
 
 class CheckpointError(RuntimeError):
@@ -62,8 +66,15 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, readers: Iterabl
     """Restores what `save_checkpoint` wrote.
 
     Raises:
-        CheckpointError: if it is damaged, or of a model of another shape.
+        CheckpointError: if it is damaged, of a model of another shape, or sharded where this run is not.
     """
+    sharded, wanted = (checkpoint / SHARDS).is_dir(), accelerator.distributed_type == DistributedType.FSDP
+    if sharded != wanted:
+        kinds = {True: "sharded over GPUs", False: "not sharded"}
+        raise CheckpointError(
+            f"Cannot go on from {checkpoint}, of a run that is {kinds[sharded]}, because this one is {kinds[wanted]}. "
+            "Launch this run as that one, or choose another output_dir."
+        )
     try:
         accelerator.load_state(str(checkpoint))
         for read in readers:

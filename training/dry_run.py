@@ -3,6 +3,7 @@
 A few real steps are taken on noise. No corpus is read but that of a CTC head, and nothing is written.
 """
 
+import os
 import statistics
 import threading
 import time
@@ -74,7 +75,8 @@ def check_room(recipe: Recipe) -> None:
     if sharding_asked():
         return
     needed = fixed_memory(prepare_model(load_model(recipe, empty=True), recipe), [])
-    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
+    gpu = int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else None
+    free = psutil.virtual_memory().available if gpu is None else torch.cuda.mem_get_info(gpu)[0]
     if sum(needed.values()) > free:
         raise RecipeError(
             f"The codec takes {memory_text(needed)}, without activations, and {gigabytes(free)} GB are free here: take "

@@ -1,12 +1,12 @@
-/** The codec in ONNX, run by onnxruntime-web. `taae export` says what its inputs and outputs are. */
+/**
+ * The codec in ONNX, run by onnxruntime-web, which makes float32 of the 8-bit weights. `taae export` says what its inputs
+ * and outputs are.
+ */
 
 import * as ort from "./ort.wasm.bundle.min.mjs";
 
 // More than one needs headers that a plain host of files does not send.
 ort.env.wasm.numThreads = 1;
-// In float32, of which it makes the 8-bit weights when it loads them, as Python does by default: the same tokens on any
-// machine. Otherwise it would round activations to 8 bits as well.
-const OPTIONS = { extra: { session: { disable_quant_qdq: "1" } } };
 
 export class Codec {
   /** Loads encoder and decoder, whose files are beside this one; model is the content of model.json. */
@@ -14,7 +14,7 @@ export class Codec {
     const codec = new Codec();
     codec.hopLength = model.hop_length;
     codec.encoder = await ort.InferenceSession.create("encoder.onnx");
-    codec.decoder = await ort.InferenceSession.create("decoder.onnx", OPTIONS);
+    codec.decoder = await ort.InferenceSession.create("decoder.onnx");
     return codec;
   }
 
