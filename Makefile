@@ -22,7 +22,7 @@ BUDGET ?= --budget.crop_frames 100 --budget.batch_size 4 --budget.max_steps 600
 PEERS := codec2-450 codec2-700C codec2-1200 codec2-2400 opus-6k pcm16
 
 .DEFAULT_GOAL := help
-.PHONY: help demo space web test conformance results provenance determinism benchmark language-models pictures card lint format clean
+.PHONY: help demo space web test conformance results exports provenance determinism benchmark language-models pictures card lint format clean
 .DELETE_ON_ERROR:
 
 help:  ## list these commands
@@ -46,6 +46,9 @@ conformance: $(VENV)/test.stamp  ## run the common tests of Transformers, fetche
 results: $(VENV)/eval.stamp  ## evaluate the published model beside its peers, on SPEECH
 	$(BIN)/taae evaluate $(SPEECH)/test-*.parquet --model $(CARD) --bottleneck $(BOTTLENECKS) \
 		--peers $(PEERS) --metrics $(METRICS) -o $(CARD)/results
+
+exports: $(VENV)/eval.stamp $(VENV)/export.stamp  ## export the published model in every format, and measure it on speech
+	$(BIN)/python hub_cards/make_export_results.py $(CARD) --speech $(SPEECH)/test-*.parquet --limit 30
 
 provenance: $(VENV)/train.stamp  ## write down what the run RUN trained on, and its curves
 	$(BIN)/python hub_cards/make_provenance.py $(CARD) --run $(RUN) --trained-on "$(TRAINED_ON)" --processes $(PROCESSES) \

@@ -6,16 +6,16 @@ rounding tie. Here the shape in which a clip is computed depends on the clip's o
 one machine and build, with one number of threads, gives it the same tokens every time.
 
 - On a CPU a block is a single clip at its own length. It shares no product with another, so this assumes nothing about
-  the kernels, and it costs little: with the model of 13M parameters, on one thread, as much as the best padded batches
-  for clips of 14 s, 1.14 times as much at 6 s and 1.4 times at 2.5 s; with layers of the 950M model, nothing at 6 s.
-  Finer blocks cost more. Products over tiles of 64 steps, each of one clip, took 1.1 to 1.5 times as long as this; and
-  windows of 10 s with all that they depend on, 9 s to both sides for 13M parameters and 61 s for 950M, would take 2.8
-  and 13 times as long.
+  the kernels. Beside the best padded batches, on one thread, the model of 13M parameters takes 1.6 times as long for
+  clips of 2.5 s, which is 4 ms for each second of speech, 1.2 times at 6 s and 1.1 times at 14 s; layers of the 950M
+  model take 1.1 times as long at 6 s (`training/benchmark_determinism.py`). Finer blocks cost more: products over tiles
+  of steps, because a clip's last tile is never full, and windows of audio, because each needs all that it depends on
+  beside it, which is 9 s to both sides with 13M parameters and 61 s with 950M.
 - On a GPU, which one clip leaves idle, lengths are rounded up to whole seconds, and a block is as many clips of such a
   length as make up a fixed number of seconds. If there are fewer in the end, empty rows stand in for the others. This
   rests on kernels that treat the rows of a tensor alike, which a test checks where there is a GPU.
 
-So there is no other mode to choose.
+That is little enough for there to be no other mode.
 """
 
 from collections import defaultdict

@@ -12,19 +12,30 @@ import sys
 from pathlib import Path
 
 import torch
-import training_runs  # noqa: F401  shortens the wait at the end of a stream
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_multi_gpu_env
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from training_runs import CHECKOUT
 
 from training.dry_run import fixed_memory
 from training.recipe import parse_recipe
 from training.train import Trainer
 
 
+def launch_environment() -> dict[str, str]:
+    """What `accelerate launch` with the configuration tells the processes that it starts."""
+    parser = launch_command_parser()
+    config = CHECKOUT / "training" / "configs" / "fsdp.yaml"
+    arguments = parser.parse_args(["--config_file", str(config), "--num_processes", "2", "train.py"])
+    settings = prepare_multi_gpu_env(_validate_launch_command(arguments)[0])
+    return {name: value for name, value in settings.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
+
+
 def make_sharded_trainer(recipe_file: str, *overrides: object) -> Trainer:
-    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    os.environ |= launch_environment()
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState(cpu=True)
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU

@@ -54,7 +54,7 @@ def workplace(tmp_path, monkeypatch) -> Path:
 
 
 PYTHON = [code for language, code in SNIPPETS if language == "python"]
-PRINTED = ["torch.Size([2, 1, 50])", "torch.Size([2, 50])"]
+PRINTED = ["torch.Size([2, 1, 50])", "torch.Size([2, 50])", "recordings/a.flac (2, 50)"]
 
 
 @pytest.mark.parametrize("code, printed", list(zip(PYTHON, PRINTED, strict=True)))

@@ -10,6 +10,7 @@ import warnings
 
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
@@ -19,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from modeling_taae import TaaeModel
 from modeling_taae.transformer_taae import TaaeTransformerLayer
+from training.optimization import trainable_parameters
 from training.recipe import RecipeError
 
 
@@ -31,7 +33,7 @@ def is_sharded(accelerator: Accelerator) -> bool:
     """Whether a run shards its model, as its launch asks.
 
     Raises:
-        RecipeError: if the launch asks for it, but Accelerate would silently leave it.
+        RecipeError: if the launch asks for it, but Accelerate would silently leave it, or do it in another way.
     """
     sharded = accelerator.distributed_type == DistributedType.FSDP
     if sharding_asked() and not sharded:
@@ -39,8 +41,11 @@ def is_sharded(accelerator: Accelerator) -> bool:
             f"The launch asks for FSDP, which needs two GPUs or more; this run has {accelerator.num_processes} "
             f"process(es) on {accelerator.device.type}. Launch it without the FSDP configuration."
         )
-    if sharded and not accelerator.is_fsdp2:
-        raise RecipeError("This trainer shards with FSDP2; set fsdp_version: 2, as training/configs/fsdp.yaml does.")
+    if sharded and (not accelerator.is_fsdp2 or accelerator.state.fsdp_plugin.cpu_ram_efficient_loading):
+        raise RecipeError(
+            "This trainer shards with FSDP2, and loads the weights in every process: launch it with fsdp_version: 2 "
+            "and fsdp_cpu_ram_efficient_loading: false, as in training/configs/fsdp.yaml."
+        )
     return sharded
 
 
@@ -59,6 +64,17 @@ def shard(model: TaaeModel, device: torch.device) -> TaaeModel:
     fully_shard(model, mesh=mesh)
     register_fsdp_forward_method(model, "encode")  # which the CTC head's loss calls
     return model
+
+
+def prepare_sharded(
+    accelerator: Accelerator, model: TaaeModel, optimizer: torch.optim.Optimizer
+) -> tuple[TaaeModel, AcceleratedOptimizer]:
+    """What `accelerator.prepare` does, for a model that is sharded already, and the optimiser of all that trains."""
+    accelerator.state.fsdp_plugin.auto_wrap_policy = None  # it would look for units by the name they had before
+    model, prepared = accelerator.prepare(model, optimizer)
+    # Accelerate tells parameters apart by where they are, and empty shards are all in the same place.
+    optimizer.param_groups[0]["params"] = trainable_parameters(model)
+    return model, prepared
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:

@@ -40,12 +40,11 @@ from training.optimization import (
     build_optimizer,
     learning_rate_factor,
     step_if_finite,
-    trainable_parameters,
 )
 from training.perceptual import PerceptualLoss
 from training.recipe import Recipe, RecipeError, parse_recipe
 from training.semantic import Reader
-from training.sharding import WeightAverage, is_sharded, shard, unsharded, whole_tensor
+from training.sharding import WeightAverage, is_sharded, prepare_sharded, shard, unsharded, whole_tensor
 from training.validation import Validator
 
 
@@ -91,14 +90,15 @@ class Trainer:
         settings = recipe.optimizer
         self.average = WeightAverage(model, settings.ema_decay)
         for network in (model, self.average.module):
-            shard(network, self.accelerator.device) if sharded else network.to(self.accelerator.device)
+            if sharded:
+                shard(network, self.accelerator.device)
+            else:
+                network.to(self.accelerator.device)
         optimizer = build_optimizer(model, settings, settings.learning_rate)
         # One step of this scheduler is one optimiser step whatever the number of processes, so it is not prepared.
         self.scheduler = LambdaLR(optimizer, lambda step: learning_rate_factor(settings, recipe.max_steps, step))
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        if sharded:
-            # Accelerate tells parameters apart by where they are, and empty shards are all in the same place.
-            optimizer.param_groups[0]["params"] = trainable_parameters(model)
+        prepare = prepare_sharded if sharded else Accelerator.prepare
+        self.model, self.optimizer = prepare(self.accelerator, model, optimizer)
         self.accelerator.register_for_checkpointing(self.scheduler, self.average)
         set_seed(recipe.seed, device_specific=True)  # and noise of its own
 
