@@ -160,14 +160,19 @@ class Spelling(NamedTuple):
         table[places[:-1] @ self.stage_digits] = np.arange(len(self.digits))
         spelt = np.zeros((tokens.shape[1], dimensions), dtype=np.int64)
         for stage, levels, place in zip(tokens, self.levels, places, strict=False):
-            spelt += place * (stage[:, None] // levels ** np.arange(dimensions) % levels)
+            spelt += place * (stage[:, None] // bases(levels, dimensions) % levels)
         variants = table[spelt]
         return None if (variants < 0).any() else variants
 
     def to_tokens(self, variants: np.ndarray) -> np.ndarray:
         """Variants (frames, dimensions) as tokens (stages, frames) int64."""
-        bases = [levels ** np.arange(variants.shape[1]) for levels in self.levels]
-        return np.stack([digits[variants] @ base for digits, base in zip(self.stage_digits, bases, strict=True)])
+        stages = zip(self.stage_digits, self.levels, strict=True)
+        return np.stack([digits[variants] @ bases(levels, variants.shape[1]) for digits, levels in stages])
+
+
+def bases(levels: int, dimensions: int) -> np.ndarray:
+    """What a digit of each dimension counts in a token: (dimensions,) int64."""
+    return levels ** np.arange(dimensions, dtype=np.int64)
 
 
 @lru_cache
