@@ -1,8 +1,8 @@
 """Measures what `taae export` writes: `python hub_cards/make_export_results.py FOLDER --speech FILES`.
 
 Exports the model in each format, at its own bottleneck, and puts the files beside the model itself in PyTorch: size,
-speed, tokens of speech, and audio. Writes results/export.json in the model's folder, and the table in the project's own
-README if that has a place for this model.
+speed, tokens of speech, and audio. Writes results/export.json in the model's folder, and the table in docs/export.md if
+that has a place for this model.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from modeling_taae.report import table
 from modeling_taae.summary import environment, rounded
 from modeling_taae.utterances import Utterances
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "export.md"
 PLACE = ("<!-- export: written by hub_cards/make_export_results.py of {name} -->\n", "<!-- /export -->")
 METRICS = ("pesq_wb", "stoi")
 # One, so that processor time is the time that it takes.
@@ -181,10 +181,10 @@ def export_table(results: dict) -> str:
     )
 
 
-def project_readme(name: str, results: dict) -> str | None:
-    """The project's README with the table filled in; None where it has no place for this model's."""
+def page(name: str, results: dict) -> str | None:
+    """The page about exports with the table filled in; None where it has no place for this model's."""
     start, end = PLACE[0].format(name=name), PLACE[1]
-    text = README.read_text(encoding="utf-8") if README.is_file() else ""
+    text = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
     if start not in text or end not in text:
         return None
     before, rest = text.split(start, 1)
@@ -204,8 +204,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"make_export_results.py: error: {error}", file=sys.stderr)
         return 2
     write_bytes(options.folder / "results" / "export.json", (json.dumps(results, indent=1) + "\n").encode())
-    if (readme := project_readme(options.folder.resolve().name, results)) is not None:
-        write_bytes(README, readme.encode())
+    if (filled := page(options.folder.resolve().name, results)) is not None:
+        write_bytes(PAGE, filled.encode())
     print(export_table(results))
     return 0
 

@@ -204,6 +204,14 @@ def write_side(side: Encoding | Decoding, path: Path, file_format: str, metadata
     program.save(path)
 
 
+def write_sides(codec: Codec, folder: Path, file_format: str, bottleneck: Bottleneck, identity: str) -> None:
+    """Writes encoder and decoder to a folder that exists, unchecked; `identity` is that of their weights."""
+    metadata = metadata_of(codec, bottleneck, file_format, identity)
+    for name, side in tqdm(SIDES.items(), unit="file", disable=None):
+        path = Path(folder, name).with_suffix(FORMATS[file_format])
+        write_side(side(codec.model, bottleneck), path, file_format, metadata)
+
+
 @dataclass(frozen=True)
 class Agreement:
     """How an exported codec compares with its model on a signal.
@@ -282,13 +290,10 @@ def export_codec(codec: Codec, folder: Path, file_format: str, bottleneck: Bottl
         identity = model_identity(expected)
     else:
         expected = model
-    metadata = metadata_of(codec, bottleneck, file_format, identity)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as temporary:
-            for name, side in tqdm(SIDES.items(), unit="file", disable=None):
-                path = Path(temporary, name).with_suffix(FORMATS[file_format])
-                write_side(side(model, bottleneck), path, file_format, metadata)
+            write_sides(codec, Path(temporary), file_format, bottleneck, identity)
             agreement = compare(ExportedCodec.load(temporary), expected, bottleneck)
             for path in Path(temporary).iterdir():
                 os.replace(path, folder / path.name)

@@ -25,6 +25,8 @@ from modeling_taae.audio_io import TaaeInputError
 from modeling_taae.codec import load_codec
 from modeling_taae.exported_codec import ExportedCodec
 from modeling_taae.taae_file import model_identity
+from training import benchmark_inference, benchmark_tools
+from training.benchmark_tools import Bench
 
 onnx = pytest.importorskip("onnx")
 
@@ -324,8 +326,8 @@ def test_every_way_is_measured(
 
     monkeypatch.setattr(make_export_results, "export_codec", copy_exported)
     monkeypatch.setattr(make_export_results, "METRICS", ("stoi",))
-    monkeypatch.setattr(make_export_results, "README", tmp_path / "README.md")
-    (tmp_path / "README.md").write_text(
+    monkeypatch.setattr(make_export_results, "PAGE", tmp_path / "export.md")
+    (tmp_path / "export.md").write_text(
         "before\n{}old\n{}\nafter\n".format(*make_export_results.PLACE).format(name="tiny")
     )
     tiny = shutil.copytree(folder, tmp_path / "tiny")
@@ -339,9 +341,23 @@ def test_every_way_is_measured(
     assert all(0.5 < share < 1 for share in equal.values()) and len(set(equal.values())) == 3
     assert all(min(way["bytes"]) > 0 and way["encode_time"] > 0 and way["decode_time"] > 0 for way in results["ways"])
     table = capsys.readouterr().out.strip()
-    readme = (tmp_path / "README.md").read_text()
-    assert table in readme
-    assert (readme[:7], readme[-6:], "old" in readme) == ("before\n", "after\n", False)
+    page = (tmp_path / "export.md").read_text()
+    assert table in page
+    assert (page[:7], page[-6:], "old" in page) == ("before\n", "after\n", False)
+
+
+def test_the_benchmark_tells_what_eight_bits_change(exported: Path, model: TaaeModel, monkeypatch) -> None:
+    def copy_exported(codec, target: Path, file_format: str, *others) -> None:
+        shutil.copytree(exported / file_format, target, dirs_exist_ok=True)
+
+    monkeypatch.setattr(benchmark_inference, "write_sides", copy_exported)
+    monkeypatch.setattr(benchmark_inference, "random_model", lambda *_, **__: model)
+    monkeypatch.setattr(benchmark_inference, "IN_EIGHT_BITS", ("tiny",))
+    monkeypatch.setattr(benchmark_tools, "SECONDS", 0.0)
+    encoding, decoding = benchmark_inference.eight_bit_rows(Bench())
+    assert (encoding["direction"], decoding["direction"]) == ("encode", "decode")
+    assert 0.5 < encoding["equal tokens"] < 1 and decoding["equal tokens"] is None
+    assert encoding["audio: signal to error in dB"] is None and 10 < decoding["audio: signal to error in dB"] < 60
 
 
 def test_speech_that_is_missing(make_export_results: ModuleType, folder: Path, capsys) -> None:
@@ -349,9 +365,9 @@ def test_speech_that_is_missing(make_export_results: ModuleType, folder: Path, c
     assert "nowhere.parquet: no such file" in capsys.readouterr().err
 
 
-def test_the_readme_says_what_was_measured_of_the_published_weights(make_export_results: ModuleType) -> None:
+def test_the_page_says_what_was_measured_of_the_published_weights(make_export_results: ModuleType) -> None:
     folder = HUB_CARDS / "taae-speech-16k-nano"
     results = json.loads((folder / "results" / "export.json").read_text(encoding="utf-8"))
     assert results["model_identity"] == load_codec(str(folder), device="cpu").identity
-    readme = make_export_results.README.read_text(encoding="utf-8")
-    assert make_export_results.project_readme(folder.name, results) == readme
+    page = make_export_results.PAGE.read_text(encoding="utf-8")
+    assert make_export_results.page(folder.name, results) == page
