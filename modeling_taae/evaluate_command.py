@@ -9,7 +9,7 @@ from .codec import Codec, default_model, load_codec
 from .evaluation import check_metrics, evaluate
 from .html_report import html_report
 from .judges import Judge, Recognizer, SpeakerVerifier
-from .listening_test import write_listening_test
+from .listening_test import check_codecs, write_listening_test
 from .metrics import ALL_METRICS, SAMPLING_RATE
 from .peers import MissingToolError, System, TaaeSystem, make_peer, model_name
 from .protocols import Conditions, PacketLoss, Tandem, read_kind
@@ -43,11 +43,14 @@ def run(args: argparse.Namespace) -> int:
     systems: list[System] = [*ours, *peers]
     systems += [Tandem(system, args.tandem) for system in [*ours, *peers] if args.tandem]
     systems += [PacketLoss(system, share) for system in ours for share in args.packet_loss]
+    if args.mushra:
+        check_codecs(len(systems))
     utterances = chosen_data(args)
     judges = chosen_judges(args.recognizer, args.speaker_model, codec.model.device.type)
     folder = Path(args.output)
     result = evaluate(utterances, systems, folder, metrics, target_loudness, judges, args.workers, args.speed)
-    summary = summarize(result, args.data)
+    added = {"noise": args.noise, "reverberation": args.reverb}
+    summary = summarize(result, args.data, {what: sources for what, sources in added.items() if sources})
     write_results(folder, summary, result)
     samples = make_samples(utterances, result, args.samples)
     write_bytes(folder / "report.html", html_report(summary, samples).encode())

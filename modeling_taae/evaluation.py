@@ -97,7 +97,10 @@ def evaluate(
     clips = references(utterances, target_loudness, CALIBRATION_UTTERANCES)
     if not clips:
         raise TaaeInputError(f"none of the {len(utterances)} utterances can be scored; check the data")
-    result.delays = {system.name: system_delay(system, clips) for system in systems}
+    for system in systems:
+        if system.delay is None:
+            system.delay = estimate_delay((clip, system.decode(system.encode(clip))) for clip in clips)
+    result.delays = {system.name: system.delay for system in systems}
     result.rows = {system.name: [] for system in systems}
     total = len(utterances) * len(systems) or None
     with (
@@ -181,13 +184,6 @@ def normalized(utterance: Utterance, target_loudness: float | None) -> np.ndarra
     if target_loudness is None:
         return utterance.audio
     return normalize_loudness(utterance.audio, SAMPLING_RATE, target_loudness)
-
-
-def system_delay(system: System, clips: list[np.ndarray]) -> int:
-    """A codec's delay in samples, as it is known or by trial."""
-    if system.delay is not None:
-        return system.delay
-    return estimate_delay((clip, system.decode(system.encode(clip))) for clip in clips)
 
 
 def reconstruct(

@@ -80,6 +80,7 @@ def html_report(summary: dict, samples: Sequence[Sample]) -> str:
         *sections_of(report.breakdown(summary, "condition")),
         *sections_of(report.breakdown(summary, "language")),
         *sections_of(report.breakdown(summary, "source")),
+        *sections_of(report.breakdown(summary, "gender")),
         "<h2>Bit rates</h2>",
         *sections_of(report.rate_table(summary).split("\n\n")),
         *sections_of(report.token_section(summary)),

@@ -17,7 +17,7 @@ from .quantization_taae import ResidualFSQ
 MEL_BANDS, MEL_WINDOW = 80, 512
 FOLDS, PENALTY = 5, 1e-2
 # The phoneme probe: channels, passes over the data, learning rate, utterances at a time.
-CHANNELS, EPOCHS, LEARNING_RATE, BATCH = 128, 12, 2e-3, 16
+CHANNELS, EPOCHS, LEARNING_RATE, BATCH = 128, 20, 4e-3, 16
 
 
 def digit_features(codes: np.ndarray, quantizer: ResidualFSQ) -> np.ndarray:
@@ -100,28 +100,28 @@ def linear_guesses(known: np.ndarray, targets: np.ndarray, unknown: np.ndarray, 
 
 
 class PhonemeProbe(nn.Module):
-    """Two convolutions over five frames and a linear layer, to be trained with CTC.
+    """Two convolutions over five frames, each with layer norm, and a linear layer, to be trained with CTC.
 
     Two outputs per frame, because there can be more phonemes than frames.
 
     Args:
-        features: per frame.
+        mean, deviation: of the features, (features,), which they are standardised by.
         phonemes: how many there are; label 0 is CTC's blank.
     """
 
-    def __init__(self, features: int, phonemes: int):
+    def __init__(self, mean: Tensor, deviation: Tensor, phonemes: int):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv1d(features, CHANNELS, 5, padding=2),
-            nn.GELU(),
-            nn.Conv1d(CHANNELS, CHANNELS, 5, padding=2),
-            nn.GELU(),
-            nn.Conv1d(CHANNELS, 2 * (phonemes + 1), 1),
-        )
+        self.mean, self.deviation = mean, deviation
+        self.convolutions = nn.ModuleList(nn.Conv1d(size, CHANNELS, 5, padding=2) for size in (len(mean), CHANNELS))
+        self.norms = nn.ModuleList(nn.LayerNorm(CHANNELS) for _ in self.convolutions)
+        self.output = nn.Linear(CHANNELS, 2 * (phonemes + 1))
 
     def forward(self, features: Tensor) -> Tensor:
         """(batch, frames, features) -> (2 * frames, batch, phonemes + 1) log probabilities, as CTC wants them."""
-        scores = self.layers(features.transpose(1, 2)).transpose(1, 2)
+        hidden = (features - self.mean) / self.deviation
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            hidden = nn.functional.gelu(norm(convolution(hidden.transpose(1, 2)).transpose(1, 2)))
+        scores = self.output(hidden)
         return scores.reshape(scores.shape[0], 2 * scores.shape[1], -1).log_softmax(-1).transpose(0, 1)
 
 
@@ -142,10 +142,11 @@ def phoneme_error_rate(known: Sequence[Utterance], unknown: Sequence[Utterance],
     from .judges import word_errors
 
     names = sorted({phoneme for _, phonemes in known for phoneme in phonemes})
+    frames = torch.from_numpy(np.concatenate([features for features, _ in known]))
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        probe = PhonemeProbe(known[0][0].shape[1], len(names))
+        probe = PhonemeProbe(frames.mean(dim=0), frames.std(dim=0) + 1e-4, len(names))
     train_probe(probe, known, names, generator)
     frequent = max(names, key=[phoneme for _, phonemes in known for phoneme in phonemes].count)
     errors = length = guessing = 0

@@ -128,21 +128,26 @@ class Tandem:
     """A codec several times in a row, as when a recording passes from service to service.
 
     Args:
-        system: the codec.
+        system: the codec. Where its delay is to be estimated, that comes first: every passage is aligned.
         times: how often it encodes and decodes.
     """
 
     def __init__(self, system: System, times: int):
         self.system, self.times = system, times
         self.name = f"{system.name}, {times} times"
-        self.nominal_bit_rate, self.delay = system.nominal_bit_rate, system.delay
-        self.facts = {**system.facts, "kind": "tandem", "passages": times}
+        self.nominal_bit_rate = system.nominal_bit_rate
+        self.facts = {**system.facts, "kind": "tandem", "codec": system.name, "trial": f"{times} times in a row"}
+
+    @property
+    def delay(self) -> int | None:
+        """What is left of it in the last passage."""
+        return self.system.delay
 
     def encode(self, audio: np.ndarray) -> Encoded:
         """Encodes what comes out of all passages but the last."""
         for _ in range(self.times - 1):
             decoded = self.system.decode(self.system.encode(audio))
-            audio = align(decoded, self.system.delay or 0, len(audio)).astype(np.float32)
+            audio = align(decoded, self.delay, len(audio)).astype(np.float32)
         return self.system.encode(audio)
 
     def decode(self, encoded: Encoded) -> np.ndarray:
@@ -162,7 +167,8 @@ class PacketLoss:
         self.system, self.share = system, share
         self.name = f"{system.name}, {share:.0%} lost"
         self.nominal_bit_rate, self.delay = system.nominal_bit_rate, system.delay
-        self.facts = {**system.facts, "kind": "packet loss", "lost": share, "concealment": "the frame before"}
+        self.facts = {**system.facts, "kind": "packet loss", "concealment": "the frame before"}
+        self.facts |= {"codec": system.name, "trial": f"{share:.0%} of frames lost"}
 
     def encode(self, audio: np.ndarray) -> Encoded:
         """Encodes all frames."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Left behind: hidden files, caches, and of an evaluation its own rows, and its page with the recordings it was made on:
 # they are others', and their licences are not in the folder.
-LEFT_OUT = (".*", "*/.*", "__pycache__/*", "*/__pycache__/*", "results/rows.jsonl", "results/report.html")
+LEFT_OUT = (".*", "*/.*", "__pycache__/*", "*/__pycache__/*", "results/*rows.jsonl", "results/*report.html")
 # Unpickling a file runs whatever its author put into it, so nobody should be asked to.
 PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 PLACEHOLDER = re.compile(r"\b(?:TODO|FIXME|TBD|XXX)\b|\[More Information Needed\]|\{\{|\{%", re.IGNORECASE)

@@ -13,7 +13,10 @@ from .audio_io import write_bytes
 from .evaluation import Evaluation
 
 NOTHING = "–"
-FACTS_OF_ROWS = ("id", "system", "language", "source", "speaker", "seconds", "payload_bytes", "file_bytes")
+FACTS_OF_ROWS = (
+    *("id", "system", "condition", "language", "source", "speaker", "gender"),
+    *("seconds", "payload_bytes", "file_bytes"),
+)
 LISTED_PROBLEMS = 50
 
 
@@ -56,6 +59,7 @@ def report(summary: dict) -> str:
         *breakdown(summary, "condition"),
         *breakdown(summary, "language"),
         *breakdown(summary, "source"),
+        *breakdown(summary, "gender"),
         "## Bit rates",
         rate_table(summary),
         *token_section(summary),
@@ -74,10 +78,15 @@ def setting(summary: dict) -> str:
     loudness = reference["target_loudness"]
     level = "at its own level" if loudness is None else f"brought to {loudness:g} LUFS"
     sources = ", ".join(f"`{source}`" for source in data["sources"])
+    added = "".join(
+        f" Where there is {what}, it is from {', '.join(f'`{source}`' for source in origin)}."
+        for what, origin in data.get("added", {}).items()
+    )
     return (
         f"{data['scored']:,} of {data['utterances']:,} utterances ({data['seconds'] / 60:.1f} minutes of speech) from "
         f"{sources}. The reference is the recording mixed to mono, at {reference['sampling_rate']:,} Hz, {level}: what "
         "the model itself is given. Peers are given the same samples, and what they return is aligned with them."
+        f"{added}"
     )
 
 

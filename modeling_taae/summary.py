@@ -1,5 +1,6 @@
-"""From the rows of an evaluation to means with intervals, per system, language, source and speaker."""
+"""From the rows of an evaluation to means with intervals, per system, language, source, speaker and gender."""
 
+import glob
 import os
 import platform
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from .token_statistics import token_statistics
 
 FORMAT = 1
 RESAMPLES, SEED, LEVEL = 2_000, 0, 0.95
-GROUPINGS = ("language", "source", "speaker")
+GROUPINGS = ("language", "source", "speaker", "gender")
 PACKAGES = (
     *("modeling_taae", "torch", "transformers", "numpy", "soxr", "soundfile", "pyloudnorm"),
     *("torchmetrics", "pesq", "pystoi", "speechmos", "onnxruntime", "librosa", "jiwer"),
@@ -25,18 +26,20 @@ PACKAGES = (
 SIGNIFICANT_DIGITS = 7
 
 
-def summarize(evaluation: Evaluation, data: list[str]) -> dict:
+def summarize(evaluation: Evaluation, data: list[str], added: dict[str, list[str]] | None = None) -> dict:
     """The content of results.json.
 
     Args:
         evaluation: a finished run.
         data: what was evaluated on, as its user named it.
+        added: what was added to it under conditions, such as noise, and where that is from.
     """
     rows = plain_rows(next(iter(evaluation.rows.values())))
     summary = {
         "format": FORMAT,
         "data": {
-            "sources": [Path(source).name if os.path.isabs(source) else source for source in data],
+            "sources": names_of(data),
+            "added": {what: names_of(sources) for what, sources in (added or {}).items()},
             "utterances": len(plain_rows(evaluation.utterances)),
             "scored": len(rows),
             "seconds": sum(row["seconds"] for row in rows),
@@ -51,6 +54,12 @@ def summarize(evaluation: Evaluation, data: list[str]) -> dict:
         "environment": environment(),
     }
     return rounded(summary)
+
+
+def names_of(sources: Sequence[str]) -> list[str]:
+    """Files, folders and patterns without the folders that they lie in, which are nobody else's business."""
+    local = {source for source in sources if os.path.exists(source) or glob.has_magic(source)}
+    return [Path(source).resolve().name if source in local else source for source in sources]
 
 
 def plain_rows(rows: Sequence[dict]) -> list[dict]:
@@ -127,14 +136,14 @@ def mean_with_interval(values: Sequence[float | list[int] | None]) -> dict[str, 
 
 
 def grouped(rows: Sequence[dict], grouping: str, metrics: Sequence[str]) -> dict[str, dict]:
-    """Means by the values of a fact; utterances without it are left out."""
+    """Means by the values of a fact, conditions in their order; utterances without it are left out."""
     groups: dict[str, list[dict]] = {}
     for row in rows:
         if grouping in row:
             groups.setdefault(row[grouping], []).append(row)
     return {
         name: {"utterances": len(members), "metrics": metric_means(members, metrics)}
-        for name, members in sorted(groups.items())
+        for name, members in (groups.items() if grouping == "condition" else sorted(groups.items()))
     }
 
 

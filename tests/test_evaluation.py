@@ -57,6 +57,8 @@ def evaluate(*arguments) -> dict:
 @pytest.fixture
 def data() -> str:
     rows = [row(f"u{n}", flac(clip(seed=n)), language="en" if n < 3 else "ru", source="made") for n in range(4)]
+    # As data sets have it that know of some only.
+    rows = [{**row, "gender": gender} for row, gender in zip(rows, ["f", "m", "m", ""], strict=True)]
     return parquet("data.parquet", rows)
 
 
@@ -76,6 +78,8 @@ class TestResults:
             assert f"{mean['mean']:.3f} ({mean['low']:.3f} to {mean['high']:.3f})" in report
             assert {name: group["utterances"] for name, group in system["by"]["language"].items()} == {"en": 3, "ru": 1}
             assert set(system["by"]["source"]) == {"made"} and set(system["by"]["speaker"]) == {"s"}
+            assert {name: group["utterances"] for name, group in system["by"]["gender"].items()} == {"f": 1, "m": 2}
+        assert "| m | pcm16 | 2 |" in report and [line["gender"] for line in lines[:4]] == ["f", "m", "m", ""]
 
     def test_bit_rates_and_tokens(self, data):
         summary = evaluate(data, "--bottleneck", "1x46656_400bps", "4x729_1000bps")

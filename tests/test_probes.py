@@ -75,17 +75,22 @@ def test_script(tiny_model_folder, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(HUB_CARDS))
     folder = Path(shutil.copytree(tiny_model_folder, tmp_path / "tiny"))
     rows, texts = [], []
-    for number in range(8):
+    for number in range(40):
         content = io.BytesIO()
-        soundfile.write(content, np.random.default_rng(number).normal(0, 0.1, RATE), RATE, format="WAV")
-        facts = {"speaker_id": f"s{number % 2}", "language": ["en", "de"][number // 4]}
+        soundfile.write(content, np.random.default_rng(number).normal(0, 0.1, RATE // 2), RATE, format="WAV")
+        language = "en" if number < 20 else "de" if number < 39 else "fr"
+        facts = {"speaker_id": f"s{number // 4}", "language": language}
         rows.append({"id": f"u{number}", "audio": {"bytes": content.getvalue(), "path": None}, **facts})
-        texts.append({"id": f"u{number}", "source": "made", "phonemes": "AH0 B | S"})
+        texts.append({"id": f"u{number}", "source": "made" if number < 8 else "other", "phonemes": "AH0 B | S"})
     pa.parquet.write_table(pa.Table.from_pylist(rows), "data.parquet")
     pa.parquet.write_table(pa.Table.from_pylist(texts), "texts.parquet")
     options = ["--speech", "data.parquet", "--train", "data.parquet", "--phonemes", "texts.parquet", "--source", "made"]
     assert importlib.import_module("make_probes").main([str(folder), *options]) == 0
     results = json.loads((folder / "results" / "probes.json").read_text())
-    assert set(results) == {"model_identity", "bottleneck", "language", "speaker", "phonemes"}
-    assert results["speaker"]["tokens"]["classes"] == 2 and results["phonemes"]["log-mel"]["phonemes"] == 24
+    assert {"model_identity", "bottleneck", "language", "speaker", "phonemes"} <= set(results)
+    assert "gender" not in results and (results["speech"], results["utterances"]) == (["data.parquet"], 40)
+    # One speaker of French could not be known by anything but the voice.
+    assert results["language"]["labels"] == {"de": 19, "en": 20}
+    assert results["speaker"]["tokens"]["classes"] == 10
+    assert results["phonemes"]["trained_on"] == 8 and results["phonemes"]["log-mel"]["phonemes"] == 24
     assert sys.modules["make_probes"].read_phonemes("texts.parquet", "made")["u0"] == ["AH", "B", "S"]

@@ -12,10 +12,11 @@ import soundfile
 
 from modeling_taae import cli
 from modeling_taae.codec import load_codec
+from modeling_taae.evaluation import evaluate
 from modeling_taae.metrics import pesq_wb
-from modeling_taae.peers import TaaeSystem, make_peer
+from modeling_taae.peers import LONGEST_DELAY, Encoded, TaaeSystem, make_peer
 from modeling_taae.protocols import PacketLoss, Tandem, end_to_end, make_music, mix, reverberate, silence_level
-from modeling_taae.utterances import Utterance
+from modeling_taae.utterances import Utterance, Utterances
 
 RATE = 16_000
 
@@ -74,6 +75,28 @@ def test_tandem_of_rounding_is_rounding_once():
     assert tandem.name == "pcm16, 5 times"
 
 
+class Late:
+    """A codec that loses nothing, and whose delay nobody tells."""
+
+    name, nominal_bit_rate, delay, facts, samples = "late", 1.0, None, {"kind": "made", "file": ""}, 900
+
+    def encode(self, audio: np.ndarray) -> Encoded:
+        return Encoded(audio, 1, 1)
+
+    def decode(self, encoded: Encoded) -> np.ndarray:
+        return np.pad(encoded.content, (self.samples, 0))
+
+
+def test_every_passage_of_a_tandem_is_aligned(tmp_path):
+    # Five delays would be more than is searched for.
+    assert 5 * Late.samples > LONGEST_DELAY * RATE
+    soundfile.write(tmp_path / "speech.wav", noise(3.0) * np.sin(np.arange(3 * RATE) / 2_000) ** 2, RATE)
+    late = Late()
+    result = evaluate(Utterances([str(tmp_path)]), [late, Tandem(late, 5)], tmp_path, ["si_sdr"], None, speed=False)
+    once, five_times = (result.rows[name][0]["metrics"]["si_sdr"] for name in ("late", "late, 5 times"))
+    assert once > 60 and five_times > 10 and result.delays["late, 5 times"] == Late.samples
+
+
 def test_packet_loss_repeats_the_frame_before(tiny_model_folder):
     codec = load_codec(str(tiny_model_folder), "cpu")
     codec.extractor.target_loudness = None
@@ -113,9 +136,35 @@ def test_everything_in_one_run(tiny_model_folder, tmp_path, monkeypatch):
     for system in summary["systems"]:
         groups = {name: group["utterances"] for name, group in system["by"]["condition"].items()}
         each = dict.fromkeys(["as recorded", "noise at 10 dB", "noise at 0 dB", "reverberation"], 2)
-        assert groups == each | dict.fromkeys(["0.5 s long", "3 s long", "music"], 1)
+        each |= dict.fromkeys(["0.5 s long", "3 s long", "music"], 1)
+        assert list(groups.items()) == list(each.items())
         # Means are of the utterances as they are.
         assert system["metrics"]["mel_distance"] == system["by"]["condition"]["as recorded"]["metrics"]["mel_distance"]
         assert system["by"]["language"]["en"]["utterances"] == 2
     assert summary["data"]["scored"] == 2
-    assert "## By condition" in Path("results/report.md").read_text()
+    assert summary["data"]["added"] == {"noise": ["hard.parquet"], "reverberation": ["hard.parquet"]}
+    report = Path("results/report.md").read_text()
+    assert "## By condition" in report and "Where there is noise, it is from `hard.parquet`." in report
+
+
+def test_where_files_lie_is_not_told(tiny_model_folder, tmp_path, monkeypatch):
+    for folder in ("speech", "here"):
+        (tmp_path / folder).mkdir()
+    soundfile.write(tmp_path / "speech" / "a.wav", noise(), RATE)
+    monkeypatch.chdir(tmp_path / "here")
+    command = ["evaluate", "../speech", f"{tmp_path}/speech/*.wav", "--noise", "../speech/a.wav", "-o", "results"]
+    command += [
+        "--model",
+        str(tiny_model_folder),
+        "--metrics",
+        "stoi",
+        "--workers",
+        "1",
+        "--samples",
+        "1",
+        "--no-speed",
+    ]
+    assert cli.main(command) == 0
+    for name in ("results.json", "results.csv", "report.md", "report.html"):
+        text = (tmp_path / "here" / "results" / name).read_text()
+        assert str(tmp_path) not in text and "../speech" not in text and str(tiny_model_folder) not in text

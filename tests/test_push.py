@@ -150,7 +150,8 @@ class TestInspect:
         assert publication.files["model.safetensors"] == (folder / "model.safetensors").stat().st_size
 
     def test_what_stays_behind(self, folder):
-        for name in (".env", ".cache/huggingface/x", "__pycache__/modeling_taae.cpython-311.pyc", "results/.x.tmp"):
+        left = (".env", ".cache/huggingface/x", "__pycache__/modeling_taae.cpython-311.pyc", "results/.x.tmp")
+        for name in (*left, "results/robustness/rows.jsonl", "results/robustness/report.html"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text("not for others")
         assert (folder / "results" / "report.html").is_file()
