@@ -92,13 +92,13 @@ def reconstruct(codec: Codec, audio: Path, output: Path) -> None:
     heard = codec.extractor(recording, sampling_rate=rate)["input_values"][0, 0, : len(recording)].numpy()
     write_audio(before, heard, rate)
     write_audio(after, decoded, rate)
-    draw(picture, {before.name: heard, after.name: decoded}, rate)
+    draw(picture, {before.name: heard, after.name: decoded}, rate, codec.identity)
     say("to play", f"{before} (mono, {rate:,} Hz, at the loudness that the codec gives it), then {after}")
     say("to look at", str(picture))
 
 
-def draw(target: Path, signals: dict[str, np.ndarray], rate: int) -> None:
-    """Draws each signal's waveform and spectrogram, one signal to a column, into one PNG."""
+def draw(target: Path, signals: dict[str, np.ndarray], rate: int, identity: str) -> None:
+    """Draws each signal's waveform and spectrogram, one signal to a column, into a PNG that names the model."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6 * len(signals), 6), layout="constrained")
@@ -122,7 +122,7 @@ def draw(target: Path, signals: dict[str, np.ndarray], rate: int) -> None:
     waveforms[0].set(ylabel="amplitude")
     spectrograms[0].set(ylabel="frequency in kHz")
     figure.colorbar(image, ax=spectrograms, label="dB")
-    figure.savefig(target, dpi=120)
+    figure.savefig(target, dpi=120, metadata={"model_identity": identity})
 
 
 def log_spectrogram(signal: np.ndarray) -> np.ndarray:

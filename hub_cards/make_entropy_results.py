@@ -1,7 +1,8 @@
 """Measures how small `.taae` files are: `python hub_cards/make_entropy_results.py FOLDER --speech FILES`.
 
 Encodes speech with every bottleneck, writes each clip as files of version 1 and, with the model's prior, of version 2,
-and reads them back; what does not come back as it was is an error. Writes results/entropy.json in the model's folder.
+and reads them back; what does not come back as it was is an error. Writes results/entropy.json in the model's folder,
+and the table in docs/taae_format.md if that has a place for this model.
 """
 
 import argparse
@@ -16,9 +17,13 @@ from tqdm import tqdm
 from modeling_taae.audio_io import TaaeInputError, write_bytes
 from modeling_taae.codec import Codec, load_codec
 from modeling_taae.entropy_prior import PRIOR_FILE, EntropyPrior
+from modeling_taae.report import table
 from modeling_taae.taae_file import CODED_BOTTLENECKS, TaaeFile, pack_tokens
 from modeling_taae.token_statistics import token_statistics
 from modeling_taae.utterances import Utterances
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "taae_format.md"
+PLACE = ("<!-- entropy: written by hub_cards/make_entropy_results.py of {name} -->\n", "<!-- /entropy -->")
 
 
 def measure(codec: Codec, prior: EntropyPrior, clips: list[TaaeFile]) -> dict:
@@ -94,8 +99,38 @@ def measure_all(codec: Codec, sources: list[str], limit: int | None) -> dict:
     }
 
 
+def entropy_table(results: dict) -> str:
+    """The results as Markdown."""
+    heading = ["bit/s", "nominal", "version 1", "version 2", "its tokens", "files save", "tokens save", "in one file"]
+    rows = []
+    for name, sizes in results["bottlenecks"].items():
+        payload, file, joined = (sizes["version_2"][part] for part in ("payload", "file", "joined"))
+        rates = (payload["bit_rate"], joined["bit_rate"])
+        files = (sizes["nominal_bit_rate"], sizes["version_1"]["file"]["bit_rate"], file["bit_rate"])
+        tokens, together = (f"{rate:.0f}" for rate in rates)
+        saved = (f"{100 * part['saved']:.1f} %" for part in (file, payload))
+        rows.append([f"`{name}`", *(f"{rate:.0f}" for rate in files), tokens, *saved, together])
+    return (
+        f"{table(heading, rows)}\n\n"
+        f"{results['utterances']} utterances of {', '.join(f'`{name}`' for name in results['speech'])}, "
+        f"{results['seconds'] / 60:.1f} minutes: whole files, an utterance each, and in version 2 "
+        "their tokens alone; what either saves of the nominal rate; and all tokens in one file of version 2. "
+        f"Model {results['model_identity']}, prior {results['prior_identity']}."
+    )
+
+
+def page(name: str, results: dict) -> str | None:
+    """The page about the format with the table filled in; None where it has no place for this model's."""
+    start, end = PLACE[0].format(name=name), PLACE[1]
+    text = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
+    if start not in text or end not in text:
+        return None
+    before, rest = text.split(start, 1)
+    return f"{before}{start}{entropy_table(results)}\n{end}{rest.split(end, 1)[1]}"
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Measures, writes and returns the exit status: 2 where that is not possible."""
+    """Measures, writes, prints the table and returns the exit status: 2 where that is not possible."""
     parser = argparse.ArgumentParser(prog="make_entropy_results.py", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="the model's folder")
     parser.add_argument("--speech", nargs="+", required=True, metavar="FILES", help="that the prior has not seen")
@@ -107,12 +142,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"make_entropy_results.py: error: {error}", file=sys.stderr)
         return 2
     write_bytes(options.folder / "results" / "entropy.json", (json.dumps(results, indent=1) + "\n").encode())
-    for name, sizes in results["bottlenecks"].items():
-        coded = sizes["version_2"]
-        print(
-            f"{name:15}  nominal {sizes['nominal_bit_rate']:6.1f}  payload {coded['payload']['bit_rate']:6.1f}  "
-            f"file {coded['file']['bit_rate']:6.1f}  joined {coded['joined']['bit_rate']:6.1f} bit/s"
-        )
+    if (filled := page(options.folder.resolve().name, results)) is not None:
+        write_bytes(PAGE, filled.encode())
+    print(entropy_table(results))
     return 0
 
 

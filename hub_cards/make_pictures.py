@@ -1,19 +1,27 @@
 """Draws the pictures of a model card: `python hub_cards/make_pictures.py FOLDER [--speech SOURCE]`.
 
-curves.png is drawn from the folder's curves.csv; with `--speech`, spectrogram.png from a recording and what the model
-makes of it.
+curves.png is drawn from the folder's curves.csv and training.json, rates.png from results/presets, and spectrogram.png,
+with `--speech`, from a recording and what the model makes of it.
 """
 
 import argparse
 import csv
+import json
 import sys
+from collections import defaultdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from card_sections import PRESETS, RATE_PICTURE
 from demo import draw
 
+from modeling_taae import report
 from modeling_taae.audio_io import TaaeInputError
 from modeling_taae.codec import load_codec
 from modeling_taae.utterances import Utterances
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Panels of curves.png: a title, and the curves in it by the name of their column. A panel without curves is left out.
 PANELS = {
@@ -22,6 +30,8 @@ PANELS = {
     "STOI": {"validation/stoi": "validation"},
     "PESQ": {"validation/pesq_wb": "wide-band", "validation/pesq_nb": "narrow-band"},
 }
+# Rates in bit/s that rates.png has a tick at.
+RATE_TICKS = (250, 500, 1_000, 2_000, 4_000)
 # Points of a training curve are averaged, this many of them in all.
 SMOOTH_POINTS = 200
 
@@ -41,8 +51,8 @@ def averaged(curve: list[tuple[int, float]]) -> list[tuple[float, float]]:
     return [tuple(sum(column) / len(group) for column in zip(*group, strict=True)) for group in groups]
 
 
-def draw_curves(curves: dict[str, list[tuple[int, float]]], target: Path) -> None:
-    """Draws the panels that there are curves for, side by side."""
+def draw_curves(curves: dict[str, list[tuple[int, float]]], target: Path, identity: str) -> None:
+    """Draws the panels that there are curves for, side by side, into a PNG that names the model they led to."""
     from matplotlib.figure import Figure
 
     panels = {title: {n: label for n, label in names.items() if curves.get(n)} for title, names in PANELS.items()}
@@ -57,7 +67,55 @@ def draw_curves(curves: dict[str, list[tuple[int, float]]], target: Path) -> Non
         axis.set(title=title, xlabel="step")
         if len(names) > 1:
             axis.legend()
-    figure.savefig(target, dpi=120)
+    figure.savefig(target, dpi=120, metadata={"model_identity": identity})
+
+
+def draw_rates(results: dict, target: Path) -> None:
+    """Draws each metric against the nominal bit rate, with intervals; codecs of a kind are joined by lines.
+
+    Args:
+        results: the content of a results.json.
+        target: the picture.
+    """
+    from matplotlib.figure import Figure
+
+    kinds = defaultdict(list)
+    for system in sorted(results["systems"], key=lambda system: system["nominal_bit_rate"]):
+        kinds[system["kind"]].append(system)
+    metrics = results["metrics"]
+    figure = Figure(figsize=(4.5 * len(metrics), 4.5), layout="constrained")
+    axes = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for axis, (metric, facts) in zip(axes, metrics.items(), strict=True):
+        for kind, systems in kinds.items():
+            # Names of ours stand on the better side of their points, of the others on the worse one.
+            above = (kind == "TAAE") == (facts["better"] == "higher")
+            draw_rate_curve(axis, systems, metric, above, label=kind)
+        axis.set(title=report.metric_heading(facts), xlabel="bit/s (nominal)", xscale="log")
+        axis.set_xticks(RATE_TICKS, [f"{rate:,}" for rate in RATE_TICKS])
+        axis.set_xticks([], minor=True)
+        axis.margins(x=0.1, y=0.5)
+    axes[0].legend(loc="upper left")
+    figure.savefig(target, dpi=120, metadata={"model_identity": kinds["TAAE"][0]["model_identity"]})
+
+
+def draw_rate_curve(axis: "Axes", systems: list[dict], metric: str, above: bool, label: str) -> None:
+    """Draws one metric of codecs, in order of their rates, with their names above or below."""
+    rates = [system["nominal_bit_rate"] for system in systems]
+    values = [system["metrics"][metric] for system in systems]
+    means = [value["mean"] for value in values]
+    errors = [[value["mean"] - value["low"] for value in values], [value["high"] - value["mean"] for value in values]]
+    axis.errorbar(rates, means, errors, label=label, marker="o", linewidth=1, markersize=4, capsize=2)
+    for system, rate, value in zip(systems, rates, values, strict=True):
+        axis.annotate(
+            system.get("bottleneck", system["name"]),
+            (rate, value["high" if above else "low"]),
+            xytext=(0, 4 if above else -4),
+            textcoords="offset points",
+            rotation=90,
+            fontsize=7,
+            ha="center",
+            va="bottom" if above else "top",
+        )
 
 
 def draw_spectrogram(folder: Path, speech: list[str], name: str | None) -> None:
@@ -78,7 +136,7 @@ def draw_spectrogram(folder: Path, speech: list[str], name: str | None) -> None:
     encoded = codec.encode(utterance.audio)
     decoded = codec.decode(encoded)
     titles = (f"{utterance.id}", f"the same at {encoded.bit_rate:.0f} bit/s")
-    draw(folder / "spectrogram.png", dict(zip(titles, (heard, decoded), strict=True)), rate)
+    draw(folder / "spectrogram.png", dict(zip(titles, (heard, decoded), strict=True)), rate, codec.identity)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -90,7 +148,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if (curves := options.folder / "curves.csv").is_file():
-            draw_curves(read_curves(curves), options.folder / "curves.png")
+            training = json.loads((options.folder / "training.json").read_text(encoding="utf-8"))
+            draw_curves(read_curves(curves), options.folder / "curves.png", training["model_identity"])
+        if (presets := options.folder / PRESETS / "results.json").is_file():
+            draw_rates(json.loads(presets.read_text(encoding="utf-8")), options.folder / RATE_PICTURE)
         if options.speech:
             draw_spectrogram(options.folder, options.speech, options.id)
     except TaaeInputError as error:

@@ -1,15 +1,18 @@
 """Writes down where a model comes from: `python hub_cards/make_provenance.py FOLDER --run RUN --data FILES …`.
 
-From a run's TensorBoard log come curves.csv (a line per step that was logged) and training.json (steps, hours, recipe);
-from the Parquet files that it was trained on, training_data.json (hours, speakers and licences by source). The model
-card is made from these, and they stand beside it.
+From a run's TensorBoard log come curves.csv (a line per step that was logged) and training.json (steps, hours, batches,
+recipe, and the identity of the weights that it led to, those in the folder); from the Parquet files that it was trained
+on, training_data.json (hours, speakers and licences by source). The model card is made from these, and they stand
+beside it.
 """
 
 import argparse
+import bisect
 import csv
 import glob
 import io
 import json
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
@@ -18,6 +21,7 @@ from pathlib import Path
 import yaml
 
 from modeling_taae.audio_io import write_bytes
+from modeling_taae.codec import load_codec
 
 # Assumed, not measured: what a server's core draws at work, with its share of memory, power supply and cooling.
 WATTS = 10
@@ -26,6 +30,8 @@ LONGEST_PAUSE = 600
 # Fields of recipes that runs were logged with, before they were called what they are now.
 RENAMED_FIELDS = {"data.level_jitter": "data.augmentation.level"}
 COLUMNS = ("source", "license", "language", "duration", "speaker_id")
+# The folders of an absolute path, of which others learn nothing.
+FOLDERS = re.compile(r"(^|['\"])/(?:[^'\"]*/)?")
 
 Curves = dict[str, dict[int, tuple[float, float]]]
 
@@ -48,12 +54,15 @@ def read_curves(run: Path, until: int | None = None) -> Curves:
         ProvenanceError: if there is no log.
     """
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from tensorboard.plugins.scalar.metadata import PLUGIN_NAME as SCALARS
     from tensorboard.util.tensor_util import make_ndarray
 
     events = []
     for file in sorted((run / "log").glob("events.out.tfevents.*")):
         for event in EventFileLoader(str(file)).Load():
             for value in event.summary.value:
+                if value.metadata.plugin_data.plugin_name != SCALARS:  # samples of what was decoded, and pictures
+                    continue
                 events.append((event.wall_time, event.step, value.tag, float(make_ndarray(value.tensor))))
     kept = []
     for event in sorted(events):
@@ -80,26 +89,83 @@ def curves_as_csv(curves: Curves) -> str:
     return content.getvalue()
 
 
-def training_facts(run: Path, curves: Curves, trained_on: str, processes: int, watts: float) -> dict:
-    """What the card tells about a run: steps, hours at work, machine, power, and the recipe as it was logged last."""
+def training_facts(run: Path, curves: Curves, trained_on: str, watts: float) -> dict:
+    """What the card tells about a run: steps, hours at work, batches, machine, power, and the recipe.
+
+    Returns:
+        `steps`; `hours` at work and `process_hours`, the same times the processes that were at work; `batches`, how
+        many `crops` a step took until which step; `frames` of crops in all; `trained_on`; `watts`; `recipe`, as it was
+        logged last.
+
+    Raises:
+        ProvenanceError: if the log does not tell with what the run was started.
+    """
+    starts = read_starts(run)
+    began = [time for time, _ in starts]
+
+    def recipe_at(time: float) -> dict:
+        return starts[max(bisect.bisect(began, time) - 1, 0)][1]
+
     times = sorted(time for curve in curves.values() for time, _ in curve.values())
-    pauses = (later - earlier for earlier, later in zip(times, times[1:], strict=False))
-    recipes = sorted((run / "log").glob("*/hparams.yml"), key=lambda path: float(path.parent.name))
+    spans = zip(times, times[1:], strict=False)
+    worked = [(later - earlier, later) for earlier, later in spans if later - earlier < LONGEST_PAUSE]
+    batches, frames, last = [], 0, 0
+    for step, time in sorted({step: time for curve in curves.values() for step, (time, _) in curve.items()}.items()):
+        recipe = recipe_at(time)
+        crops = recipe["batch_size"] * recipe["gradient_accumulation_steps"] * recipe["processes"]
+        if not batches or batches[-1]["crops"] != crops:
+            batches.append({"crops": crops})
+        batches[-1]["until_step"] = step
+        frames, last = frames + (step - last) * crops * recipe["data.crop_frames"], step
     return {
-        "steps": max(max(curve) for curve in curves.values()),
-        "hours": round(sum(pause for pause in pauses if pause < LONGEST_PAUSE) / 3600, 2),
+        "steps": last,
+        "hours": round(sum(seconds for seconds, _ in worked) / 3600, 2),
+        "process_hours": round(sum(seconds * recipe_at(time)["processes"] for seconds, time in worked) / 3600, 2),
+        "batches": batches,
+        "frames": frames,
         "trained_on": trained_on,
-        "processes": processes,
         "watts": watts,
-        "recipe": read_recipe(recipes[-1]) if recipes else {},
+        "recipe": {name: value for name, value in recipe_at(times[-1]).items() if name != "processes"},
     }
 
 
-def read_recipe(file: Path) -> dict:
-    """A recipe as it was logged, by dotted names, under the names that its fields have now, without the folder."""
-    recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
-    recipe.pop("output_dir", None)
-    return {RENAMED_FIELDS.get(name, name): value for name, value in recipe.items()}
+class LogLoader(yaml.SafeLoader):
+    """Reads the numbers of logs in which those that a recipe restricts are of types of its own as well."""
+
+
+LogLoader.add_multi_constructor(
+    "tag:yaml.org,2002:python/object/new:jsonargparse.typing.",
+    lambda loader, name, node: loader.construct_sequence(node)[0],
+)
+
+
+def read_starts(run: Path) -> list[tuple[float, dict]]:
+    """When a run was started or resumed, in seconds, each time with its recipe and its number of `processes`.
+
+    Recipes are by dotted names, under those that fields have now; of files, names are left.
+
+    Raises:
+        ProvenanceError: if there is none, or one that does not tell of how many processes it was.
+    """
+    starts = []
+    for file in (run / "log").glob("*/hparams.yml"):
+        recipe = yaml.load(file.read_text(encoding="utf-8"), LogLoader)
+        if "processes" not in recipe:
+            raise ProvenanceError(
+                f"{file}: does not tell of how many processes the run was, as older trainers did not; add a line such "
+                "as `processes: 1`"
+            )
+        recipe.pop("output_dir", None)
+        recipe = {RENAMED_FIELDS.get(name, name): without_folders(value) for name, value in recipe.items()}
+        starts.append((float(file.parent.name), recipe))
+    if not starts:
+        raise ProvenanceError(f"{run / 'log'}: holds no hparams.yml, which tells the recipe")
+    return sorted(starts, key=lambda start: start[0])
+
+
+def without_folders(value: object) -> object:
+    """A field of a recipe, absolute paths in it without their folders."""
+    return FOLDERS.sub(r"\1", value) if isinstance(value, str) else value
 
 
 def training_data(files: list[str]) -> dict:
@@ -147,14 +213,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, help="folder of the run that trained it")
     parser.add_argument("--until", type=int, metavar="STEP", help="the weights' step, if the run went on after it")
     parser.add_argument("--trained-on", default="one machine", metavar="TEXT", help="such as 'two cores of an EPYC'")
-    parser.add_argument("--processes", type=int, default=1, help="how many processes trained")
     parser.add_argument("--watts", type=float, default=WATTS, help="drawn per process, assumed (default: %(default)s)")
     parser.add_argument("--data", nargs="+", default=[], metavar="FILES", help="Parquet files or patterns")
     options = parser.parse_args(arguments)
     try:
         if options.run:
             curves = read_curves(options.run, options.until)
-            facts = training_facts(options.run, curves, options.trained_on, options.processes, options.watts)
+            facts = training_facts(options.run, curves, options.trained_on, options.watts)
+            facts = {"model_identity": load_codec(str(options.folder), device="cpu").identity, **facts}
             write_bytes(options.folder / "curves.csv", curves_as_csv(curves).encode())
             write_json(options.folder / "training.json", facts)
         if options.data:

@@ -1,15 +1,23 @@
 """The card of a model that was trained here: what `make_card.py` writes into a folder with training.json.
 
 Its figures come from the files in the folder: config.json and the weights, results/results.json (`taae evaluate`),
-training.json and training_data.json (`make_provenance.py`). Written are README.md, LICENSE and, where the project's own
-README has a place for it, the table of results there.
+further results if there are any (`card_sections.py`), training.json and training_data.json (`make_provenance.py`).
+Written are README.md, LICENSE and, where the project's own README has a place for it, the table of results there.
 """
 
-import json
 import math
 from pathlib import Path
 
 import yaml
+from card_sections import (
+    CardError,
+    gender_text,
+    preset_section,
+    probe_section,
+    read_json,
+    read_results,
+    trial_section,
+)
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from make_provenance import WATTS
 
@@ -27,12 +35,8 @@ COMPARISON = (
 )
 LICENSE = "cc-by-sa-4.0"
 TAGS = ["audio", "speech", "audio-codec", "neural-audio-codec", "speech-tokenizer", "fsq", "taae"]
-SHOWN_METRICS = ("pesq_wb", "pesq_nb", "stoi", "si_sdr", "mel_distance", "dnsmos_ovrl")
+SHOWN_METRICS = ("pesq_wb", "pesq_nb", "stoi", "si_sdr", "mel_distance", "dnsmos_ovrl", "dnsmos_p808")
 STANDING_METRIC = "stoi"
-
-
-class CardError(ValueError):
-    """A card that cannot be made, because something it needs is missing or of another model."""
 
 
 def model_files(folder: Path) -> dict[Path, str]:
@@ -45,30 +49,13 @@ def model_files(folder: Path) -> dict[Path, str]:
         CardError: if results or provenance are missing, or the results are of other weights.
     """
     codec = load_codec(str(folder), device="cpu")
-    results = read_json(folder / "results" / "results.json", "run `make results`")
-    ours = [system for system in results["systems"] if system["kind"] == "TAAE"]
-    if {system["model_identity"] for system in ours} != {codec.identity}:
-        raise CardError(
-            f"{folder / 'results'}: holds results of other weights than those in {folder} ({codec.identity}); "
-            "run `make results`"
-        )
+    results = read_results(folder / "results" / "results.json", codec.identity, "run `make results`")
     files = {
         folder / "README.md": card(folder, codec, results),
         folder / "LICENSE": (TEMPLATES / f"{LICENSE}.txt").read_text(encoding="utf-8"),
     }
     comparison = project_readme(folder.name, results)
     return files | ({README: comparison} if comparison else {})
-
-
-def read_json(path: Path, remedy: str) -> dict:
-    """A JSON file's content.
-
-    Raises:
-        CardError: if there is none.
-    """
-    if not path.is_file():
-        raise CardError(f"{path}: is missing; {remedy}")
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def card(folder: Path, codec: Codec, results: dict) -> str:
@@ -97,6 +84,7 @@ def card(folder: Path, codec: Codec, results: dict) -> str:
         causal=config.causal,
         origin=origin(training),
         sampling_rate=config.sampling_rate,
+        frame_milliseconds=f"{1000 / config.frame_rate:g}",
         kilohertz=f"{config.sampling_rate / 1000:g}",
         frame_rate=f"{config.frame_rate:g}",
         parameters=f"{codec.model.num_parameters() / 1e6:.1f} million",
@@ -108,6 +96,10 @@ def card(folder: Path, codec: Codec, results: dict) -> str:
         standing=standing(ours, results),
         default_rate=report.number(ours["nominal_bit_rate"], 0),
         languages=language_table(ours, results, shown),
+        rate_curve=preset_section(folder, codec.identity),
+        trials=trial_section(folder, codec.identity, ours["bottleneck"], data["languages"]),
+        probes=probe_section(folder, codec.identity),
+        genders=gender_text(ours, results),
         speed="\n\n".join(report.speed_section(results)[1:]),
         spectrogram=(folder / "spectrogram.png").is_file(),
         curves=(folder / "curves.png").is_file(),
@@ -185,12 +177,20 @@ def training_text(training: dict, frame_rate: float) -> str:
     crop_seconds = recipe["data.crop_frames"] / frame_rate
     return (
         f"{training['steps']:,} optimiser steps in {training['hours']:.1f} hours on {training['trained_on']}, each on "
-        f"{recipe['batch_size'] * training['processes']} crops of {crop_seconds:.2f} s at -20 LUFS (give or take "
-        f"{recipe['data.augmentation.level']:g} dB); AdamW, learning rate {recipe['optimizer.learning_rate']:g}; "
+        f"{crops_text(training['batches'])} of {crop_seconds:.2f} s at -20 LUFS (give or take "
+        f"{recipe['data.augmentation.level']:g} dB), {training['frames'] / frame_rate / 3600:.0f} hours in all; "
+        f"AdamW, learning rate {recipe['optimizer.learning_rate']:g}; "
         f"activations in {PRECISIONS.get(recipe['mixed_precision'], recipe['mixed_precision'])}, "
         f"averaged weights (EMA) published. Settings of the losses: {weights}. "
         "The recipe is in training/recipes of the project, the settings of this run in training.json."
     )
+
+
+def crops_text(batches: list[dict]) -> str:
+    """How many crops there were a step, in words."""
+    *earlier, last = batches
+    until = "".join(f"{batch['crops']} (until step {batch['until_step']:,}), then " for batch in earlier)
+    return f"{until}{last['crops']} crops"
 
 
 PRECISIONS = {"no": "float32", "bf16": "bfloat16"}
@@ -242,11 +242,10 @@ def origin(training: dict) -> str:
 def cost_text(training: dict) -> str:
     """What training cost in time and energy, with the assumption that the energy rests on."""
     watts = training.get("watts", WATTS)
-    hours = training["hours"] * training["processes"]
+    hours = training["process_hours"]
     return (
-        f"{hours:.1f} hours of a process ({training['hours']:.1f} hours of {training['processes']}), which at an "
-        f"assumed {watts:g} W each, memory and cooling included, is {hours * watts / 1000:.2g} kWh. Nothing was "
-        "metered; evaluation, and runs that led to nothing, come on top."
+        f"{hours:.1f} hours of a process, which at an assumed {watts:g} W, memory and cooling included, is "
+        f"{hours * watts / 1000:.2g} kWh. Nothing was metered; evaluation, and runs that led to nothing, come on top."
     )
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -13,11 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import soundfile
+import torch
 import yaml
 from huggingface_hub import ModelCard
+from PIL import Image
 
-from modeling_taae import cli
+from modeling_taae import TaaeConfig, TaaeModel, cli
 from modeling_taae.audio_io import TaaeInputError
+from modeling_taae.codec import load_codec
 from modeling_taae.publication import inspect
 
 ROOT = Path(__file__).parents[1]
@@ -69,25 +73,30 @@ def made(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     pa.parquet.write_table(pa.Table.from_pylist(rows), folder.parent / "train.parquet")
     write_log(folder.parent / "run")
     provenance = script("make_provenance")
-    options = ["--run", str(folder.parent / "run"), "--trained-on", "an abacus", "--processes", "3"]
+    options = ["--run", str(folder.parent / "run"), "--trained-on", "an abacus"]
     assert provenance.main([str(folder), *options, "--data", str(folder.parent / "*.parquet")]) == 0
     return folder
 
 
 def write_log(run: Path) -> None:
-    """A run that was killed at step 300 and went on from a checkpoint at step 200."""
+    """A run on one process that was killed at step 300 and went on from a checkpoint at step 200, on three."""
     from torch.utils.tensorboard import SummaryWriter
 
-    for start, (first, last, loss) in ((1000, (50, 300, 2.0)), (5000, (250, 400, 1.0))):
+    for start, (first, last, loss, processes) in ((1000, (50, 300, 2.0, 1)), (5000, (250, 400, 1.0, 3))):
         writer = SummaryWriter(run / "log", filename_suffix=str(start))
         for step in range(first, last + 1, 50):
             writer.add_scalar("train/log_mel", loss, step, walltime=start + step)
         writer.add_scalar("validation/stoi", 0.1 * loss, last, walltime=start + last)
+        writer.add_audio("validation/sample", torch.zeros(1, 100), last, sample_rate=RATE, walltime=start + last)
         writer.close()
         hparams = run / "log" / f"{start}.5" / "hparams.yml"
         hparams.parent.mkdir()
-        recipe = {"batch_size": 4, "data.crop_frames": 32, "data.level_jitter": 5.0, "losses.log_mel": loss}
-        hparams.write_text(yaml.safe_dump({**recipe, "optimizer.learning_rate": 6e-4, "mixed_precision": "bf16"}))
+        recipe = {"data.crop_frames": 32, "data.level_jitter": 5.0, "losses.log_mel": loss, "processes": processes}
+        recipe |= {"optimizer.learning_rate": 6e-4, "mixed_precision": "bf16", "gradient_accumulation_steps": 2}
+        recipe |= {"data.corpora": "[{'source': '/home/me/speech/train-*.parquet'}, {'source': '../more.parquet'}]"}
+        # As older trainers logged it.
+        batch_size = "batch_size: !!python/object/new:jsonargparse.typing.PositiveInt\n- 2\n"
+        hparams.write_text(yaml.safe_dump({**recipe, "size": "/home/me/runs/nano/model"}) + batch_size)
 
 
 @pytest.fixture
@@ -99,6 +108,151 @@ def folder(made: Path, tmp_path: Path, model_card: ModuleType, monkeypatch) -> P
     return Path(shutil.copytree(made, tmp_path / made.name))
 
 
+FURTHER = {
+    "presets": ["--bottleneck", "1x46656_400bps", "native", "2x15625_700bps"],
+    "robustness": ["--noise", "NOISE", "--snr", "10", "--lengths", "2", "--music"],
+    "transmission": ["--tandem", "2", "--packet-loss", "0.1"],
+    "multilingual": [],
+}
+
+
+@pytest.fixture(scope="module")
+def made_further(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with further results."""
+    folder = Path(shutil.copytree(made, tmp_path_factory.mktemp("further") / made.name))
+    noise = made.parent / "noise.wav"
+    soundfile.write(noise, clip(9), RATE)
+    shared = [
+        str(made.parent / "speech"),
+        "--model",
+        str(folder),
+        "--peers",
+        "pcm16",
+        "--metrics",
+        "stoi",
+        "mel_distance",
+    ]
+    shared += ["--limit", "2", "--workers", "1", "--samples", "0", "--no-speed"]
+    for name, options in FURTHER.items():
+        options = [str(noise) if option == "NOISE" else option for option in options]
+        assert cli.main(["evaluate", *shared, *options, "-o", str(folder / "results" / name)]) == 0
+    probes, generator = script("make_probes"), np.random.default_rng(0)
+    rows = [
+        {"id": str(n), "speaker": f"s{n // 4}", "gender": "fm"[n // 4 % 2]}
+        | {kind: generator.normal(size=(5, 3)).astype(np.float32) for kind in ("tokens", "log-mel")}
+        for n in range(40)
+    ]
+    identity = load_codec(str(folder)).identity
+    facts = {"model_identity": identity, "bottleneck": "1x46656_400bps", "speech": ["test.parquet"]}
+    (folder / "results" / "probes.json").write_text(json.dumps(facts | probes.probe_utterances(rows)))
+    assert script("make_pictures").main([str(folder)]) == 0
+    return folder
+
+
+class TestSections:
+    def test_a_card_without_further_results_has_none_of_them(self, folder, make_card):
+        make_card.main([str(folder)])
+        text = (folder / "README.md").read_text()
+        for heading in ("### Quality against bit rate", "### Under harder conditions", "## What the tokens carry"):
+            assert heading not in text
+        assert "women and men, ages and accents was not measured" in text and "told above" not in text
+
+    def test_they_say_what_the_results_say(self, made_further, make_card, model_card, monkeypatch, tmp_path):
+        monkeypatch.setattr(model_card, "README", tmp_path / "README.md")
+        assert make_card.main([str(made_further)]) == 0
+        text = (made_further / "README.md").read_text()
+        results = {name: json.loads((made_further / "results" / name / "results.json").read_text()) for name in FURTHER}
+        assert "![Quality against bit rate" in text and (made_further / "rates.png").is_file()
+        assert "`native` and `2x15625_700bps` give the same audio" in text
+        table = {
+            line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in text.splitlines() if line[:1] == "|"
+        }
+        stoi, peer = (
+            {name: f"{group['metrics']['stoi']['mean']:.3f}" for name, group in system["by"]["condition"].items()}
+            for system in results["robustness"]["systems"]
+        )
+        for trial, clips in (("as recorded", "2"), ("noise at 10 dB", "2"), ("2 s long", "1")):
+            assert table[trial] == [clips, stoi[trial], f"{peer[trial]} |"]
+        twice, _, lost = (f"{s['metrics']['stoi']['mean']:.3f}" for s in results["transmission"]["systems"][2:])
+        assert table["2 times in a row"][1] == twice and table["10% of frames lost"] == ["2", lost, "– |"]
+        music = results["robustness"]["systems"][0]["by"]["condition"]["music"]["metrics"]["mel_distance"]["mean"]
+        assert "Noise is from `noise.wav`." in text
+        assert f"music end up at a mel distance of {music:.2f}" in text and "| music |" not in text
+        probes = json.loads((made_further / "results" / "probes.json").read_text())
+        share = 100 * probes["gender"]["tokens"]["balanced_accuracy"]
+        assert table["gender, accuracy ↑"][:3] == ["2", "40", f"{share:.0f} %"] and "language, accuracy" not in text
+        assert "{{" not in text and "None" not in text.replace("None of", "")
+        assert "under cc-by-sa-4.0" in inspect(made_further).summary
+
+    @pytest.mark.parametrize("name", ["presets/results.json", "transmission/results.json", "probes.json"])
+    def test_of_other_weights_they_are_refused(self, made_further, make_card, tmp_path, capsys, name):
+        folder = Path(shutil.copytree(made_further, tmp_path / "model"))
+        path = folder / "results" / name
+        identity = load_codec(str(folder)).identity
+        path.write_text(path.read_text().replace(identity, "0123456789abcdef"))
+        assert make_card.main([str(folder), "--check"]) == 2
+        assert f"{path}: holds results of other weights" in capsys.readouterr().err
+
+    def test_speakers_of_each_gender(self, folder, make_card):
+        path = folder / "results" / "results.json"
+        results = json.loads(path.read_text())
+        stoi = dict.fromkeys(("mean", "low", "high"), 0.5)
+        results["systems"][0]["by"]["gender"] = {
+            name: {"utterances": count, "metrics": {"stoi": stoi}} for name, count in (("f", 7), ("m", 8))
+        }
+        path.write_text(json.dumps(results))
+        make_card.main([str(folder)])
+        text = (folder / "README.md").read_text()
+        assert "for 7 of female speakers; STOI 0.500 (0.500 to 0.500) for 8 of male speakers" in text
+        assert "was not measured" not in text
+
+
+@pytest.fixture
+def causal_folder(folder: Path) -> Path:
+    """A causal model's folder, with results of its own."""
+    torch.manual_seed(0)
+    sizes = {"hidden_sizes": (32, 32), "encoder_depths": (1, 1), "decoder_depths": (1, 1), "head_dim": 32}
+    model = TaaeModel(TaaeConfig(causal=True, **sizes))
+    identity = load_codec(str(folder)).identity
+    model.save_pretrained(folder)
+    for name in ("results/results.json", "training.json"):
+        text = (folder / name).read_text().replace(identity, load_codec(str(folder)).identity)
+        (folder / name).write_text(text)
+    return folder
+
+
+class TestUse:
+    """The card's Python, run as it stands there."""
+
+    @staticmethod
+    def blocks(folder: Path) -> list[str]:
+        return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+
+    def test_clips(self, folder, make_card, monkeypatch):
+        make_card.main([str(folder)])
+        (code,) = self.blocks(folder)
+        monkeypatch.chdir(folder.parent)
+        names = {"speech": clip(0)}
+        exec(code, names)
+        assert names["decoded"].audio_values.shape == (1, 1, RATE)
+
+    def test_a_stream(self, causal_folder, make_card, monkeypatch):
+        assert make_card.main([str(causal_folder)]) == 0
+        assert "in frames of 40 ms" in (causal_folder / "README.md").read_text()
+        clips, stream = self.blocks(causal_folder)
+        monkeypatch.chdir(causal_folder.parent)
+        audio = torch.from_numpy(clip(0))[None, None, :-100]
+        chunks, heard = audio.split(1_000, dim=-1), []
+        names = {"speech": clip(0), "chunks": (chunk for chunk in chunks), "heard": heard}
+        exec(clips, names)
+        exec(stream.replace("\nlast", "\n    heard.append(decoded.audio_values)\nlast"), names)
+        model, last = names["model"], names["last"]
+        heard.append(model.decode(last.audio_codes, state=names["decoder_state"]).audio_values)
+        assert last.audio_codes.shape[-1] == 1
+        whole = model.decode(model.encode(audio).audio_codes).audio_values
+        assert torch.allclose(torch.cat(heard, dim=-1), whole, atol=1e-4)
+
+
 class TestCard:
     def test_says_what_the_results_say(self, folder, make_card):
         assert make_card.main([str(folder)]) == 0
@@ -106,8 +260,9 @@ class TestCard:
         stoi = results["systems"][0]["metrics"]["stoi"]
         text = (folder / "README.md").read_text()
         assert f"| {stoi['mean']:.3f} ({stoi['low']:.3f} to {stoi['high']:.3f}) |" in text
-        assert "trained from scratch on 3 hours" in text and "67 % of the hours in English" in text
-        assert "400 optimiser steps" in text and "12 crops of 1.28 s" in text and "an abacus" in text
+        assert "trained on from `model` on 3 hours" in text and "67 % of the hours in English" in text
+        assert "400 optimiser steps" in text and "an abacus" in text
+        assert "4 (until step 200), then 12 crops of 1.28 s" in text and "1 hours in all" in text
         assert (
             "| [kerstin](https://github.com/rhasspy/dataset-voice-kerstin) | de | 1.00 | not told | CC0-1.0 |" in text
         )
@@ -128,11 +283,11 @@ class TestCard:
         }
 
     def test_cost_is_told_with_its_assumption(self, folder, make_card):
-        facts = json.loads((folder / "training.json").read_text()) | {"hours": 2.0, "processes": 3, "watts": 500}
+        facts = json.loads((folder / "training.json").read_text()) | {"process_hours": 6.0, "watts": 500}
         (folder / "training.json").write_text(json.dumps(facts))
         make_card.main([str(folder)])
         text = (folder / "README.md").read_text()
-        assert "6.0 hours of a process (2.0 hours of 3), which at an assumed 500 W each" in text and "is 3 kWh" in text
+        assert "6.0 hours of a process, which at an assumed 500 W" in text and "is 3 kWh" in text
 
     def test_what_training_started_from(self, folder, make_card):
         facts = json.loads((folder / "training.json").read_text())
@@ -198,10 +353,35 @@ class TestProvenance:
         assert (facts["steps"], facts["recipe"]["losses.log_mel"]) == (400, 1.0)
         # 150 seconds up to step 200, 150 from step 250 on; the pause between them was none of the run's.
         assert facts["hours"] == pytest.approx(300 / 3600, abs=0.005)
+        assert facts["model_identity"] == load_codec(str(made)).identity
+
+    def test_processes_that_changed(self, made):
+        facts = json.loads((made / "training.json").read_text())
+        assert facts["process_hours"] == pytest.approx((150 + 3 * 150) / 3600, abs=0.005)
+        # Two accumulated batches of two crops a process.
+        assert facts["batches"] == [{"crops": 4, "until_step": 200}, {"crops": 12, "until_step": 400}]
+        assert facts["frames"] == 32 * (200 * 4 + 200 * 12)
+
+    def test_folders_are_nobody_s_business(self, made):
+        text = (made / "training.json").read_text()
+        assert "/home" not in text
+        recipe = json.loads(text)["recipe"]
+        assert recipe["data.corpora"] == "[{'source': 'train-*.parquet'}, {'source': '../more.parquet'}]"
+        assert recipe["size"] == "model"
+
+    def test_a_log_that_does_not_tell_of_how_many_processes(self, made, tmp_path, capsys):
+        run = Path(shutil.copytree(made.parent / "run", tmp_path / "run"))
+        log = next(run.glob("log/*/hparams.yml"))
+        log.write_text(log.read_text().replace("processes:", "threads:"))
+        assert script("make_provenance").main([str(tmp_path), "--run", str(run)]) == 2
+        assert f"{log}: does not tell of how many processes" in capsys.readouterr().err
+        assert not (tmp_path / "training.json").exists()
 
     def test_earlier_weights(self, made, tmp_path):
-        script("make_provenance").main([str(tmp_path), "--run", str(made.parent / "run"), "--until", "300"])
-        assert json.loads((tmp_path / "training.json").read_text())["steps"] == 300
+        folder = Path(shutil.copytree(made, tmp_path / "model"))
+        script("make_provenance").main([str(folder), "--run", str(made.parent / "run"), "--until", "300"])
+        facts = json.loads((folder / "training.json").read_text())
+        assert (facts["steps"], facts["batches"][-1]["until_step"]) == (300, 300)
 
     def test_nothing_to_read(self, tmp_path, capsys):
         assert script("make_provenance").main([str(tmp_path), "--run", str(tmp_path)]) == 2
@@ -212,7 +392,7 @@ def test_pictures(made, tmp_path):
     folder = Path(shutil.copytree(made, tmp_path / "model"))
     assert script("make_pictures").main([str(folder), "--speech", str(made.parent / "speech"), "--id", "1.wav"]) == 0
     for name in ("curves.png", "spectrogram.png"):
-        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+        assert Image.open(folder / name).text["model_identity"] == load_codec(str(folder)).identity
 
 
 class TestMetricCards:

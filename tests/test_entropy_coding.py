@@ -382,7 +382,7 @@ class TestScripts:
         prior.save(tmp_path)
         assert EntropyPrior.load(tmp_path).encode(tokens, "native") == data
 
-    def test_prior_and_results_of_a_model(self, tiny_model_folder, tmp_path, capsys):
+    def test_prior_and_results_of_a_model(self, tiny_model_folder, tmp_path, monkeypatch, capsys):
         from training.make_entropy_prior import main as make_entropy_prior
 
         folder = tmp_path / "model"
@@ -393,10 +393,13 @@ class TestScripts:
         assert codec.prior.model_identity == codec.identity
         sys.path.insert(0, str(ROOT / "hub_cards"))
         try:
-            make_entropy_results = importlib.import_module("make_entropy_results").main
+            make_entropy_results = importlib.import_module("make_entropy_results")
         finally:
             sys.path.remove(str(ROOT / "hub_cards"))
-        assert make_entropy_results([str(folder), "--speech", *speech]) == 0
+        page, (start, end) = tmp_path / "page.md", make_entropy_results.PLACE
+        page.write_text(f"before\n{start.format(name='model')}old\n{end}\nafter\n")
+        monkeypatch.setattr(make_entropy_results, "PAGE", page)
+        assert make_entropy_results.main([str(folder), "--speech", *speech]) == 0
         results = json.loads((folder / "results" / "entropy.json").read_text())
         assert (results["utterances"], results["seconds"], results["frames"]) == (2, 3.0, 75)
         for name, sizes in results["bottlenecks"].items():
@@ -408,7 +411,10 @@ class TestScripts:
                 "saved": pytest.approx(1 - 8 * coded / 3 / files[0].bit_rate),
             }
             assert sizes["version_2"]["payload"]["bytes"] == coded - 2 * 20
+            row = next(line for line in page.read_text().splitlines() if line.startswith(f"| `{name}` |"))
+            assert f"| {files[0].bit_rate:.0f} |" in row and f"| {8 * coded / 3:.0f} |" in row
         assert set(results["bottlenecks"]) == set(GRIDS)
+        assert codec.identity in page.read_text() and "old" not in page.read_text()
 
     def test_what_cannot_be_made_is_said(self, tiny_model_folder, tmp_path, capsys):
         from training.make_entropy_prior import main as make_entropy_prior

@@ -144,7 +144,7 @@ def compare(comparison: Comparison) -> dict:
     runs = [run(settings) for settings in combinations(comparison)]
     results = Path(comparison.results)
     coded = coded_bit_rates(results, runs[0]["codec"])
-    summary = {"runs": runs, "entropy_coded_bit_rates": coded}
+    summary = {"model_identity": runs[0]["codec"], "runs": runs, "entropy_coded_bit_rates": coded}
     write_bytes(results / "language_models.json", as_json(summary))
     write_bytes(results / "language_models.md", (report(runs, coded) + "\n").encode())
     return summary

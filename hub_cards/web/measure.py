@@ -1,10 +1,12 @@
 """Measures what 8-bit weights change: `python hub_cards/web/measure.py SPEECH`.
 
 The page's model is compared with the one that it was made of, on recordings: how many tokens are the same, and how
-intelligible what either decodes is.
+intelligible what either decodes is. Writes results/web.json in the model's folder, and the figures in
+the page's README, that of the built page as well.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -12,25 +14,37 @@ import numpy as np
 from build import MODEL, PAGE
 from tqdm import tqdm
 
-from modeling_taae.audio_io import TaaeInputError
+from modeling_taae.audio_io import TaaeInputError, write_bytes
 from modeling_taae.codec import load_codec
+from modeling_taae.export import round_weights
 from modeling_taae.exported_codec import ExportedCodec
 from modeling_taae.metrics import stoi
+from modeling_taae.taae_file import model_identity
 from modeling_taae.utterances import Utterances
 
+README = PAGE / "README.md"
+PLACE = ("<!-- measured: written by measure.py -->\n", "<!-- /measured -->")
 
-def measure(model: Path, site: Path, speech: list[str]) -> str:
-    """A sentence with the figures.
+
+def measure(model: Path, site: Path, speech: list[str], limit: int | None) -> dict:
+    """The content of web.json.
 
     Args:
         model: folder of the model that the page was built with.
         site: the page, as `build.py` wrote it.
         speech: sources of recordings, as `taae evaluate` takes them.
+        limit: how many utterances to take; None for all.
+
+    Raises:
+        TaaeInputError: if there is no such model or page, the page was built with other weights, or there is no speech
+            to be read.
     """
     codec, rounded = load_codec(str(model), device="cpu"), ExportedCodec.load(site)
     rate, bottleneck = codec.model.config.sampling_rate, rounded.metadata["bottleneck"]
     tokens, scores = [], []
-    for utterance in tqdm(Utterances(speech, rate), unit="utterance", disable=None):
+    if rounded.metadata["model_identity"] != model_identity(round_weights(codec.model)):
+        raise TaaeInputError(f"{site}: was not built with {model}; build it again with hub_cards/web/build.py")
+    for utterance in tqdm(Utterances(speech, rate, limit), unit="utterance", disable=None):
         if utterance.audio is None:
             continue
         inputs = codec.extractor(utterance.audio, sampling_rate=rate, return_tensors="np")
@@ -39,29 +53,52 @@ def measure(model: Path, site: Path, speech: list[str]) -> str:
         tokens.append((encoded.audio_codes == codes[0]).ravel())
         decoded = rounded.decode(codes)[0, 0, : len(heard)]
         scores.append((stoi(heard, codec.decode(encoded)), stoi(heard, decoded)))
+    if not scores:
+        raise TaaeInputError(f"{', '.join(speech)}: holds no speech that can be read")
     same = np.concatenate(tokens)
     before, after = np.nanmean(scores, axis=0)
+    return {
+        "model_identity": codec.identity,
+        "rounded_identity": rounded.metadata["model_identity"],
+        "speech": [Path(source).name for source in speech],
+        "utterances": len(scores),
+        "tokens": same.size,
+        "equal_tokens": float(same.mean()),
+        "stoi": {"float32": float(before), "rounded": float(after)},
+    }
+
+
+def sentence(results: dict) -> str:
+    """The results in words."""
+    stoi = results["stoi"]
     return (
-        f"{same.mean():.1%} of {same.size:,} tokens, of {len(scores)} utterances, are those of model {codec.identity} "
-        f"in float32. Mean STOI is {before:.3f} in float32 and {after:.3f} with 8-bit weights "
-        f"({rounded.metadata['model_identity']})."
+        f"{results['equal_tokens']:.1%} of its {results['tokens']:,} tokens of {results['utterances']} utterances are "
+        "those of the model in float32\n"
+        f"(identity {results['model_identity']}, rounded {results['rounded_identity']});\n"
+        f"mean STOI is {stoi['float32']:.3f} in float32 and {stoi['rounded']:.3f} with weights of 8 bits."
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the figures and returns the exit status."""
+    """Measures, writes and returns the exit status: 2 where that is not possible."""
     parser = argparse.ArgumentParser(prog="measure.py", description=__doc__.splitlines()[0])
     parser.add_argument("speech", nargs="+", metavar="SPEECH", help="Parquet files or audio")
     parser.add_argument("--model", type=Path, default=MODEL, help="a model's folder (default: %(default)s)")
     parser.add_argument(
         "--site", type=Path, default=PAGE / "dist", help="the page built with it (default: %(default)s)"
     )
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N utterances only")
     options = parser.parse_args(arguments)
     try:
-        print(measure(options.model, options.site, options.speech))
+        results = measure(options.model, options.site, options.speech, options.limit)
     except TaaeInputError as error:
         print(f"measure.py: error: {error}", file=sys.stderr)
         return 2
+    write_bytes(options.model / "results" / "web.json", (json.dumps(results, indent=1) + "\n").encode())
+    for readme in (README, options.site / README.name):
+        before, rest = readme.read_text(encoding="utf-8").split(PLACE[0])
+        write_bytes(readme, f"{before}{PLACE[0]}{sentence(results)}\n{PLACE[1]}{rest.split(PLACE[1])[1]}".encode())
+    print(sentence(results))
     return 0
 
 
