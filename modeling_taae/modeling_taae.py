@@ -97,14 +97,18 @@ class TaaeEncoderBlock(nn.Module):
     def forward(
         self, hidden_states: Tensor, lengths: Tensor | None = None, past: Past | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """(batch, in_width, steps) -> (batch, width, steps / stride), and the lengths at that rate."""
+        """(batch, in_width, steps) -> (batch, width, steps / stride), and the lengths at that rate.
+
+        This is what the transformer layers are to be given. The encoder calls them, when it has let go of the input,
+        which is the larger one.
+        """
         for unit in self.residual_units:
             hidden_states = unit(hidden_states, lengths, past)
         hidden_states = self.activation(hidden_states)
         if self.downsample is not None:
             hidden_states = self.downsample(hidden_states, lengths, past)
             lengths = self.downsample.output_lengths(lengths)
-        return self.transformer(hidden_states, lengths, past), lengths
+        return hidden_states, lengths
 
 
 class TaaeDecoderBlock(nn.Module):
@@ -151,6 +155,7 @@ class TaaeEncoder(nn.Module):
         hidden_states = self.conv_in(hidden_states, lengths, past)
         for block in self.blocks:
             hidden_states, lengths = block(hidden_states, lengths, past)
+            hidden_states = block.transformer(hidden_states, lengths, past)
         return zero_padding(self.conv_out(self.activation(hidden_states), lengths, past), lengths)
 
 
@@ -389,9 +394,11 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
             frames = self._whole_frames(samples)
         # The reference drops what does not fill its strides; a whole frame keeps it.
         missing = self._whole_frames(input_values.shape[-1]) * self.config.hop_length - input_values.shape[-1]
-        audio = F.pad(input_values, (0, missing)).to(self.dtype)
+        # Padding copies even if nothing is missing; a compiler would make a graph of its own for that.
+        if torch.compiler.is_compiling() or missing:
+            input_values = F.pad(input_values, (0, missing))
         patches = None if frames is None else frames * (self.config.hop_length // self.config.patch_size)
-        return self.encoder(audio, patches), frames
+        return self.encoder(input_values.to(self.dtype), patches), frames
 
     def _whole_frames(self, samples: int | Tensor) -> int | Tensor:
         """Frames that hold so many samples."""
