@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from training_runs import (
     ADVERSARIAL,
@@ -62,6 +63,10 @@ def test_two_processes_train_like_one_with_the_same_global_batch(recipe_file, tm
     finish(two)
     one, two = published(tmp_path / "one"), published(tmp_path / "two")
     assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
+    for name, processes in (("one", 1), ("two", 2)):  # the log tells which was which, in plain numbers
+        (log,) = (tmp_path / name).glob("log/*/hparams.yml")
+        recipe = yaml.safe_load(log.read_text())
+        assert (recipe["processes"], recipe["batch_size"]) == (processes, 2 // processes)
 
 
 def test_accumulated_batches_train_like_one_large_batch(recipe_file, tmp_path):

@@ -2,7 +2,7 @@
 
 Each file in recipes/ablations runs on top of the recipe that it changes, in a process with one thread, and so do these
 recipes themselves, the plain one with a second seed too: what two seeds differ by is no effect. A run that is finished
-is not run again, and one that was interrupted goes on. The table is written to results.md and results.json.
+is not run again, and one that was interrupted goes on. Prints Markdown, and keeps the same figures in a JSON file.
 """
 
 import argparse
@@ -22,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's 
 
 from modeling_taae.audio_io import write_bytes
 from modeling_taae.report import number, table
+from modeling_taae.summary import environment, rounded
+from training.benchmark import with_tables
 from training.checkpoints import checkpoint_step, complete_checkpoints
 from training.codec import load_model
 from training.recipe import RecipeError, parse_recipe
@@ -29,6 +31,7 @@ from training.recipe import RecipeError, parse_recipe
 ROOT = Path(__file__).resolve().parent
 RECIPES = ROOT / "recipes"
 PLAIN, ADVERSARIAL = RECIPES / "nano.yaml", RECIPES / "nano_adversarial.yaml"
+MARKERS = ("<!-- ablations: written by training/run_ablations.py -->\n", "<!-- /ablations -->")
 # Columns of the table: the name of a validation result, its heading, and its decimals.
 COLUMNS = (
     ("loss", "loss ↓", 3),
@@ -66,8 +69,15 @@ class Ablation:
     def arguments(self, steps: int, folder: Path, options: list[str]) -> list[str]:
         """The trainer's."""
         overlay = [] if self.overlay is None else ["--recipe", str(self.overlay)]
-        # A run of any length decays in its last third, and brings a discriminator in half-way.
-        schedule = {"max_steps": steps, "optimizer.decay_steps": -(-steps // 3), "validation.every": steps}
+        # A run of any length warms up in its first twelfth, decays in its last third, looks back a twentieth for its
+        # average, which is updated every eighth step, and brings a discriminator in half-way.
+        schedule = {
+            "max_steps": steps,
+            "optimizer.warmup_steps": steps // 12,
+            "optimizer.decay_steps": -(-steps // 3),
+            "optimizer.ema_decay": max(0.0, round(1 - 8 * 20 / steps, 4)),
+            "validation.every": steps,
+        }
         if self.base == ADVERSARIAL:
             schedule["discriminator.start_step"] = steps // 2
         settings = [text for name, value in schedule.items() for text in (f"--{name}", str(value))]
@@ -160,18 +170,39 @@ def last_validation(log: Path, step: int) -> dict[str, float] | None:
     return found
 
 
-def results_table(ablations: list[Ablation], results: dict[str, dict], steps: int) -> str:
-    """Markdown: a row for each ablation that is finished."""
-    heading = ["ablation", "what", "M parameters", "CPU s per step", *(heading for _, heading, _ in COLUMNS)]
-    rows = []
+def summarize(ablations: list[Ablation], runner: Runner) -> dict:
+    """What is kept of the runs that are finished."""
+    runs = []
     for ablation in ablations:
-        if (result := results.get(ablation.name)) is None:
-            continue
-        facts = [number(result["parameters"] / 1e6, 1), number(result["cpu_seconds_per_step"], 3)]
-        values = [number(result.get(name), decimals) for name, _, decimals in COLUMNS]
-        rows.append([ablation.name, ablation.description, *facts, *values])
-    note = f"Runs of {steps:,} steps, validated with averaged weights at the preset that the recipe names."
-    return f"{note}\n\n{table(heading, rows)}\n"
+        if (result := runner.result(ablation)) is not None:
+            facts = {name: result[name] for name in ("parameters", "cpu_seconds_per_step")}
+            values = {name: result.get(name) for name, _, _ in COLUMNS}
+            runs.append({"name": ablation.name, "what": ablation.description, **facts, **values})
+    return rounded({"steps": runner.steps, "environment": environment(), "runs": runs})
+
+
+def markdown(summary: dict) -> str:
+    """The runs as a table, below it what two seeds differ by."""
+    heading = ["ablation", "what", "M parameters", "CPU s per step", *(heading for _, heading, _ in COLUMNS)]
+    runs = {run["name"]: run for run in summary["runs"]}
+    rows = []
+    for name, run in runs.items():
+        facts = [number(run["parameters"] / 1e6, 1), number(run["cpu_seconds_per_step"], 3)]
+        rows.append([name, run["what"], *facts, *(number(run[column], digits) for column, _, digits in COLUMNS)])
+    parts = [
+        f"Runs of {summary['steps']:,} steps from scratch, one thread each ({summary['environment']['processor']}), "
+        "validated with averaged weights at the preset that the recipe names.",
+        table(heading, rows),
+    ]
+    if {"plain", "plain_again"} <= runs.keys():
+        one, other = runs["plain"], runs["plain_again"]
+        gaps = [
+            f"{number(abs(one[column] - other[column]), digits)} in {heading.rstrip(' ↑↓')}"
+            for column, heading, digits in COLUMNS
+            if one[column] is not None and other[column] is not None
+        ]
+        parts.append(f"Two seeds of the same recipe differ by {', '.join(gaps)}: smaller differences say nothing.")
+    return "\n\n".join(parts)
 
 
 def run_all(runner: Runner, ablations: list[Ablation], jobs: int) -> list[str]:
@@ -194,6 +225,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, required=True, metavar="N", help="of each run")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="how many run at a time (default: 1)")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/ablations"), metavar="DIR", help="for all runs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="for results (default: results.json in --output_dir)")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="a text whose table to replace by the results")
     parser.add_argument("--table", action="store_true", help="run nothing, and tabulate what is finished")
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="the rest goes to every training run")
     options = parser.parse_args(arguments)
@@ -202,21 +235,24 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = [names[name] for name in options.names] or list(names.values())
     runner = Runner(options.steps, options.output_dir, options.options)
     try:
+        if options.readme:
+            with_tables(options.readme, "", MARKERS)  # finds out now whether it will do
         for ablation in chosen:  # a mistake ends it here
             parse_recipe(ablation.arguments(runner.steps, runner.folder, runner.options))
             runner.result(ablation)
         options.output_dir.mkdir(parents=True, exist_ok=True)
         failures = [] if options.table else run_all(runner, chosen, options.jobs)
-    except RecipeError as error:
+        summary = summarize(list(names.values()), runner)
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:
         print("run_ablations.py: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    results = {name: result for name, ablation in names.items() if (result := runner.result(ablation)) is not None}
-    text = results_table(list(names.values()), results, options.steps)
-    write_bytes(options.output_dir / "results.json", (json.dumps(results, indent=1) + "\n").encode())
-    write_bytes(options.output_dir / "results.md", text.encode())
-    print(text, end="")
+    content = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
+    write_bytes(options.json or options.output_dir / "results.json", content.encode())
+    print(markdown(summary))
+    if options.readme:
+        write_bytes(options.readme, with_tables(options.readme, markdown(summary), MARKERS).encode())
     for failure in failures:
         print(f"run_ablations.py: {failure}", file=sys.stderr)
     return 1 if failures else 0

@@ -150,7 +150,8 @@ class Trainer:
             HubError: if the trained model does not get to the Hub.
         """
         self.resume()
-        self.accelerator.init_trackers("log", config=flatten(asdict(self.recipe)))
+        logged = {**flatten(asdict(self.recipe)), "processes": self.accelerator.num_processes}
+        self.accelerator.init_trackers("log", config=logged)
         progress = tqdm(
             initial=self.step,
             total=self.recipe.max_steps,
@@ -274,13 +275,15 @@ class Trainer:
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, str | int | float | bool]:
-    """Nested settings as dotted names, which is what trackers take."""
+    """Nested settings as dotted names and plain numbers, which is what trackers take."""
     flat = {}
     for name, value in tree.items():
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = value if isinstance(value, str | int | float | bool) else str(value)
+            # A number that the recipe restricts is of a type of its own, which nobody else could read.
+            kind = next((kind for kind in (bool, int, float) if isinstance(value, kind)), str)
+            flat[prefix + name] = kind(value)
     return flat
 
 
