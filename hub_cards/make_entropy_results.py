@@ -17,7 +17,7 @@ from tqdm import tqdm
 from modeling_taae.audio_io import TaaeInputError, write_bytes
 from modeling_taae.codec import Codec, load_codec
 from modeling_taae.entropy_prior import PRIOR_FILE, EntropyPrior
-from modeling_taae.report import table
+from modeling_taae.report import between, table
 from modeling_taae.taae_file import CODED_BOTTLENECKS, TaaeFile, pack_tokens
 from modeling_taae.token_statistics import token_statistics
 from modeling_taae.utterances import Utterances
@@ -121,12 +121,7 @@ def entropy_table(results: dict) -> str:
 
 def page(name: str, results: dict) -> str | None:
     """The page about the format with the table filled in; None where it has no place for this model's."""
-    start, end = PLACE[0].format(name=name), PLACE[1]
-    text = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
-    if start not in text or end not in text:
-        return None
-    before, rest = text.split(start, 1)
-    return f"{before}{start}{entropy_table(results)}\n{end}{rest.split(end, 1)[1]}"
+    return between((PLACE[0].format(name=name), PLACE[1]), PAGE, entropy_table(results))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -25,7 +25,7 @@ from modeling_taae.codec import load_codec
 from modeling_taae.export import FORMATS, export_codec
 from modeling_taae.exported_codec import ExportedCodec
 from modeling_taae.metrics import ALL_METRICS, score
-from modeling_taae.report import table
+from modeling_taae.report import between, table
 from modeling_taae.summary import environment, rounded
 from modeling_taae.utterances import Utterances
 
@@ -183,12 +183,7 @@ def export_table(results: dict) -> str:
 
 def page(name: str, results: dict) -> str | None:
     """The page about exports with the table filled in; None where it has no place for this model's."""
-    start, end = PLACE[0].format(name=name), PLACE[1]
-    text = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
-    if start not in text or end not in text:
-        return None
-    before, rest = text.split(start, 1)
-    return f"{before}{start}{export_table(results)}\n{end}{rest.split(end, 1)[1]}"
+    return between((PLACE[0].format(name=name), PLACE[1]), PAGE, export_table(results))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -275,11 +275,6 @@ def evaluation_results(ours: dict, results: dict) -> list[EvalResult]:
 
 def project_readme(name: str, results: dict) -> str | None:
     """The project's README with its comparison filled in; None where it has no place for this model's."""
-    start, end = COMPARISON[0].format(name=name), COMPARISON[1]
-    text = README.read_text(encoding="utf-8") if README.is_file() else ""
-    if start not in text or end not in text:
-        return None
-    before, rest = text.split(start, 1)
     shown = [metric for metric in ("pesq_wb", "pesq_nb", "stoi") if metric in results["metrics"]]
     body = "\n\n".join([report.setting(results), report.quality_table(results, shown), report.footnote(results)])
-    return f"{before}{start}{body}\n{end}{rest.split(end, 1)[1]}"
+    return report.between((COMPARISON[0].format(name=name), COMPARISON[1]), README, body)

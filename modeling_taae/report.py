@@ -274,3 +274,20 @@ def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; the first column is text, the others are set to the right."""
     lines = [list(heading), ["---", *["---:"] * (len(heading) - 1)], *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def between(markers: tuple[str, str], page: Path, content: str) -> str | None:
+    """The text of a page with this content between its two markers, in place of what is there.
+
+    Args:
+        markers: the line before and what comes after.
+        page: the file.
+        content: without the last end of line.
+
+    Returns:
+        None where there is no such page, or it lacks a marker.
+    """
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    before, start, rest = text.partition(markers[0])
+    _, end, after = rest.partition(markers[1])
+    return f"{before}{start}{content}\n{end}{after}" if start and end else None

@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from training_runs import CHECKOUT, TINY, write_recipe
 
 from modeling_taae.configuration_taae import NAMED_SIZES
 from training import benchmark_inference, benchmark_tools, benchmark_training
-from training.benchmark import MARKERS, main, markdown
+from training.benchmark import MARKERS, NO_GPU, main, markdown
 from training.benchmark_tools import Bench, count_operations, random_model
 
 RESULTS, README = CHECKOUT / "training" / "benchmark.json", CHECKOUT / "training" / "README.md"
@@ -87,8 +88,28 @@ def test_the_parts_of_a_step_make_up_the_whole():
 def test_a_long_recording_is_told_beside_a_short_one():
     row = benchmark_inference.long_audio_row("tiny", torch.float32, 30, threads=1)
     assert row["minutes"] == 0.5
-    assert 0.02 < row["encode: times that of 10 s"] < 50
-    assert row["memory in GB, all told"] > 0.1
+    for direction in ("encode", "decode"):
+        assert 0.02 < row[f"{direction}: times that of 10 s"] < 50
+        assert row[f"{direction}: memory in GB, all told"] > 0.1
+
+
+def test_frames_of_a_stream_go_through_compiled_functions_as_well(monkeypatch):
+    """As on a GPU, without its CUDA graphs."""
+    compiled = partial(torch.compile, fullgraph=True, dynamic=False, backend="eager")
+    monkeypatch.setattr(
+        benchmark_inference, "frame_functions", lambda model: (compiled(model.encode), compiled(model.decode))
+    )
+    rows = list(benchmark_inference.latency_rows(Bench()))
+    torch.compiler.reset()  # what was compiled counts in other tests
+    assert [row["direction"] for row in rows] == ["encode", "decode"]
+
+
+@pytest.mark.skipif(not RESULTS.exists(), reason="no results are kept in training/benchmark.json")
+def test_a_gpu_that_was_not_measured_is_told():
+    section = json.loads(RESULTS.read_text())["latency"]
+    assert NO_GPU in markdown({"latency": section})
+    section["environment"]["accelerator"] = "a GPU"
+    assert NO_GPU not in markdown({"latency": section})
 
 
 @pytest.mark.parametrize(

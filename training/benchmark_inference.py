@@ -1,11 +1,14 @@
 """The sections of the benchmark about inference."""
 
+import copy
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median, quantiles
@@ -14,7 +17,11 @@ import numpy as np
 import soundfile
 import torch
 
-from modeling_taae import TaaeFeatureExtractor
+from modeling_taae import TaaeFeatureExtractor, TaaeModel
+from modeling_taae.codec import Codec
+from modeling_taae.export import write_sides
+from modeling_taae.exported_codec import ExportedCodec
+from modeling_taae.taae_file import model_identity
 from training.benchmark_tools import BFLOAT16, FLOAT32, Bench, name_of, random_model
 from training.dry_run import PeakMemory
 
@@ -24,6 +31,7 @@ SPEEDS = (("nano", FLOAT32), ("nano", BFLOAT16), ("240m", FLOAT32), ("950m", FLO
 # Sizes, precisions and seconds of long recordings.
 LENGTHS = (("nano", FLOAT32, 600),)
 HOURS = (("nano", FLOAT32, 3600), ("950m", FLOAT32, 3600))
+IN_EIGHT_BITS = ("950m",)
 STREAMED = {"cpu": (("nano", FLOAT32),), "cuda": (("nano", FLOAT32), ("950m", BFLOAT16))}
 FRAMES, WARM_UP = 250, 25  # of a stream, of which the first do not count
 STARTS = 3
@@ -53,27 +61,62 @@ def long_audio_rows(bench: Bench) -> Iterator[dict]:
 
 
 def long_audio_row(size: str, dtype: torch.dtype, seconds: int, threads: int) -> dict:
-    """One of these rows: real-time factors of a long recording and, beside them, those of ten seconds."""
+    """One of these rows: the time for each second of a long recording and, beside it, of its first ten.
+
+    On a CPU this is processor time, which other work on the machine does not make much longer.
+    """
     torch.set_num_threads(threads)
-    bench = Bench()
-    with torch.inference_mode(), PeakMemory(bench.device) as memory:
-        model, factors = random_model(size, dtype, bench.device), {}
-        for length in (CLIP_SECONDS, seconds):
-            audio = bench.audio(1, length)
-            if length == CLIP_SECONDS:
-                codes = model.encode(audio).audio_codes
-                times = (bench.seconds(lambda: model.encode(audio)), bench.seconds(lambda: model.decode(codes)))  # noqa: B023
-            else:
-                start = time.perf_counter()
-                codes = model.encode(audio).audio_codes.cpu()
-                middle = time.perf_counter()
-                model.decode(codes.to(bench.device)).audio_values.cpu()
-                times = (middle - start, time.perf_counter() - middle)
-            factors[length] = [took / length for took in times]
-    row = {"size": size, "precision": name_of(dtype), "minutes": seconds / 60}
-    for direction, factor, short in zip(("encode", "decode"), factors[seconds], factors[CLIP_SECONDS], strict=True):
-        row |= {f"{direction}: real-time factor": factor, f"{direction}: times that of 10 s": factor / short}
-    return row | {"memory in GB, all told": memory.peak / 1e9}
+    device = Bench().device
+    clock, unit = (time.perf_counter, "time") if device.type == "cuda" else (time.process_time, "processor time")
+    bench, row = Bench(device=device, clock=clock), {"size": size, "precision": name_of(dtype), "minutes": seconds / 60}
+    with torch.inference_mode():
+        model, recording = random_model(size, dtype, device), bench.audio(1, seconds)
+        for direction, process in (("encode", model.encode), ("decode", model.decode)):
+            clip = recording[..., : round(CLIP_SECONDS / seconds * recording.shape[-1])]
+            short = bench.seconds(lambda: process(clip)) / CLIP_SECONDS  # noqa: B023
+            with PeakMemory(device) as memory:
+                outputs, took = bench.timed(lambda: process(recording))  # noqa: B023
+            recording = outputs[0]  # what was encoded is decoded, and the audio is no longer in memory
+            row[f"{direction}: {unit} per second"] = took / seconds
+            row[f"{direction}: times that of 10 s"] = took / seconds / short
+            row[f"{direction}: memory in GB, all told"] = memory.peak / 1e9
+    return row
+
+
+def eight_bit_rows(bench: Bench) -> Iterator[dict]:
+    """Encoding and decoding a clip with weights and activations in 8 bits, and what that changes.
+
+    All in onnxruntime, on the CPU.
+    """
+    for size in IN_EIGHT_BITS:
+        # With its initial layer scale of 1e-5, a layer would add next to nothing, and nothing would change.
+        model = random_model(size, FLOAT32, torch.device("cpu"), layer_scale_initial_scale=1.0)
+        audio = Bench(device=model.device).audio(1, CLIP_SECONDS)
+        with torch.inference_mode():
+            codes = model.encode(audio).audio_codes
+            decoded = model.decode(codes).audio_values
+        identity = model_identity(model)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            write_sides(Codec(model, TaaeFeatureExtractor(), identity, folder), folder, "onnx-int8", None, identity)
+            del model
+            codec = ExportedCodec.load(folder, torch.get_num_threads(), fast=True)
+        equal = float(np.mean(codec.encode(audio.numpy()).audio_codes == codes.numpy()))
+        error = decoded - torch.from_numpy(codec.decode(codes.numpy()))
+        changes = {"equal tokens": equal, "audio: signal to error in dB": decibels(decoded, error)}
+        seconds = {
+            "encode": bench.seconds(lambda: codec.encode(audio.numpy())),  # noqa: B023
+            "decode": bench.seconds(lambda: codec.decode(codes.numpy())),  # noqa: B023
+        }
+        for (direction, took), change in zip(seconds.items(), changes, strict=True):
+            what = {"size": size, "direction": direction, "clips": f"1 of {CLIP_SECONDS:g} s", "seconds": took}
+            what |= {"real-time factor": took / CLIP_SECONDS} | dict.fromkeys(changes)
+            yield what | {change: changes[change]}
+
+
+def decibels(signal: torch.Tensor, error: torch.Tensor) -> float:
+    """How much louder a signal is than the error in it."""
+    return 10 * torch.log10(signal.square().sum() / error.square().sum()).item()
 
 
 def startup_rows(bench: Bench) -> Iterator[dict]:
@@ -87,38 +130,60 @@ def startup_rows(bench: Bench) -> Iterator[dict]:
         imports = ("import torch, transformers", "import torch; from transformers import PreTrainedModel")
         commands = {code: ["-c", code] for code in imports}
         commands |= {"taae --help": ["-m", "modeling_taae", "--help"], "taae encode, 10 s": encode}
-        seconds = {name: shell_seconds(arguments) for name, arguments in commands.items()}
-        for name, took in seconds.items():
-            yield {"command": f"`{name}`", "seconds": took, "more than the first": took - seconds[imports[0]]}
+        times = {name: shell_times(arguments) for name, arguments in commands.items()}
+        for name, (took, processor) in times.items():
+            beyond = {"more than the first": took - times[imports[0]][0]}
+            yield {"command": f"`{name}`", "seconds": took, **beyond, "processor seconds": processor}
 
 
-def shell_seconds(arguments: list[str]) -> float:
-    """Median seconds of a Python process, after one that does not count."""
-    times, checkout = [], Path(__file__).resolve().parent.parent
+def shell_times(arguments: list[str]) -> tuple[float, float]:
+    """Least seconds of a Python process in several runs, and least processor seconds, after one that does not count."""
+    checkout = Path(__file__).resolve().parent.parent
+    # Compiled once, as it is when installed, whatever this process was told.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    times = []
     for _ in range(1 + STARTS):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, *arguments], check=True, cwd=checkout, stdout=subprocess.DEVNULL)
-        times.append(time.perf_counter() - start)
-    return median(times[1:])
+        start = processor_seconds_of_children(), time.perf_counter()
+        subprocess.run(
+            [sys.executable, *arguments], check=True, cwd=checkout, env=environment, stdout=subprocess.DEVNULL
+        )
+        times.append((time.perf_counter() - start[1], processor_seconds_of_children() - start[0]))
+    seconds, processor_seconds = zip(*times[1:], strict=True)
+    return min(seconds), min(processor_seconds)
+
+
+def processor_seconds_of_children() -> float:
+    """Processor time of all processes that were started here and have ended."""
+    return os.times().children_user + os.times().children_system
 
 
 def latency_rows(bench: Bench) -> Iterator[dict]:
     """The time from the last sample of a frame to its token, and from the token to the audio."""
     for size, dtype in STREAMED[bench.device.type]:
         model = random_model(size, dtype, bench.device, causal=True)
-        chunk, codes = bench.audio(1, model.config.hop_length / 16_000), None
+        encode, decode = frame_functions(model)
+        chunk = bench.audio(1, model.config.hop_length / 16_000)
         encoder = decoder = model.streaming_state()
         times = {"encode": [], "decode": []}
         for _ in range(WARM_UP + FRAMES):
             start = time.perf_counter()
-            encoded = model.encode(chunk, state=encoder)
-            codes, encoder = encoded.audio_codes.cpu(), encoded.state
+            encoded = encode(chunk, state=encoder)
+            # A copy of the state, because the next replay of a CUDA graph overwrites what the last one returned.
+            codes, encoder = encoded.audio_codes.cpu(), copy.deepcopy(encoded.state)
             middle = time.perf_counter()
-            decoded = model.decode(codes.to(bench.device), state=decoder)
-            decoder, _ = decoded.state, decoded.audio_values.cpu()
+            decoded = decode(codes.to(bench.device), state=decoder)
+            decoder, _ = copy.deepcopy(decoded.state), decoded.audio_values.cpu()
             times["encode"].append(middle - start)
             times["decode"].append(time.perf_counter() - middle)
         for direction, seconds in times.items():
             kept = sorted(1000 * second for second in seconds[WARM_UP:])
             what = {"size": size, "precision": name_of(dtype), "direction": direction}
             yield {**what, "milliseconds, median": median(kept), "one in a hundred takes": quantiles(kept, n=100)[-1]}
+
+
+def frame_functions(model: TaaeModel) -> tuple[Callable, Callable]:
+    """`encode` and `decode` of a causal model, on a GPU as CUDA graphs."""
+    if model.device.type != "cuda":
+        return model.encode, model.decode
+    compiled = partial(torch.compile, mode="reduce-overhead", fullgraph=True, dynamic=False)
+    return compiled(model.encode), compiled(model.decode)

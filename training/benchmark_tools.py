@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
+from typing import TypeVar
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -13,6 +14,7 @@ from modeling_taae import TaaeConfig, TaaeModel
 REPEATS, SECONDS = 3, 3.0  # each measurement is repeated so often, and for so long
 PEAK_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192, 16_384)}  # of square matrices
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
+Result = TypeVar("Result")
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -27,11 +29,13 @@ class Bench:
     Args:
         hour: whether an hour of audio is worth the time.
         device: where to compute.
+        clock: gives seconds.
         peaks: floating-point operations per second in products of large matrices, by precision.
     """
 
     hour: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    clock: Callable[[], float] = time.perf_counter
     peaks: dict[torch.dtype, float] = field(default_factory=dict)
 
     def peak(self, dtype: torch.dtype) -> float:
@@ -53,12 +57,16 @@ class Bench:
         function()
         times = []
         while len(times) < REPEATS or sum(times) < SECONDS:
-            self._wait()
-            start = time.perf_counter()
-            function()
-            self._wait()
-            times.append(time.perf_counter() - start)
+            times.append(self.timed(function)[1])
         return times
+
+    def timed(self, function: Callable[[], Result]) -> tuple[Result, float]:
+        """What a call returns, and its seconds."""
+        self._wait()
+        start = self.clock()
+        result = function()
+        self._wait()
+        return result, self.clock() - start
 
     def _wait(self) -> None:
         if self.device.type == "cuda":

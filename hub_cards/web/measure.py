@@ -19,6 +19,7 @@ from modeling_taae.codec import load_codec
 from modeling_taae.export import round_weights
 from modeling_taae.exported_codec import ExportedCodec
 from modeling_taae.metrics import stoi
+from modeling_taae.report import between
 from modeling_taae.taae_file import model_identity
 from modeling_taae.utterances import Utterances
 
@@ -96,8 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     write_bytes(options.model / "results" / "web.json", (json.dumps(results, indent=1) + "\n").encode())
     for readme in (README, options.site / README.name):
-        before, rest = readme.read_text(encoding="utf-8").split(PLACE[0])
-        write_bytes(readme, f"{before}{PLACE[0]}{sentence(results)}\n{PLACE[1]}{rest.split(PLACE[1])[1]}".encode())
+        write_bytes(readme, between(PLACE, readme, sentence(results)).encode())
     print(sentence(results))
     return 0
 
