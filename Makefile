@@ -24,7 +24,7 @@ TRIALS := --metrics pesq_wb stoi mel_distance --samples 0 --no-speed
 # Language models of its tokens; after a change of its weights, choose a new folder or remove this one.
 LANGUAGE_MODELS ?= $(RUN)/language_models
 PRESETS := 1x46656_400bps 2x15625_700bps 4x729_1000bps
-BUDGET ?= --budget.crop_frames 100 --budget.batch_size 4 --budget.max_steps 600
+BUDGET ?= --budget.crop_frames 100 --budget.batch_size 4 --budget.max_steps 300
 PEERS := codec2-450 codec2-700C codec2-1200 codec2-2400 opus-6k pcm16
 # All that belongs to a model's weights, each after what it needs; the middle ones for the model of the documentation.
 SHOWN := $(filter %/taae-speech-16k-nano,$(CARD:%/=%))

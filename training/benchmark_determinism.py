@@ -26,10 +26,12 @@ from modeling_taae import TaaeConfig, TaaeModel, convolution_taae
 from modeling_taae.audio_io import TaaeInputError, one_line, write_bytes
 from modeling_taae.batching import encode_clips
 from modeling_taae.codec import Codec, load_codec
-from modeling_taae.report import table
+from modeling_taae.report import between, table
 from modeling_taae.summary import environment, rounded
 from modeling_taae.utterances import Utterances
 
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "tokenize_a_corpus.md"
+PLACE = ("<!-- determinism: written by training/benchmark_determinism.py of {name} -->\n", "<!-- /determinism -->")
 REFERENCE = "float32 on the CPU, one thread, SDPA, each utterance by itself"
 BOTTLENECKS = ("1x46656_400bps", "2x15625_700bps", "native")
 BATCH_SECONDS = 30
@@ -264,6 +266,11 @@ def markdown(results: dict) -> str:
     )
 
 
+def page(results: dict) -> str | None:
+    """The page about tokens with the tables filled in; None where it has no place for this model's."""
+    return between((PLACE[0].format(name=results["model"]), PLACE[1]), PAGE, markdown(results))
+
+
 def cells(row: dict, frames: int) -> list[str]:
     """A row of the table."""
     if "skipped" in row:
@@ -288,7 +295,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     clips = [utterance.audio for utterance in utterances if utterance.audio is not None]
     results = {
-        "model": options.model.name,
+        "model": options.model.resolve().name,
         "identity": codec.identity,
         "data": ", ".join(Path(source).name for source in options.speech),
         "utterances": len(clips),
@@ -299,6 +306,8 @@ def main(arguments: list[str] | None = None) -> int:
     results = rounded(results)
     print(markdown(results))
     write_bytes(options.model / "results" / "determinism.json", (json.dumps(results, indent=1) + "\n").encode())
+    if (filled := page(results)) is not None:
+        write_bytes(PAGE, filled.encode())
     return 0
 
 
