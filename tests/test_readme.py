@@ -67,7 +67,7 @@ PAGES = {
         ["torch.Size([2, 1, 50])"],
         [
             *("again.wav", "encoded/a.taae", "encoded/b.taae", "tokens/manifest.json"),
-            *("runs/mine/model/model.safetensors", "results/report.html"),
+            *("said.wav", "continued.wav", "runs/mine/model/model.safetensors", "results/report.html"),
         ],
     ),
     "docs/convert_official_weights.md": Page(
@@ -79,7 +79,7 @@ PAGES = {
         ["train 2\ntest 1", "english_after {'pesq_wb': "],
         ["runs/dutch/model/config.json", "runs/dutch/samples/step-1/0-decoded.wav", "after.wav"],
     ),
-    "docs/speech_language_model.md": Page(["torch.Size([2, 50])"], ["said.wav", "continued.wav"]),
+    "docs/speech_language_model.md": Page(["torch.Size([2, 50])"]),
     "docs/stream.md": Page(["True", "torch.Size([1, 1, 1500]) True"], ["heard.wav", "heard.raw", "lecture.wav"]),
     "docs/taae_format.md": Page(["241 (2, 50)"]),
     "docs/tokenize_a_corpus.md": Page(
