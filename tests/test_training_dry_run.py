@@ -68,8 +68,9 @@ def test_what_stays_in_memory_is_counted_as_a_run_holds_it(tmp_path):
 def test_memory_that_is_given_back_counts_at_its_peak():
     with PeakMemory(torch.device("cpu")) as memory:
         for _ in range(20):
-            np.ones(3 * 10**6)  # 24 MB, written to
-    assert 20e6 < memory.rise < 60e6
+            # 64 MB, written to: too much for malloc to take from what earlier tests have left it.
+            np.ones(8 * 10**6)
+    assert 60e6 < memory.rise < 100e6
 
 
 def test_time_is_told_by_phase():
