@@ -81,6 +81,8 @@ def main() -> None:
         "--demo", nargs="+", default=(), metavar=("FILE", "ID"), help="a recording to encode into demo.taae"
     )
     options = parser.parse_args()
+    if len(options.demo) > 2:
+        parser.error(f"--demo takes a file and perhaps an id, not {len(options.demo)} values; put a pattern in quotes")
     try:
         publish(options.source, options.destination, options.demo)
     except (TaaeInputError, OSError) as error:
