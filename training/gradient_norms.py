@@ -35,16 +35,7 @@ def measure(trainer: Trainer) -> dict[str, np.ndarray]:
     weights, found = trainable_parameters(trainer.model), defaultdict(list)
     trainer.model.train()
     for crops, utterances in zip(trainer.batches(), trainer.utterances(), strict=False):
-        with trainer.accelerator.autocast():
-            decoded = trainer.model(crops).audio_values
-        terms = trainer.reconstruction(decoded, crops)
-        if trainer.adversary is not None:
-            terms |= trainer.adversary.losses(decoded, crops, trainer.step)[0]
-        if trainer.perceptual is not None:
-            with trainer.accelerator.autocast():
-                terms["perceptual"] = trainer.perceptual(decoded, crops)
-        if trainer.reader is not None:
-            terms["ctc"] = trainer.reader.loss(trainer.model, utterances)
+        decoded, terms, _ = trainer.losses(crops, utterances)
         for name, term in terms.items():
             found[name].append((term.item(), gradient_norm(term, [decoded]), gradient_norm(term, weights)))
         trainer.step += 1  # another draw of resolutions
@@ -54,9 +45,11 @@ def measure(trainer: Trainer) -> dict[str, np.ndarray]:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     recipe = parse_recipe(sys.argv[1:] if arguments is None else arguments)
-    validation = replace(recipe.validation, corpus=None)
+    recipe = replace(recipe, max_steps=BATCHES, validation=replace(recipe.validation, corpus=None))
+    if recipe.discriminator is not None:
+        recipe = replace(recipe, discriminator=replace(recipe.discriminator, start_step=0))
     try:
-        found = measure(Trainer(replace(recipe, max_steps=BATCHES, validation=validation)))
+        found = measure(Trainer(recipe))
     except RecipeError as error:
         print(f"gradient_norms.py: error: {error}", file=sys.stderr)
         sys.exit(2)

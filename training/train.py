@@ -174,7 +174,16 @@ class Trainer:
             self.accelerator.end_training()
 
     def forward_and_backward(self, audio: torch.Tensor, utterances: dict | None = None) -> dict[str, torch.Tensor]:
-        """Gathers the gradients of a batch and returns its losses for the log.
+        """Gathers the gradients of a batch and returns its losses for the log; arguments as for `losses`."""
+        _, terms, others = self.losses(audio, utterances)
+        loss = weighted_sum(terms, self.recipe.losses, self.step)
+        self.accelerator.backward(loss)
+        return {name: value.detach() for name, value in {**terms, **others, "loss": loss}.items()}
+
+    def losses(
+        self, audio: torch.Tensor, utterances: dict | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """What a batch is decoded to, the terms of the codec's loss, at weight 1, and others' losses, for the log.
 
         The codec decodes once: its own losses and the discriminator's are taken from the same audio.
 
@@ -193,9 +202,7 @@ class Trainer:
             terms |= adversarial
         if self.reader is not None:
             terms["ctc"] = self.reader.loss(self.accelerator.unwrap_model(self.model), utterances)
-        loss = weighted_sum(terms, self.recipe.losses, self.step)
-        self.accelerator.backward(loss)
-        return {name: value.detach() for name, value in {**terms, **others, "loss": loss}.items()}
+        return decoded, terms, others
 
     def update(self) -> dict[str, torch.Tensor]:
         """One step of the optimisers with the gradients gathered; returns the gradient norm for the log."""
