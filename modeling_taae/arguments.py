@@ -89,11 +89,12 @@ Output
   manifest.json  model, settings, counts, checksums
   README.md      the data set's card; load_dataset("tokens") works, and so does `taae push tokens ...`
   rejects.jsonl  rows without tokens: id, source and reason, which is one of missing, bad audio (not decodable, cut off,
-                 not finite), bad text (of an archive), too short, silent, duplicate (of an id that came before), or
-                 damaged (the rest of a Parquet or tar file cannot be read)
+                 not finite), bad text (of an archive), too short, silent, or damaged (the rest of a Parquet or tar
+                 file cannot be read)
   report.json    how fast it went
 
-A row's id is that of the source if it has one, else its file's name and place in it."""
+A row's id is that of the source if it has one, else its file's name and place in it. Where several rows have one id,
+the second becomes id#2, and so on. A file that several sources name is read once."""
 EXPORT_EXAMPLES = """\
   taae export hub_cards/taae-speech-16k-nano -o exported
   taae export hub_cards/taae-speech-16k-nano -o exported --format onnx-int8 --bottleneck 2x15625_700bps

@@ -41,11 +41,12 @@ class Corpus:
         subset: str | None = None,
     ):
         self.readers, self.sources = [], []
+        taken: set[Path] = set()
         found = {name: [] if split and os.path.isdir(name) else matching_paths(name) for name in sources}
         root = common_folder(itertools.chain.from_iterable(found.values()))
         for name, paths in found.items():
             if paths:
-                readers, fingerprint = open_files(name, paths, root, audio_column, id_column)
+                readers, fingerprint = open_files(name, paths, taken, root, audio_column, id_column)
             else:
                 readers, fingerprint = open_dataset(name, split or "train", subset, audio_column, id_column)
             self.readers += readers
@@ -82,13 +83,23 @@ def common_folder(paths: Iterable[Path]) -> Path:
     return Path(os.path.commonpath(folders)) if folders else Path()
 
 
-def open_files(name: str, paths: list[Path], root: Path, audio_column: str, id_column: str | None) -> tuple:
-    """Readers of files and folders, and a fingerprint that changes when a file does."""
+def open_files(
+    name: str, paths: list[Path], taken: set[Path], root: Path, audio_column: str, id_column: str | None
+) -> tuple:
+    """Readers of files and folders, but not of files taken already, and a fingerprint that changes when a file does.
+
+    Raises:
+        TaaeInputError: if there is no file, or one lacks a column.
+    """
     files, tables = [], []
     for path in map(Path, map(os.path.abspath, paths)):
         inside = search_directory(path, AUDIO_SUFFIXES | {".parquet", ".tar"}) if path.is_dir() else [path]
         files += sorted(file for file in inside if file.name not in METADATA_READERS)
         tables += [path / table for table in METADATA_READERS if (path / table).is_file()]
+    if not files and not tables:
+        raise TaaeInputError(f"{name}: holds no audio, no Parquet and no tar file; expected one of them")
+    files = [file for file in dict.fromkeys(files) if file not in taken]
+    taken.update(files)
     recordings, parquets, archives = (
         [file for file in files if kind_of(file) == kind] for kind in ("audio", ".parquet", ".tar")
     )
@@ -97,8 +108,6 @@ def open_files(name: str, paths: list[Path], root: Path, audio_column: str, id_c
         Tables(parquets, root, audio_column, id_column),
         Archives(archives, root, id_column),
     ]
-    if not any(map(len, readers)):
-        raise TaaeInputError(f"{name}: holds no audio, no Parquet and no tar file; expected one of them")
     return [reader for reader in readers if len(reader)], fingerprint_of([*files, *tables], root)
 
 

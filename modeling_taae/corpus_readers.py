@@ -190,6 +190,10 @@ class Tables:
             except (OSError, *DAMAGED):
                 self.units.append((file, [], 0))  # reading will tell what is wrong
                 continue
+            except ValueError as error:
+                raise TaaeInputError(
+                    f"{file}: has a column of a kind that `datasets` does not read ({one_line(error)}); leave it out"
+                ) from error
             check_column(audio_column, features, str(file), "--audio-column")
             if id_column is not None:
                 check_column(id_column, features, str(file), "--id-column")

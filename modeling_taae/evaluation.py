@@ -8,10 +8,10 @@ import hashlib
 import json
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,7 +25,7 @@ from .audio_io import TaaeInputError, one_line
 from .feature_extraction_taae import normalize_loudness
 from .judges import Judge
 from .metrics import ALL_METRICS, SAMPLING_RATE, Metric, score
-from .peers import System, align, estimate_delay
+from .peers import CODEC_ERRORS, System, align, estimate_delay
 from .protocols import Conditions, silence_level
 from .utterances import Utterance, Utterances
 
@@ -88,8 +88,14 @@ def evaluate(
         speed: whether to measure speed at the end.
 
     Raises:
-        TaaeInputError: if there is no utterance to score.
+        TaaeInputError: if there is no utterance to score, or two systems have one name.
     """
+    counts = Counter(system.name for system in systems)
+    if repeated := [name for name, count in counts.items() if count > 1]:
+        raise TaaeInputError(
+            f"{', '.join(repeated)}: several codecs have this name, and would be one in the results; evaluate them in "
+            "runs of their own, or rename a folder"
+        )
     known = {name: ALL_METRICS[name] for name in metrics}
     for judge in judges:
         known |= judge.metrics
@@ -99,7 +105,7 @@ def evaluate(
         raise TaaeInputError(f"none of the {len(utterances)} utterances can be scored; check the data")
     for system in systems:
         if system.delay is None:
-            system.delay = estimate_delay((clip, system.decode(system.encode(clip))) for clip in clips)
+            system.delay = estimate_delay(passages(system, clips))
     result.delays = {system.name: system.delay for system in systems}
     result.rows = {system.name: [] for system in systems}
     total = len(utterances) * len(systems) or None
@@ -179,6 +185,13 @@ def references(utterances: Utterances | Conditions, target_loudness: float | Non
     return clips
 
 
+def passages(system: System, clips: list[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Clips with what a codec makes of them, where it does not fail; where it does, its rows will say so."""
+    for clip in clips:
+        with suppress(*CODEC_ERRORS):
+            yield clip, system.decode(system.encode(clip))
+
+
 def normalized(utterance: Utterance, target_loudness: float | None) -> np.ndarray:
     """(samples,) float32 at the loudness in LUFS that codecs are given."""
     if target_loudness is None:
@@ -199,7 +212,7 @@ def reconstruct(
     try:
         encoded = system.encode(reference)
         decoded = align(system.decode(encoded), delay, len(reference)).astype(np.float32)
-    except (RuntimeError, ValueError, OSError) as error:
+    except CODEC_ERRORS as error:
         return row | {"error": one_line(error)}, None
     if not np.isfinite(decoded).all():
         return row | {"error": "the decoded audio contains NaN or infinite samples"}, None
@@ -250,7 +263,7 @@ class RowStore:
     def __enter__(self) -> "RowStore":
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
+            for line in self.path.read_bytes().split(b"\n"):
                 try:
                     row = json.loads(line)
                     self.rows[row["key"]] = row

@@ -12,6 +12,8 @@ import torch
 
 from .audio_io import TaaeInputError, one_line
 from .metrics import SAMPLING_RATE, Metric
+from .peers import model_name
+from .taae_file import weights_identity
 
 # What the figures of the literature are mostly made with.
 USUAL_RECOGNIZER, USUAL_VERIFIER = "openai/whisper-small", "microsoft/wavlm-base-plus-sv"
@@ -103,7 +105,11 @@ class Recognizer:
         from transformers import pipeline
 
         self.pipeline = load(lambda: pipeline("automatic-speech-recognition", model=name, device=device), name)
-        self.facts = {"recognizer": name.rstrip("/").split("/")[-1], "text normalisation": "Whisper's basic one"}
+        self.facts = {
+            "recognizer": model_name(name),
+            "recognizer weights": weights_identity(self.pipeline.model.state_dict()),
+            "text normalisation": "Whisper's basic one",
+        }
         # The reference of an utterance is transcribed once for all codecs.
         self._transcribe_reference = lru_cache(maxsize=4)(self._transcribe_bytes)
 
@@ -155,7 +161,10 @@ class SpeakerVerifier:
 
         self.extractor = load(lambda: AutoFeatureExtractor.from_pretrained(name), name)
         self.model = load(lambda: AutoModelForAudioXVector.from_pretrained(name), name).to(device).eval()
-        self.facts = {"speaker model": name.rstrip("/").split("/")[-1]}
+        self.facts = {
+            "speaker model": model_name(name),
+            "speaker model weights": weights_identity(self.model.state_dict()),
+        }
 
     @torch.inference_mode()
     def embed(self, audio: np.ndarray) -> np.ndarray:

@@ -29,11 +29,11 @@ def si_sdr(reference: np.ndarray, decoded: np.ndarray) -> float:
     vocoders and small models do not, is far below zero whatever it sounds like.
 
     Returns:
-        Decibels; NaN where the reference is constant.
+        Decibels; NaN where either clip is constant, as digital silence is.
     """
     from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 
-    if np.ptp(reference) == 0:
+    if np.ptp(reference) == 0 or np.ptp(decoded) == 0:
         return NOT_A_NUMBER
     clips = torch.from_numpy(np.ascontiguousarray(decoded)), torch.from_numpy(np.ascontiguousarray(reference))
     return float(scale_invariant_signal_distortion_ratio(*clips, zero_mean=True))
@@ -45,7 +45,8 @@ def pesq_wb(reference: np.ndarray, decoded: np.ndarray) -> float:
     Clips over 20 s, which are beyond what the standard was made for, are scored in equal parts and averaged.
 
     Returns:
-        MOS-LQO, 1.04 to 4.64; NaN where PESQ finds no speech or the clip is under a quarter of a second.
+        MOS-LQO, 1.04 to 4.64; NaN where PESQ finds no speech, the decoded clip is digital silence, or the clip is under
+        a quarter of a second.
     """
     return _pesq(reference, decoded, SAMPLING_RATE, "wb")
 
@@ -56,7 +57,8 @@ def pesq_nb(reference: np.ndarray, decoded: np.ndarray) -> float:
     Clips over 20 s are scored in equal parts and averaged.
 
     Returns:
-        MOS-LQO, 1.02 to 4.56; NaN where PESQ finds no speech or the clip is under a quarter of a second.
+        MOS-LQO, 1.02 to 4.56; NaN where PESQ finds no speech, the decoded clip is digital silence, or the clip is under
+        a quarter of a second.
     """
     import soxr
 
@@ -69,9 +71,11 @@ def _pesq(reference: np.ndarray, decoded: np.ndarray, sampling_rate: int, mode: 
 
     parts = -(-len(reference) // (LONGEST_PESQ * sampling_rate))
     scores = []
-    for pair in zip(np.array_split(reference, parts), np.array_split(decoded, parts), strict=True):
+    for whole, coded in zip(np.array_split(reference, parts), np.array_split(decoded, parts), strict=True):
+        if not coded.any():  # of which pesq would divide by its power
+            continue
         try:
-            scores.append(float(pesq.pesq(sampling_rate, *pair, mode)))
+            scores.append(float(pesq.pesq(sampling_rate, whole, coded, mode)))
         except (pesq.NoUtterancesError, pesq.BufferTooShortError):
             continue
     return float(np.mean(scores)) if scores else NOT_A_NUMBER

@@ -25,6 +25,8 @@ LONGEST_DELAY = 0.15
 ENVELOPE_STEP = SAMPLING_RATE // 1000
 # Below this correlation of waveforms a codec does not keep the phase, below that of levels it gives noise.
 KEPT_PHASE, KEPT_LEVEL = 0.5, 0.5
+# What codecs raise at a clip that they cannot take.
+CODEC_ERRORS = (RuntimeError, ValueError, OSError)
 
 
 @dataclass(frozen=True)

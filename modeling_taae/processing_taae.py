@@ -150,6 +150,7 @@ class TaaeProcessor(ProcessorMixin):
         text: str | Sequence[str],
         audio: np.ndarray | Tensor | Sequence | None = None,
         audio_codes: Tensor | np.ndarray | Sequence | None = None,
+        audio_codes_mask: Tensor | None = None,
         sampling_rate: int | None = None,
         return_tensors: str | None = None,
         **kwargs,
@@ -162,6 +163,8 @@ class TaaeProcessor(ProcessorMixin):
                 order of the texts.
             audio_codes: in place of audio, one clip's codes (tokens_per_frame, frames) or a list of such, as `encode`
                 of the codec returns them for the bottleneck of this processor.
+            audio_codes_mask: with `audio_codes` of a padded batch, what `encode` returns beside them, (batch, frames):
+                frames that it does not mark are left out.
             sampling_rate: of the audio, in Hz.
             return_tensors: `"pt"`, `"np"`, or None for lists.
             kwargs: for the tokenizer. `padding`, `padding_side`, `max_length` and `pad_to_multiple_of` count the speech
@@ -179,7 +182,7 @@ class TaaeProcessor(ProcessorMixin):
         if kwargs.pop("truncation", None):
             raise ValueError("Truncation could cut speech within a frame; pass shorter texts and clips instead.")
         padding = {name: kwargs.pop(name) for name in PADDING_ARGUMENTS if name in kwargs}
-        clips = _as_list(audio_codes) if audio is None else self.encode_speech(audio, sampling_rate)
+        clips = _as_list(audio_codes, audio_codes_mask) if audio is None else self.encode_speech(audio, sampling_rate)
         encoding = self.tokenizer([text] if isinstance(text, str) else list(text), **kwargs)
         return self._put_speech(encoding, clips, padding, return_tensors)
 
@@ -242,8 +245,7 @@ class TaaeProcessor(ProcessorMixin):
         inputs = self.feature_extractor(audio, sampling_rate=sampling_rate, return_tensors="pt").to(codec.device)
         with torch.no_grad():
             encoded = codec.encode(**inputs, bottleneck=self.bottleneck)
-        masks = encoded.audio_codes_mask.bool()
-        return [codes[:, mask].cpu() for codes, mask in zip(encoded.audio_codes, masks, strict=True)]
+        return _as_list(encoded.audio_codes.cpu(), encoded.audio_codes_mask.cpu())
 
     def decode_speech(self, segments: Sequence[str | Tensor]) -> list[str | np.ndarray]:
         """The segments of [`~TaaeProcessor.parse`] with speech as waveforms, (samples,) float32.
@@ -269,7 +271,9 @@ class TaaeProcessor(ProcessorMixin):
     def parse(self, ids: Tensor | np.ndarray | Sequence[int], errors: str = "strict") -> ParsedSequence:
         """Reads one sequence of ids, such as a row that `generate` returns, as text and speech.
 
-        Special tokens of the tokenizer are left out of the text, and so is text that consists of nothing else.
+        Special tokens of the tokenizer are left out of the text, and so is text that consists of nothing else. Pieces
+        of text are decoded one by one: a tokenizer that drops the space its text begins with, as those of sentencepiece
+        do, drops it after speech too.
 
         Args:
             ids: (length,) integers, the prompt included.
@@ -327,7 +331,9 @@ class TaaeProcessor(ProcessorMixin):
             rate = self.feature_extractor.sampling_rate
             if all(isinstance(clips[index], str) for index in sounding):
                 sampling_rate = rate
-            codes = self.encode_speech([load_audio(clips[index], rate) for index in sounding], sampling_rate)
+            given = [clips[index] for index in sounding]
+            waveforms = [load_audio(clip, rate) if isinstance(clip, str) else clip for clip in given]
+            codes = self.encode_speech(waveforms, sampling_rate)
             for index, clip in zip(sounding, codes, strict=True):
                 clips[index] = clip
         return clips
@@ -362,10 +368,12 @@ class TaaeProcessor(ProcessorMixin):
         return BatchFeature(dict(padded), tensor_type=return_tensors)
 
 
-def _as_list(audio_codes: Tensor | np.ndarray | Sequence | None) -> list:
-    """The clips of an argument that is one clip, (tokens_per_frame, frames), several, or None."""
+def _as_list(audio_codes: Tensor | np.ndarray | Sequence | None, mask: Tensor | None = None) -> list:
+    """The clips of an argument that is one clip, (tokens_per_frame, frames), several, perhaps padded, or None."""
     if audio_codes is None:
         return []
+    if mask is not None:
+        return [codes[:, real] for codes, real in zip(audio_codes, mask.bool(), strict=True)]
     if isinstance(audio_codes, (Tensor, np.ndarray)) and audio_codes.ndim == 2:
         return [audio_codes]
     return list(audio_codes)

@@ -10,7 +10,7 @@ import numpy as np
 
 from .audio_io import TaaeInputError
 from .metrics import SAMPLING_RATE
-from .peers import Encoded, System, TaaeSystem, align
+from .peers import CODEC_ERRORS, Encoded, System, TaaeSystem, align
 from .taae_file import TaaeFile
 from .utterances import Utterance, Utterances
 
@@ -94,9 +94,11 @@ def end_to_end(utterances: Iterable[Utterance], samples: int) -> np.ndarray:
     """Utterances one after another, from the first one again if need be: (samples,)."""
     clips, have = [], 0
     for utterance in utterances:
-        if utterance.audio is not None and have < samples:
+        if utterance.audio is not None:
             clips.append(utterance.audio)
             have += len(utterance.audio)
+        if have >= samples:
+            break
     return np.resize(np.concatenate(clips or [np.zeros(samples, np.float32)]), samples)
 
 
@@ -165,10 +167,10 @@ class PacketLoss:
 
     def __init__(self, system: TaaeSystem, share: float):
         self.system, self.share = system, share
-        self.name = f"{system.name}, {share:.0%} lost"
+        self.name = f"{system.name}, {100 * share:g}% lost"
         self.nominal_bit_rate, self.delay = system.nominal_bit_rate, system.delay
         self.facts = {**system.facts, "kind": "packet loss", "concealment": "the frame before"}
-        self.facts |= {"codec": system.name, "trial": f"{share:.0%} of frames lost"}
+        self.facts |= {"codec": system.name, "trial": f"{100 * share:g}% of frames lost"}
 
     def encode(self, audio: np.ndarray) -> Encoded:
         """Encodes all frames."""
@@ -190,6 +192,6 @@ def silence_level(system: System) -> float | None:
     silence = np.zeros(2 * SAMPLING_RATE, np.float32)
     try:
         decoded = system.decode(system.encode(silence))
-    except (RuntimeError, ValueError, OSError):
+    except CODEC_ERRORS:
         return None
     return float(10 * np.log10(np.mean(np.square(decoded)) + 1e-12))

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 LEFT_OUT = (".*", "*/.*", "__pycache__/*", "*/__pycache__/*", "results/*rows.jsonl", "results/*report.html")
 # Unpickling a file runs whatever its author put into it, so nobody should be asked to.
 PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
-PLACEHOLDER = re.compile(r"\b(?:TODO|FIXME|TBD|XXX)\b|\[More Information Needed\]|\{\{|\{%", re.IGNORECASE)
+# Capitals alone: "todo" is a word of Spanish and Portuguese.
+PLACEHOLDER = re.compile(r"\b(?:TODO|FIXME|TBD|XXX)\b|(?i:\[More Information Needed\])|\{\{|\{%")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # in one file, or in shards
 CARD, RESULTS, MANIFEST = "README.md", "results/results.json", "manifest.json"
 

@@ -96,7 +96,8 @@ class SpeechReader:
 
     Args:
         vocabulary: the speech tokens.
-        ids: (length,) int64.
+        ids: (length,) int64. End markers that follow one at its end are padding: `generate` takes the token that ends a
+            row for that if there is no other.
         errors: `"strict"` to raise an error at what is not well-formed, `"repair"` to make the best of it: a marker
             that is missing is added, and one too many is left out; text before a span's end marker is left out; so are
             frames that lack a stage, with whatever tokens stand out of turn; codes that no audio has become the nearest
@@ -110,12 +111,17 @@ class SpeechReader:
         if errors not in ("strict", "repair"):
             raise ValueError(f'errors is "strict" or "repair", not {errors!r}.')
         self.vocabulary = vocabulary
-        self.ids = ids
+        self.ids = ids[: len(ids) - self._padding(ids)]
         self.errors = errors
         self.repairs: list[str] = []
         self.pieces: list[tuple[str, Tensor]] = []
         # Positions of the tokens of the span that is open, None between spans.
         self.span: list[range] | None = None
+
+    def _padding(self, ids: Tensor) -> int:
+        others = (ids != self.vocabulary.end_id).nonzero()[:, 0]
+        end_markers = len(ids) - 1 - int(others[-1]) if len(others) else 0
+        return max(end_markers - 1, 0)
 
     def read(self) -> list[tuple[str, Tensor]]:
         """The pieces of the sequence, in order: ("text", ids) or ("speech", codes (tokens_per_frame, frames)).

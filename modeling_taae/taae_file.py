@@ -40,7 +40,7 @@ import io
 import math
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,8 @@ import numpy as np
 from .audio_io import TaaeInputError, display_name, read_bytes, write_bytes
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .entropy_prior import EntropyPrior
     from .modeling_taae import TaaeModel
 
@@ -77,15 +79,19 @@ class TaaeFileError(TaaeInputError):
 def model_identity(model: "TaaeModel") -> str:
     """What tells one model's weights from another's: 16 hexadecimal digits.
 
-    It is the start of the SHA-256 over the names, shapes and float32 values of the model's tensors, sorted by name.
     Equal values give the same identity whether they are stored in float32 or less, and whether weight norm is split
     into direction and magnitude or fused.
 
     Args:
         model: a model on any device, with its weights loaded.
     """
+    return weights_identity(model.fused_state_dict())
+
+
+def weights_identity(tensors: "Mapping[str, Tensor]") -> str:
+    """The start of the SHA-256 over the names, shapes and float32 values of tensors, sorted by name."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.fused_state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         values = tensor.detach().cpu().float().contiguous().numpy()
         digest.update(f"{name} {tuple(values.shape)}\n".encode())
         digest.update(values.astype("<f4", copy=False).data)

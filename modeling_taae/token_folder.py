@@ -13,6 +13,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 
 import pyarrow as pa
@@ -179,32 +180,38 @@ class Contents:
         schema: of the shards.
         shards: of each shard its file, rows, frames, seconds, bytes and SHA-256.
         rejects: of each row without tokens its id, source and reason.
-        ids: of all rows with tokens.
+        ids: of all rows with tokens, and how many rows have each in the source.
     """
 
     schema: pa.Schema
     shards: list[dict] = field(default_factory=list)
     rejects: list[dict] = field(default_factory=list)
-    ids: set[str] = field(default_factory=set)
+    ids: Counter[str] = field(default_factory=Counter)
 
     def add(self, part: pa.Table) -> pa.Table:
-        """Takes the rejects from a part, rows with an id that was there before among them, and returns the rest."""
-        kept = []
+        """Takes the rejects from a part and returns the rest, each row with an id of its own."""
+        kept, names = [], []
         columns = (part[name].to_pylist() for name in ("id", SOURCE, PROBLEM))
         for number, (name, source, reason) in enumerate(zip(*columns, strict=True)):
-            if not reason and name in self.ids:
-                reason = "duplicate: a row before has the same id"
             if reason:
                 self.rejects.append({"id": name, "source": source, "reason": reason})
             else:
-                self.ids.add(name)
                 kept.append(number)
+                names.append(self._own_id(name))
         rows = part.take(pa.array(kept, pa.int64()))
+        rows = rows.set_column(rows.column_names.index("id"), "id", pa.array(names, pa.string()))
         columns = [
             rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(len(rows), field.type)
             for field in self.schema
         ]
         return pa.table(columns, schema=self.schema)
+
+    def _own_id(self, name: str) -> str:
+        """An id that no row has yet: in many corpora it is that of the sentence, which several people read."""
+        spellings = chain([name], (f"{name}#{number}" for number in count(self.ids[name] + 1)))
+        own = next(spelling for spelling in spellings if spelling not in self.ids)
+        self.ids.update({name, own})
+        return own
 
     @property
     def fingerprint(self) -> str:

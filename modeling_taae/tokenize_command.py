@@ -1,6 +1,7 @@
 """`taae tokenize`: from a corpus of recorded speech to a data set of tokens."""
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -43,8 +44,9 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.sources, args.output)
     corpus = Corpus(args.sources, args.audio_column, args.id_column, args.split, args.subset)
     name = args.model or default_model()
+    is_on_hub = not os.path.isdir(name)
     # Workers may run in another folder.
-    name = os.path.abspath(name) if os.path.isdir(name) else name
+    name = name if is_on_hub else os.path.abspath(name)
     with RayWorkers(args.ray, args.workers, args.device) if args.ray else nullcontext() as cluster:
         codec = load_codec(name, "cpu" if cluster else args.device, args.loudness)
         device = cluster.device if cluster else codec.model.device.type
@@ -66,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
             for part in speed.measured(parts, len(corpus), done=len(corpus) - len(units)):
                 folder.add(part)
             contents = folder.assemble(plan["split"], args.shard_hours)
-            manifest = make_manifest(plan, codec, model_name(name), corpus, contents)
+            manifest = make_manifest(plan, codec, name if is_on_hub else model_name(name), corpus, contents)
             report = speed.report(args.price_per_hour)
             folder.write(folder.path / REPORT, as_json(report))
             folder.finish(card(folder.path.resolve().name, manifest, args.license), manifest)
@@ -154,6 +156,7 @@ def card(name: str, manifest: dict, license: str | None) -> str:
         manifest=manifest,
         own_columns=[name for name in manifest["columns"] if name not in OUR_COLUMNS],
         vocabulary=" + ".join(f"{size:,}" for size in sizes),
+        bottleneck=json.dumps(parse_bottleneck(plan["bottleneck"])),
         loudness="left at their own level" if plan["loudness"] is None else f"brought to {plan['loudness']:g} LUFS",
         device={"cpu": "a CPU", "cuda": "a GPU"}.get(plan["device"], plan["device"]),
     )

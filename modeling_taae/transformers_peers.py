@@ -12,6 +12,7 @@ import torch
 from .audio_io import TaaeInputError
 from .judges import load
 from .peers import SAMPLING_RATE, Encoded, model_name
+from .taae_file import weights_identity
 
 
 class TransformersSystem:
@@ -48,6 +49,7 @@ class TransformersSystem:
         self.name = model_name(source) + (f"?{query}" if query else "")
         self.facts = {
             "kind": f"Transformers {kind}",
+            "weights": weights_identity(self.model.state_dict()),
             "parameters": self.model.num_parameters(),
             "device": self.model.device.type,
             "dtype": str(self.model.dtype).removeprefix("torch."),

@@ -198,13 +198,23 @@ def decode_cell(audio: dict | str | bytes | None, name: str, sampling_rate: int)
         TaaeInputError: if there is no audio, or it cannot be decoded.
         OSError: if the file cannot be read.
     """
-    if not isinstance(audio, dict):
-        audio = {"bytes": audio if isinstance(audio, bytes) else None, "path": audio}
-    if audio["bytes"] is not None:
-        return decode_audio(io.BytesIO(audio["bytes"]), name, sampling_rate)
-    if not audio["path"] or not os.path.isfile(audio["path"]):
+    match audio:
+        case bytes() | None:
+            content, path = audio, None
+        case str():
+            content, path = None, audio
+        case {"bytes": bytes() | None as content, **others}:
+            path = others.get("path")
+        case {"path": str() | None as path}:
+            content = None
+        case _:
+            kind = f"keys {', '.join(audio)}" if isinstance(audio, dict) else type(audio).__name__
+            raise TaaeInputError(f"{name}: holds {kind} for its audio; expected the bytes or the path of an audio file")
+    if content is not None:
+        return decode_audio(io.BytesIO(content), name, sampling_rate)
+    if not path or not os.path.isfile(path):
         raise TaaeInputError(f"{name}: missing: there is neither audio nor a file at its path")
-    with open(audio["path"], "rb") as file:
+    with open(path, "rb") as file:
         return decode_audio(file, name, sampling_rate)
 
 

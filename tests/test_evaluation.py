@@ -193,11 +193,36 @@ class TestData:
         assert capsys.readouterr().err.count("left out, because") == 2
 
 
+class TestCodecs:
+    def test_two_of_one_name_are_refused(self, data, capsys, tiny_model_folder):
+        arguments = ["--bottleneck", "5,5,5,5,5,5@1", "5,5,5,5,5,5@1.0"]
+        assert cli.main(["evaluate", data, "-o", "results", *QUICK, *arguments]) == 2
+        assert "several codecs have this name" in capsys.readouterr().err
+        names = [system["name"] for system in evaluate(data, "--packet-loss", "0.12", "0.125", "0.005")["systems"]]
+        assert [name.split(", ")[1:] for name in names] == [[], ["12% lost"], ["12.5% lost"], ["0.5% lost"]]
+
+    def test_one_that_fails_at_the_first_clip_goes_on(self, data, monkeypatch):
+        class Moody(peers.PcmSystem):
+            delay = None
+
+            def encode(self, audio):
+                if len(audio) == RATE // 2:
+                    raise RuntimeError("not today")
+                return super().encode(audio)
+
+        monkeypatch.setitem(peers.PEERS, r"moody(16)", Moody)
+        parquet("short.parquet", [row("short", flac(clip(0.5)))])
+        summary = evaluate("short.parquet", data, "--peers", "moody16")
+        assert summary["systems"][1]["metrics"]["stoi"]["n"] == 4
+        assert any("not today" in str(problem) for problem in summary["problems"])
+
+
 class TestResume:
     def test_interrupted_run_goes_on(self, data, monkeypatch):
         whole = evaluate(data)
         lines = Path("results/rows.jsonl").read_text().splitlines(keepends=True)
-        Path("results/rows.jsonl").write_text("".join(lines[:2]) + lines[2][:40])
+        # Cut within the two bytes of a letter, as a full disk does.
+        Path("results/rows.jsonl").write_bytes("".join(lines[:2]).encode() + (lines[2][:40] + "ä").encode()[:-1])
         scored = []
 
         def counted(reference, *arguments):

@@ -116,6 +116,11 @@ def test_transformers_codec_as_a_peer(make, tmp_path):
     assert 8 * encoded.payload_bytes / 1.5 == pytest.approx(bit_rate, rel=0.1)
     assert abs(len(decoded) - len(audio)) < 0.1 * RATE and np.isfinite(decoded).all()
     assert np.array_equal(peer.encode(audio).codes, encoded.codes)
+    # Its rows are found again by its facts, and have to be another's once it is trained further.
+    with torch.no_grad():
+        next(model.parameters()).add_(1e-3)
+    model.save_pretrained(folder)
+    assert make_peer(f"{folder}{options}").facts != peer.facts
 
 
 def test_what_is_no_codec_is_refused(tmp_path, make_tiny_model):

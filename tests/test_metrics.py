@@ -66,6 +66,15 @@ def test_undefined_is_nan():
     assert all(map(math.isnan, short.values()))
 
 
+def test_a_codec_that_gives_silence_has_no_score(speech):
+    long = np.resize(speech[0], 25 * RATE)
+    half = np.concatenate([long[: len(long) // 2], np.zeros(len(long) - len(long) // 2, np.float32)])
+    scores = score(long, np.zeros_like(long), ["pesq_wb", "pesq_nb", "si_sdr", "stft_distance"])
+    assert [name for name, value in scores.items() if math.isnan(value)] == ["pesq_wb", "pesq_nb", "si_sdr"]
+    # Of the two parts that are scored, the one without sound does not count.
+    assert score(long, half, ["pesq_wb"])["pesq_wb"] == pytest.approx(4.64, abs=0.01)
+
+
 def test_dnsmos_prefers_speech_to_noise(speech):
     pytest.importorskip("speechmos", reason="DNSMOS needs the extra `eval`")
     names = [name for name in ALL_METRICS if name.startswith("dnsmos")]

@@ -173,6 +173,9 @@ def test_codes_come_as_a_clip_a_list_or_a_batch(processor):
     for codes in (batch, list(batch), batch.numpy(), batch.tolist()):
         assert processor(texts, audio_codes=codes)["input_ids"] == expected
     assert processor(texts[0], audio_codes=batch[1])["input_ids"] == expected[1:]
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    shorter = processor.vocabulary.span(batch[1, :, :2]).tolist()
+    assert processor(texts, audio_codes=batch, audio_codes_mask=mask)["input_ids"] == [expected[0], shorter]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -217,7 +220,7 @@ def conversation(clip, codes, path: Path) -> list[dict]:
             "role": "user",
             "content": [
                 {"type": "text", "text": "Hear "},
-                {"type": "audio", "audio": clip},
+                {"type": "audio", "audio": torch.from_numpy(clip)},
                 {"type": "audio", "path": str(path)},
             ],
         },
@@ -359,6 +362,29 @@ def test_generation_keeps_to_the_grammar(bottleneck, layout, search):
         assert all(repair.startswith(f"Position {len(row)}:") for repair in parsed.repairs)
     segments = processor.parse(generated[0], errors="repair").segments
     assert any(isinstance(segment, torch.Tensor) for segment in segments)
+
+
+def test_rows_that_end_early_are_padded_with_what_ends_them():
+    processor = make_processor("2x15625_700bps", padding_side="left")
+    model = language_model(processor.audio_token_id)
+    processor.grow_embeddings(model)
+    model.generation_config.pad_token_id = model.generation_config.eos_token_id = None
+    model.config.pad_token_id = model.config.eos_token_id = None
+    prompt = processor([processor.audio_bos_token] * 8, return_tensors="pt")
+    torch.manual_seed(0)
+    generated = model.generate(
+        **prompt,
+        do_sample=True,
+        max_new_tokens=40,
+        eos_token_id=processor.audio_eos_token_id,
+        sequence_bias={(processor.audio_eos_token_id,): 9.0},
+        logits_processor=[processor.grammar],
+    )
+    ends = (generated == processor.audio_eos_token_id).sum(dim=1)
+    assert ends.min() == 1 < ends.max(), "rows differ in length, and none is cut"
+    for row in generated:
+        (speech,) = processor.parse(row).segments
+        assert speech.numel() == len(row) - 1 - (row == processor.audio_eos_token_id).sum()
 
 
 def test_generation_without_the_grammar_would_not(tiny_model):

@@ -157,6 +157,8 @@ class TestInspect:
         assert (folder / "results" / "report.html").is_file()
         files = inspect(folder).files
         assert {"README.md", "LICENSE", "modeling_taae.py", "results/results.csv", "results/report.md"} <= set(files)
+        append_to_card(folder, "Un modelo para todo el mundo.")
+        assert inspect(folder).files.keys() == files.keys()
         assert not [name for name in files if re.search(r"(^|/)\.|pyc|rows.jsonl|report.html", name)]
 
     @pytest.mark.parametrize("fault", SPOILT)

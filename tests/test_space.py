@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -201,6 +202,16 @@ def test_a_visitor_has_to_wait_and_others_do_not(limits):
     now = 200.0
     limit.check("Bob")
     assert list(limit.times) == ["Bob"]
+
+
+def test_behind_a_proxy_visitors_are_told_apart(limits):
+    pytest.importorskip("gradio", reason="the Space needs the package gradio")
+    app = importlib.import_module("app")
+    headers = {"x-forwarded-for": "203.0.113.7, 10.16.0.1"}
+    request = SimpleNamespace(headers=headers, client=SimpleNamespace(host="10.16.0.2"))
+    assert app.visitor(request) == "203.0.113.7"
+    request.headers = {}
+    assert app.visitor(request) == "10.16.0.2"
 
 
 def requirements(lines: list[str]) -> dict[str, Requirement]:

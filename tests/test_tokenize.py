@@ -300,7 +300,6 @@ class TestRejects:
             row("silent", flac(np.zeros(RATE, np.float32))),
             {"id": "nothing", "audio": {"bytes": None, "path": None}},
             {"id": "away", "audio": {"bytes": None, "path": "away.wav"}},
-            row("good", flac(clip(0.7, seed=1))),
             row("last", flac(clip(0.7, seed=2))),
         ]
         manifest = tokenize(parquet("data.parquet", rows))
@@ -314,12 +313,34 @@ class TestRejects:
             "silent": "silent",
             "nothing": "missing",
             "away": "missing",
-            "good": "duplicate",
         }
-        assert manifest["rejected"] == {"bad audio": 2, "duplicate": 1, "missing": 2, "silent": 1, "too short": 1}
+        assert manifest["rejected"] == {"bad audio": 2, "missing": 2, "silent": 1, "too short": 1}
         assert "0.2" in reasons["short"] and "good: " not in reasons["noise"]
         tokenize("data.parquet", "--min-seconds", "0.1", output="shorter")
         assert "short" in rows_of("shorter")
+
+    def test_rows_of_one_id_are_told_apart(self):
+        durations = [0.5, 0.6, 0.7, 0.8, 0.9]
+        names = ["a", "b", "a#2", "a", "a"]
+        rows = [row(name, flac(clip(seconds))) for name, seconds in zip(names, durations, strict=True)]
+        parquet("one.parquet", rows[:3])
+        parquet("two.parquet", rows[3:])
+        tokenize("one.parquet", "two.parquet", "*.parquet", "one.parquet")
+        expected = dict(zip(["a", "b", "a#2", "a#3", "a#4"], durations, strict=True))
+        assert {name: each["duration"] for name, each in rows_of().items()} == expected
+
+    def test_audio_of_another_kind_is_told(self, capsys):
+        for name, audio in {
+            "samples": {"array": [0.0, 0.1], "sampling_rate": RATE},
+            "bare": [0.0, 0.1],
+            "number": 7,
+        }.items():
+            path = parquet(f"{name}.parquet", [{"id": "a", "audio": audio}])
+            assert "expected the bytes or the path of an audio file" in refusal(capsys, path, output=name)
+        mapping = pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64()))
+        table = pa.Table.from_pylist([row("a")]).append_column("extra", mapping)
+        pa.parquet.write_table(table, "map.parquet")
+        assert "map.parquet: has a column of a kind" in refusal(capsys, "map.parquet")
 
     def test_damaged_containers_give_what_can_be_read(self):
         audio = [flac(clip(0.5, seed=n)) for n in range(4)]

@@ -116,6 +116,11 @@ def make_example(codec: Codec, sample: Path, folder: Path) -> Path:
     return folder / "sample.wav"
 
 
+def visitor(request: gr.Request) -> str:
+    """Who asks. On the Hub all requests come through proxies, which tell whom they ask for: a courtesy, no proof."""
+    return request.headers.get("x-forwarded-for", request.client.host).split(",")[0].strip()
+
+
 def build_page(codec: Codec, name: str, example: Path | None) -> gr.Blocks:
     """The page.
 
@@ -149,7 +154,7 @@ def build_page(codec: Codec, name: str, example: Path | None) -> gr.Blocks:
         def run(path: str | None, preset: str, request: gr.Request) -> dict[Any, Any]:
             try:
                 audio = read_recording(path, codec.model.config.sampling_rate)
-                limit.check(request.client.host)
+                limit.check(visitor(request))
             except TaaeInputError as error:
                 raise gr.Error(html.escape(str(error)), print_exception=False) from error
             passage = pass_through(codec, audio, preset)
