@@ -25,6 +25,7 @@ BOTTLENECK_HELP = (
     "(levels of each dimension @ scale); default: the model's own"
 )
 FORCE_HELP = "decode what another model encoded, to noise most likely"
+PRIOR_HELP = "the model that encoded, where another one decodes: entropy-coded tokens are read with its prior"
 PEERS_HELP = (
     "codec2-450, -700C, -1200, -2400, ...; opus-6k, ...; pcm16; a Transformers codec, such as "
     "kyutai/mimi?num_quantizers=8, facebook/encodec_24khz?bandwidth=1.5, or a folder of one"
@@ -156,6 +157,7 @@ def build_parser() -> ArgumentParser:
     command.add_argument("inputs", nargs="+", metavar="FILE", help="a .taae file, a directory of them, or -")
     command.add_argument("-o", "--output", metavar="OUT", required=True, help=OUTPUT_HELP)
     command.add_argument("--force", action="store_true", help=FORCE_HELP)
+    command.add_argument("--prior", metavar="MODEL", help=PRIOR_HELP)
 
     command = add("reconstruct", "encode and decode audio, to hear the codec", RECONSTRUCT_EXAMPLES, model, encoding)
     command.add_argument("inputs", nargs="+", metavar="AUDIO", help=AUDIO_HELP)

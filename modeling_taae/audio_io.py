@@ -24,7 +24,11 @@ AUDIO_SUFFIXES = frozenset(
 WRITTEN_FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 
 # libsndfile reads a cut WAV or AIFF file silently; only its log tells the promised from the actual size of the samples.
-SIZE_OF_SAMPLES = re.compile(r"(?:data|SSND) *: (\d+) \(should be (\d+)\)")
+SIZE_OF_SAMPLES = re.compile(r"(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)")
+# Nor does it tell of an Ogg file, whose last page is marked as such by a bit of its sixth byte.
+OGG_PAGE, OGG_HEADER, OGG_LAST, LONGEST_OGG_PAGE = b"OggS", 27, 4, 65_307
+# The length that an MP3 file promises may be off by a few of its frames.
+MP3_TOLERANCE = 0.2  # seconds
 # Programs that write WAV into a pipe promise a size from here up, because they cannot know it yet.
 UNKNOWN_SIZE = 0x7FFF0000
 
@@ -101,6 +105,7 @@ def decode_audio(content: BinaryIO, name: str, sampling_rate: int = 16_000) -> n
     try:
         with soundfile.SoundFile(content) as file:
             audio, rate, log = _read_mono(file), file.samplerate, file.extra_info
+            missing = file.frames - len(audio)
     # soundfile raises TypeError for a headerless .raw file, whose rate it would have to be told.
     except (soundfile.SoundFileError, TypeError) as error:
         reason = str(getattr(error, "error_string", error)).strip(". ")
@@ -108,7 +113,8 @@ def decode_audio(content: BinaryIO, name: str, sampling_rate: int = 16_000) -> n
             f"{name}: cannot be read as audio ({reason}); expected an undamaged WAV, FLAC, Ogg or MP3 file or the "
             "like, so check it, or convert it first, for example with ffmpeg"
         ) from error
-    _check_complete(log, name)
+    if missing > MP3_TOLERANCE * rate or _is_cut(log) or _is_cut_ogg(content):
+        raise TaaeInputError(f"{name}: is truncated (it promises more than is there); copy or download it again")
     if rate != sampling_rate:
         audio = soxr.resample(audio, rate, sampling_rate)
     if len(audio) == 0:
@@ -126,13 +132,23 @@ def _read_mono(file: soundfile.SoundFile, block_length: int = 1 << 18) -> np.nda
     return np.concatenate(blocks)
 
 
-def _check_complete(log: str, name: str) -> None:
-    for promised, actual in SIZE_OF_SAMPLES.findall(log):
-        if int(actual) < int(promised) < UNKNOWN_SIZE:
-            raise TaaeInputError(
-                f"{name}: is truncated (its header promises {promised} bytes of samples, {actual} are there); "
-                "copy or download it again"
-            )
+def _is_cut(log: str) -> bool:
+    sizes = SIZE_OF_SAMPLES.findall(log)
+    return any(int(actual) < int(promised) < UNKNOWN_SIZE for promised, actual in sizes)
+
+
+def _is_cut_ogg(content: BinaryIO) -> bool:
+    content.seek(0)
+    if content.read(len(OGG_PAGE)) != OGG_PAGE:
+        return False
+    content.seek(max(content.seek(0, io.SEEK_END) - LONGEST_OGG_PAGE, 0))
+    end = content.read()
+    last_page = end[end.rfind(OGG_PAGE) :]
+    if len(last_page) <= OGG_HEADER or not last_page[5] & OGG_LAST:
+        return True
+    # The header ends with the number of segments, whose sizes follow.
+    sizes = last_page[OGG_HEADER:][: last_page[OGG_HEADER - 1]]
+    return len(last_page) < OGG_HEADER + len(sizes) + sum(sizes)
 
 
 def audio_format(target: str | Path) -> str:

@@ -107,7 +107,7 @@ def decode(args: argparse.Namespace) -> int:
     for job in jobs:
         audio_format(job.target)
     codec = load_codec(args.model, args.device)
-    prior = codec.prior
+    prior = load_codec(args.prior, "cpu").prior if args.prior else codec.prior
 
     def work(job: Job) -> None:
         encoded = TaaeFile.load(job.source, prior)

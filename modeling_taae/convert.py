@@ -10,10 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .audio_io import TaaeInputError
+from .audio_io import TaaeInputError, one_line
 from .configuration_taae import TaaeConfig
 from .conversion_card import write_provenance
 from .feature_extraction_taae import TaaeFeatureExtractor
@@ -99,8 +100,9 @@ def convert_checkpoint(source: str | Path, destination: str | Path) -> TaaeModel
         model.save_pretrained(destination)
         extractor.save_pretrained(destination)
         write_provenance(source, weights, source / CONFIG_NAME, destination, model)
-    except OSError as error:
-        raise ConversionError(f"{destination}: cannot be written ({error.strerror or error})") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise ConversionError(f"{destination}: cannot be written ({reason})") from error
     return model.eval()
 
 

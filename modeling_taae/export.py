@@ -273,7 +273,7 @@ def export_codec(codec: Codec, folder: Path, file_format: str, bottleneck: Bottl
 
     Args:
         codec: the model, in float32 on the CPU, with its feature extractor.
-        folder: made if need be; files of the same names are replaced.
+        folder: made if need be; what was exported there before is replaced.
         file_format: one of `FORMATS`.
         bottleneck: as for `TaaeModel.encode`.
 
@@ -295,6 +295,8 @@ def export_codec(codec: Codec, folder: Path, file_format: str, bottleneck: Bottl
         with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as temporary:
             write_sides(codec, Path(temporary), file_format, bottleneck, identity)
             agreement = compare(ExportedCodec.load(temporary), expected, bottleneck)
+            for old in [*folder.glob("encoder.*"), *folder.glob("decoder.*")]:  # perhaps of another format
+                old.unlink()
             for path in Path(temporary).iterdir():
                 os.replace(path, folder / path.name)
     except OSError as error:

@@ -19,13 +19,17 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_taae import TaaeConfig
 from .convolution_taae import TaaeConv1d, TaaeConvTranspose1d, TaaeSnake, real_steps, residual_units, zero_padding
 from .quantization_taae import ResidualFSQ, dither, resolve_bottleneck
 from .streaming_taae import Past, StreamingState
 from .transformer_taae import TaaeLayerScale, TaaeTransformer
+
+# What torch calls the two parts that weight norm splits a weight into.
+MAGNITUDE, DIRECTION = ".parametrizations.weight.original0", ".parametrizations.weight.original1"
 
 
 @dataclass
@@ -197,7 +201,7 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
     main_input_name = "input_values"
     input_modalities = ("audio",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["TaaeTransformerLayer"]
+    _no_split_modules = ["TaaeEncoder", "TaaeDecoder"]  # masks are made once for all layers, and stay on one device
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -229,6 +233,11 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         elif isinstance(module, TaaeSnake):
             init.zeros_(module.alpha)
             init.zeros_(module.beta)
+
+    @classmethod
+    def from_pretrained(cls, *args, dtype: torch.dtype | str = torch.float32, **kwargs) -> "TaaeModel":
+        """As for any model of Transformers, in float32 unless told otherwise: less moves tokens."""
+        return super().from_pretrained(*args, dtype=dtype, **kwargs)
 
     def bottleneck(self, bottleneck: str | list | tuple | None = None) -> ResidualFSQ:
         """The bottleneck that an argument of `encode` or `decode` stands for; None is the config's own.
@@ -330,7 +339,7 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         if state is not None:
             audio, state = self._decode_chunk(codes.to(self.dtype), audio_codes_mask, state)
             return TaaeDecoderOutput(audio_values=audio, state=state)
-        if codes.shape[-1] == 0:
+        if 0 in codes.shape:
             raise ValueError("There is no frame to decode.")
         return TaaeDecoderOutput(audio_values=self.decoder(codes.to(self.dtype), lengths))
 
@@ -340,7 +349,7 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         input_values: Tensor,
         padding_mask: Tensor | None = None,
         bottleneck: str | list | tuple | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> TaaeOutput:
         """Encodes and decodes, cutting the audio to the input's length.
 
@@ -354,8 +363,14 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
             kwargs: what Transformers passes to any model, such as `output_hidden_states`; there is nothing to output.
 
         Raises:
+            TypeError: if there is no such argument.
             ValueError: if a shape, the mask or the bottleneck is wrong.
         """
+        if unknown := sorted(kwargs.keys() - TransformersKwargs.__annotations__.keys()):
+            raise TypeError(
+                f"forward has no argument {unknown[0]!r}. The mask is called padding_mask; streams go through encode "
+                "and decode."
+            )
         quantizer = self.bottleneck(bottleneck)
         latents, lengths = self._encode_latents(input_values, padding_mask)
         if self.training:
@@ -365,7 +380,7 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
             codes = quantizer.decode(tokens)
         audio = self.decoder(codes.to(latents.dtype), lengths)[..., : input_values.shape[-1]]
         if padding_mask is not None:
-            audio = audio.masked_fill(~padding_mask.bool()[:, None, : audio.shape[-1]], 0)
+            audio = audio.masked_fill(~padding_mask.to(audio.device).bool()[:, None, : audio.shape[-1]], 0)
         return TaaeOutput(
             audio_values=audio, audio_codes=tokens, audio_codes_mask=_frame_mask(latents, lengths), latents=latents
         )
@@ -378,7 +393,7 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
 
     def _encode_latents(self, input_values: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Latents (batch, latent_dim, frames) and each item's number of frames (None where all are real)."""
-        if input_values.ndim != 3 or input_values.shape[1] != 1 or input_values.shape[2] == 0:
+        if input_values.ndim != 3 or input_values.shape[1] != 1 or 0 in input_values.shape:
             raise ValueError(
                 f"input_values must be (batch, 1, samples) with at least one sample, not {tuple(input_values.shape)}."
             )
@@ -410,7 +425,7 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         self, chunk: Tensor, padding_mask: Tensor | None, state: StreamingState, final: bool
     ) -> tuple[Tensor, StreamingState]:
         """Latents (batch, latent_dim, frames) of the frames that are complete now, and the next state."""
-        if padding_mask is not None:
+        if padding_mask is not None and not padding_mask.all():
             raise ValueError(
                 "A stream has no padding_mask: it takes what has come, so give each chunk without padding."
             )
@@ -426,7 +441,7 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         self, codes: Tensor, audio_codes_mask: Tensor | None, state: StreamingState
     ) -> tuple[Tensor, StreamingState]:
         """Audio (batch, 1, frames * hop_length) of codes (batch, latent_dim, frames), and the next state."""
-        if audio_codes_mask is not None:
+        if audio_codes_mask is not None and not audio_codes_mask.all():
             raise ValueError("A stream has no audio_codes_mask: give the frames that have come, without padding.")
         state.check(self.config, codes.shape[0], self.device, "decode")
         return state.run(self.decoder, codes, codes.shape[-1], channels=1, method="decode")
@@ -445,12 +460,12 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
                 parametrize.remove_parametrizations(module, "weight")
         return self
 
-    def fused_state_dict(self) -> dict[str, Tensor]:
-        """The state dict as it is without weight norm, whether or not that is applied now."""
-        state = {name: tensor for name, tensor in self.state_dict().items() if ".parametrizations." not in name}
-        for name, module in self.named_modules():
-            if parametrize.is_parametrized(module, "weight"):
-                state[f"{name}.weight"] = module.weight.detach()
+    def fused_state_dict(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """A state dict of this model, its own by default, as it is without weight norm, whether or not it has that."""
+        state = dict(self.state_dict() if state_dict is None else state_dict)
+        for name in [name.removesuffix(MAGNITUDE) for name in state if name.endswith(MAGNITUDE)]:
+            magnitude, direction = state.pop(name + MAGNITUDE), state.pop(name + DIRECTION)
+            state[f"{name}.weight"] = torch._weight_norm(direction, magnitude, 0)
         return state
 
     def save_pretrained(
@@ -459,8 +474,7 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         """Writes config, code and fused weights, so that the folder loads with and without this package installed."""
         name = f"{__name__.split('.')[-1]}.{type(self).__name__}"
         self.config.auto_map = {"AutoModel": name, "AutoModelForAudioTokenization": name}
-        state_dict = self.fused_state_dict() if state_dict is None else state_dict
-        super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+        super().save_pretrained(save_directory, state_dict=self.fused_state_dict(state_dict), **kwargs)
 
     def _convolutions(self) -> list[nn.Module]:
         convolutions = (nn.Conv1d, nn.ConvTranspose1d)

@@ -108,7 +108,7 @@ def read_wav_header(source: BinaryIO, beginning: bytes, sampling_rate: int) -> S
     while len(head := source.read(8)) == 8:
         name, size = struct.unpack("<4sI", head)
         if name == b"data" and layout is not None:
-            return layout._replace(size=size if size < UNKNOWN_SIZE else math.inf)
+            return layout._replace(size=size if 0 < size < UNKNOWN_SIZE else math.inf)  # 0: not known yet
         body = source.read(size + size % 2)
         if name == b"fmt " and len(body) >= 16:
             tag, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", body)

@@ -222,12 +222,13 @@ class CodedDescription(NamedTuple):
         if prior is None:
             raise TaaeFileError(
                 f"its tokens were coded with the prior {self.prior_identity}, and this model has none; choose the "
-                "model that encoded with --model"
+                "model that encoded with --model, or name it with --prior for another one to decode"
             )
         if prior.identity != self.prior_identity:
             raise TaaeFileError(
                 f"its tokens were coded with the prior {self.prior_identity}, not with this model's "
-                f"({prior.identity}); choose the model that encoded with --model"
+                f"({prior.identity}); choose the model that encoded with --model, or name it with --prior for another "
+                "one to decode"
             )
 
 

@@ -191,6 +191,15 @@ class TestFlashAttention:
         wider = make_attention(16, 8, (window[0], window[1] + 1)).to(torch.bfloat16)
         assert (attend(wider, states, lengths)[real] - expected[real]).abs().max() > 0.2
 
+    def test_queries_and_keys_that_autocast_leaves_in_float32(self) -> None:
+        """As on CUDA, where layer norms are computed and left in float32."""
+        states = torch.randn(1, 20, 16, generator=torch.Generator().manual_seed(11))
+        flash = make_attention(16, 8, (3, 4), "flash_attention_2")
+        for norm in (flash.q_norm, flash.k_norm):
+            norm.register_forward_hook(lambda module, inputs, output: output.float())
+        with torch.autocast("cpu", torch.bfloat16):
+            assert attend(flash, states, None).dtype == torch.bfloat16
+
     def test_the_whole_model_takes_that_path(self) -> None:
         model = make_model().to(torch.bfloat16)
         audio, mask = make_audio(2, 640), torch.ones(2, 640)

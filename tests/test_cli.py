@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tiny_priors import make_prior
 
 from modeling_taae import cli, codec
 from modeling_taae.audio_io import read_audio, write_audio
@@ -186,6 +188,17 @@ class TestBadAudio:
         Path(f"cut.{suffix}").write_bytes(data[: int(share * len(data))])
         assert f"cut.{suffix}: " in refused("encode", f"cut.{suffix}")
 
+    @pytest.mark.parametrize("kind", ["MP3", "OGG", "OPUS", "AU", "W64", "RF64"])
+    def test_truncated_where_libsndfile_does_not_tell(self, run, refused, kind):
+        noise, content = np.random.default_rng(0).normal(0, 0.1, 8 * RATE), io.BytesIO()
+        options = {"format": "OGG", "subtype": "OPUS"} if kind == "OPUS" else {"format": kind}
+        soundfile.write(content, noise, RATE, **options)
+        Path("whole").write_bytes(content.getvalue())
+        assert run("encode", "whole", "-o", "whole.taae")[0] == 0
+        for share in (0.6, 0.9):
+            Path("cut").write_bytes(content.getvalue()[: int(share * len(content.getvalue()))])
+            assert "cut: is truncated" in refused("encode", "cut", "-o", "cut.taae")
+
     def test_zero_length(self, refused):
         wav("nothing.wav", np.zeros(0))
         assert "zero length" in refused("encode", "nothing.wav")
@@ -229,6 +242,20 @@ class TestBadFiles:
         assert not Path("decoded.wav").exists()
         assert run(*decode, "--force")[0] == 0
         assert soundfile.info("decoded.wav").frames == len(tone())
+
+    def test_coded_files_of_another_model(self, run, refused, make_tiny_model, tiny_model_folder):
+        """As after training with the encoder frozen: tokens mean the same, and the first one's prior coded them."""
+        for name, seed in (("first", 0), ("second", 1)):
+            make_tiny_model(seed=seed).save_pretrained(name)
+            shutil.copy(tiny_model_folder / "preprocessor_config.json", name)
+        make_prior(codec.load_codec("first", "cpu").identity).save("first")
+        wav("short.wav", tone(0.1))
+        run("encode", "short.wav", "--model", "first", "--bottleneck", "native")
+        assert Path("short.taae").read_bytes()[4] == 2, "the shorter version"
+        decode = ("decode", "short.taae", "-o", "decoded.wav", "--model", "second", "--force")
+        assert "name it with --prior" in refused(*decode)
+        assert run(*decode, "--prior", "first")[0] == 0
+        assert soundfile.info("decoded.wav").frames == len(tone(0.1))
 
     def test_forced_tokens_that_the_model_cannot_have_made(self, refused):
         TaaeFile(np.zeros((1, 1), int), (8,), "1x8_of_tomorrow", 640, 640, RATE, "00" * 8).save("odd.taae")

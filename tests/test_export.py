@@ -238,6 +238,16 @@ class TestFailures:
         assert cli.main(self.command(folder, tmp_path / "new")) == 130
         assert list((tmp_path / "new").iterdir()) == []
 
+    def test_another_format_takes_the_place_of_the_first(
+        self, exported: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With files that are there already: what counts here is which of them stay."""
+        for name in ("onnx", "torch-export", "onnx"):
+            copy = functools.partial(shutil.copytree, exported / name, dirs_exist_ok=True)
+            monkeypatch.setattr(export, "write_sides", lambda codec, target, *_, copy=copy: copy(target))
+            assert cli.main(["export", str(folder), "-o", str(tmp_path / "both"), "--format", name]) == 0
+            ExportedCodec.load(tmp_path / "both")
+
     def test_a_bottleneck_that_does_not_exist(self, folder: Path, tmp_path: Path, capsys) -> None:
         assert cli.main(self.command(folder, tmp_path, "--bottleneck", "3x9")) == 2
         assert "--bottleneck: There is no bottleneck named '3x9'" in capsys.readouterr().err

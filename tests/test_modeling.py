@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import infer_auto_device_map
 from safetensors.torch import load_file, save_file
 from tiny_models import TINY, VARIANTS, make_audio, make_model
 from transformers import AutoConfig, AutoModel, AutoModelForAudioTokenization
@@ -146,7 +147,7 @@ class TestArguments:
             rounded = model.decode(model.bottleneck("native").encode(latents), bottleneck="native").audio_values
         assert (decoded - rounded).abs().max() > 1e-3
 
-    @pytest.mark.parametrize("shape", [(64,), (1, 64), (1, 2, 64), (1, 1, 0), (1, 1, 1, 64)])
+    @pytest.mark.parametrize("shape", [(64,), (1, 64), (1, 2, 64), (1, 1, 0), (0, 1, 64), (1, 1, 1, 64)])
     def test_audio_of_another_shape_is_refused(self, shape: tuple[int, ...]) -> None:
         with pytest.raises(ValueError, match=r"input_values must be \(batch, 1, samples\) with at least one sample"):
             make_model().encode(torch.zeros(shape))
@@ -172,8 +173,9 @@ class TestArguments:
                 model.decode(**wrong)
         with pytest.raises(ValueError, match=r"latents must be \(batch, 6, frames\), not \(2, 3, 6\)"):
             model.decode(latents=latents.mT)
-        with pytest.raises(ValueError, match="no frame to decode"):
-            model.decode(tokens[..., :0])
+        for nothing in (tokens[..., :0], tokens[:0]):
+            with pytest.raises(ValueError, match="no frame to decode"):
+                model.decode(nothing)
         for wrong_mask in (torch.ones(2, 4), torch.ones(1, 3), torch.ones(3)):
             for codes in ({"audio_codes": tokens}, {"latents": latents}):
                 with pytest.raises(ValueError, match="mask"):
@@ -213,6 +215,32 @@ class TestSavingAndLoading:
             assert torch.equal(tensor, state[name].float())
         half = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
         assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+        # What was saved from there has the same values, and so the same identity: it has to give the same tokens.
+        half.save_pretrained(tmp_path)
+        assert AutoModel.from_pretrained(tmp_path).dtype == torch.float32
+        assert AutoModel.from_pretrained(tmp_path, dtype="auto").dtype == torch.bfloat16
+
+    def test_a_state_dict_with_weight_norm_is_fused(self, tmp_path: Path) -> None:
+        """As Accelerate gathers it from a model that trains."""
+        model = make_model()
+        expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        model.apply_weight_norm()
+        model.save_pretrained(tmp_path, state_dict=model.state_dict())
+        loaded = AutoModel.from_pretrained(tmp_path).state_dict()
+        assert loaded.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(loaded[name], tensor, rtol=1e-6, atol=1e-7)
+
+    def test_a_side_is_never_cut_between_devices(self) -> None:
+        model = make_model()
+        size = max(4 * count_parameters(side) for side in (model.encoder, model.decoder))
+        memory = {"cpu": 1.5 * size, "disk": 1.5 * size}
+        layers, sides = (
+            infer_auto_device_map(model, memory, no_split_module_classes=kept)
+            for kept in (["TaaeTransformerLayer"], model._no_split_modules)
+        )
+        assert any(name.startswith("encoder.") for name in layers), "where sides may be cut, this one is"
+        assert not any(name.startswith(("encoder.", "decoder.")) for name in sides)
 
     def test_missing_weights_start_like_new_ones(self, tmp_path: Path) -> None:
         make_model().save_pretrained(tmp_path)
@@ -277,3 +305,7 @@ def test_one_graph_serves_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_misspelt_argument_is_an_error() -> None:
     with pytest.raises(TypeError, match="botleneck"):
         make_model().encode(torch.zeros(1, 1, 640), botleneck="native")
+    for wrong in ("attention_mask", "paddin_mask", "state"):
+        with pytest.raises(TypeError, match=f"no argument '{wrong}'. The mask is called padding_mask"):
+            make_model()(torch.zeros(1, 1, 640), **{wrong: torch.ones(1, 640)})
+    make_model()(torch.zeros(1, 1, 640), output_hidden_states=True)

@@ -199,8 +199,9 @@ class TestWavHeaders:
         content = wav_bytes(speechlike(2_000))
         expected = stream(content)[1]
         start = content.index(b"data")
-        endless = content[: start + 4] + b"\xff" * 4 + content[start + 8 :]
-        assert stream(endless)[1] == expected
+        for unknown in (b"\xff" * 4, bytes(4)):
+            endless = content[: start + 4] + unknown + content[start + 8 :]
+            assert stream(endless)[1] == expected
         assert stream(content + b"LIST" + struct.pack("<I", 4) + b"INFO")[1] == expected
 
     def test_extensible(self, stream):

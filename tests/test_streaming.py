@@ -322,10 +322,13 @@ class TestErrors:
     def test_masks(self) -> None:
         model = make_model(causal=True)
         with pytest.raises(ValueError, match="no padding_mask"):
-            model.encode(make_audio(1, 32), torch.ones(1, 32), state=model.streaming_state())
+            model.encode(make_audio(1, 32), torch.arange(32)[None] < 20, state=model.streaming_state())
         with pytest.raises(ValueError, match="no audio_codes_mask"):
             codes = torch.zeros(1, 1, 1, dtype=torch.int64)
-            model.decode(codes, torch.ones(1, 1), state=model.streaming_state())
+            model.decode(codes, torch.zeros(1, 1), state=model.streaming_state())
+        # Ones are no padding: what an extractor and `encode` return goes through as it is.
+        encoded = model.encode(make_audio(1, 32), torch.ones(1, 32), state=model.streaming_state())
+        model.decode(encoded.audio_codes, encoded.audio_codes_mask, state=model.streaming_state())
 
     @pytest.mark.parametrize("shape", [(1, 2, 32), (1, 32), (32,)])
     def test_shapes(self, shape: tuple[int, ...]) -> None:

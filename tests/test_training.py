@@ -2,8 +2,11 @@
 
 import copy
 import io
+import itertools
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import soundfile
 import torch
@@ -178,6 +181,47 @@ def test_a_corpus_without_any_audio_is_refused(tmp_path):
         TrainingCrops(Data(corpora=[Corpus(str(tmp_path / "bad.parquet"))]), TaaeFeatureExtractor(), 0)
 
 
+def test_a_silent_corpus_is_refused(tmp_path):
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(16_000), 16_000, format="FLAC")
+    Dataset.from_dict({"audio": [{"bytes": file.getvalue(), "path": None}]}).to_parquet(tmp_path / "silent.parquet")
+    with pytest.raises(CorpusError, match="silent throughout"):
+        TrainingCrops(Data(corpora=[Corpus(str(tmp_path / "silent.parquet"))]), TaaeFeatureExtractor(), 0)
+
+
+def test_rows_without_audio_are_counted(parquet, tmp_path):
+    rows = Dataset.from_parquet(parquet).select(range(2)).to_list()
+    table = pyarrow.Table.from_pylist([{"audio": None}, *({"audio": row["audio"]} for row in rows)])
+    pyarrow.parquet.write_table(table, tmp_path / "null.parquet")
+    assert TrainingCrops(Data(corpora=[Corpus(str(tmp_path / "null.parquet"))]), TaaeFeatureExtractor(), 0).skipped == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "processes", "message"),
+    [([b"text"], 2, "no row .*process 2 of 2"), ([b"x"] * 5, 1, "decoded of 5")],
+)
+def test_a_stream_without_audio_ends(rows, processes, message, tmp_path):
+    kind = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+    audio = pyarrow.array([{"bytes": row, "path": None} for row in rows], kind)
+    pyarrow.parquet.write_table(pyarrow.table({"audio": audio}), tmp_path / "bad.parquet")
+    data = Data(corpora=[Corpus(str(tmp_path / "bad.parquet"))], crop_frames=8)
+    with pytest.raises(CorpusError, match=message):
+        list(StreamedCrops(data, TaaeFeatureExtractor(), 0, processes - 1, processes, 0))
+
+
+def test_rows_that_are_no_audio_are_counted_in_a_stream_too(data, capfd):
+    stream = StreamedCrops(data, TaaeFeatureExtractor(), 0, process=0, processes=1, first=0)
+    list(itertools.islice(stream, 15))
+    assert "2 of 14 recordings could not be decoded" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("samples", [640, 1_920])
+def test_clips_shorter_than_a_window_have_losses(samples):
+    audio = torch.rand(1, 1, samples)
+    terms = ReconstructionLoss(16_000)(audio, audio.flip(-1))
+    assert all(term.isfinite() and term > 0 for term in terms.values())
+
+
 @pytest.mark.parametrize(("window", "mels"), WINDOWS_AND_MELS)
 def test_the_spectrum_of_a_sine_reads_its_amplitude(window, mels):
     distance = SpectralDistance(window, mels, 16_000)
@@ -221,14 +265,14 @@ def watched(watch: DivergenceWatch, losses: list[float], norms: list[float]) -> 
 
 def test_a_step_without_finite_gradients_changes_nothing():
     weight = torch.nn.Parameter(torch.ones(3))
-    optimizer = build_optimizer(torch.nn.ParameterList([weight]), Optimizer(), 0.1)
+    optimizer = build_optimizer(torch.nn.ParameterList([weight]))
     for gradient, norm in ((1.0, 1.0), (float("nan"), float("nan")), (float("inf"), float("inf"))):
         before, state = weight.clone(), copy.deepcopy(optimizer.state_dict())
         weight.grad = torch.full((3,), gradient)
-        step_if_finite(optimizer, torch.tensor(norm))
+        step_if_finite(optimizer, Optimizer(), 0.1, torch.tensor(norm))
         assert torch.equal(weight, before) == (norm != 1)
         assert (str(optimizer.state_dict()) == str(state)) == (norm != 1)
-    step_if_finite(optimizer, torch.tensor(1.0))
+    step_if_finite(optimizer, Optimizer(), 0.1, torch.tensor(1.0))
     assert optimizer.state[weight]["step"] == 2
 
 
@@ -242,5 +286,6 @@ def test_some_steps_may_be_skipped_but_not_many_in_succession():
 def test_a_loss_that_rises_for_good_is_noticed_and_a_noisy_one_is_not():
     watch, noise = DivergenceWatch(ratio=2.0), np.random.default_rng(0)
     watched(watch, [5.0 * 0.99**step + 1.0 + noise.uniform(-0.9, 0.9) for step in range(1_000)], [1.0] * 1_000)
+    watched(watch, [float("nan"), float("inf"), 1.0], [float("nan"), float("inf"), 1.0])  # skipped, and no more seen
     with pytest.raises(DivergenceError, match=r"risen to 1\.\d+, more than 2 times"):
         watched(watch, [4.0] * 100, [1.0] * 100)

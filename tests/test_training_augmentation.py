@@ -77,6 +77,7 @@ def test_a_room_keeps_power_and_timing():
     assert power(wet) == pytest.approx(power(click))
     assert wet[102] / wet[100] == pytest.approx(0.5)
     assert np.abs(wet[:100]).max() < 1e-6
+    assert np.array_equal(add_room(click, np.zeros(5, np.float32)), click)
 
 
 def test_levels_stop_short_of_clipping():

@@ -141,6 +141,9 @@ def test_a_frozen_encoder_keeps_every_token(recipe_file, tmp_path):
         (("--config", '{"hiden_sizes": [8]}'), "no field 'hiden_sizes'"),
         (("--config", '{"strides": [2]}'), "one entry per block"),
         (("--attn_implementation", "fast"), "fast"),
+        (("--size", str(CHECKOUT / "hub_cards/taae-speech-16k-nano"), "--config", '{"latent_dim": 8}'), "Cannot make"),
+        (("--tracker", "nope"), "--tracker nope: "),
+        (("--tracker", "wandb"), "--tracker wandb: is not installed"),
         (("--validation.bottleneck", "300bps"), "no bottleneck named '300bps'"),
     ],
 )
@@ -163,6 +166,44 @@ def test_bfloat16_trains_float32_weights(recipe_file, tmp_path):
     trainer = train(recipe_file, *options, "--output_dir", tmp_path)
     assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "model" / "model.safetensors").values())
+
+
+def test_a_resumed_run_steps_as_its_recipe_says_now(recipe_file, tmp_path):
+    train(recipe_file, "--max_steps", 2, *ADVERSARIAL, "--output_dir", tmp_path)
+    now = {"learning_rate": 1e-5, "weight_decay": 0.5, "betas": [0.5, 0.6]}
+    options = [word for name, value in now.items() for word in (f"--optimizer.{name}", value)]
+    trainer = train(recipe_file, *ADVERSARIAL, *options, "--optimizer.decay_steps", 0, "--output_dir", tmp_path)
+    for optimizer in (trainer.optimizer, trainer.adversary.companion.optimizer):
+        (group,) = optimizer.param_groups
+        assert (group["weight_decay"], list(group["betas"])) == (0.5, [0.5, 0.6])
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(1e-5)
+
+
+def test_copies_of_checkpoints_are_left_alone(recipe_file, tmp_path):
+    copies = [tmp_path / f"checkpoint-{name}" for name in ("2-before-decay", "2.bak", "best")]
+    for copy in copies:
+        copy.mkdir()
+    train(recipe_file, "--keep_checkpoints", 1, "--output_dir", tmp_path)
+    train(recipe_file, "--keep_checkpoints", 1, "--max_steps", 10, "--output_dir", tmp_path)
+    assert set(tmp_path.glob("checkpoint-*")) == {*copies, tmp_path / "checkpoint-10"}
+
+
+def test_a_discriminator_that_learns_every_other_step_is_logged(recipe_file, tmp_path, monkeypatch):
+    trainer = make_trainer(
+        recipe_file, *ADVERSARIAL, "--discriminator.update_every", 2, "--log_every", 2, "--output_dir", tmp_path
+    )
+    logged = []
+    monkeypatch.setattr(trainer.accelerator, "log", lambda values, step: logged.append(values))
+    trainer.train()
+    assert all("train/discriminator" in values for values in logged if "train/loss" in values)
+
+
+def test_a_full_disk_is_told_in_a_line_wherever_it_shows(recipe_file, tmp_path):
+    (tmp_path / "samples").write_text("in the way of a folder, as a full disk is in the way of a file")
+    process = start_training(recipe_file, "--output_dir", tmp_path)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "it goes on from the newest checkpoint" in output and "Traceback" not in output
 
 
 def test_a_damaged_checkpoint_is_named_and_kept(recipe_file, tmp_path):

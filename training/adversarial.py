@@ -75,7 +75,7 @@ class Adversary:
             The terms to add to the codec's loss, and the discriminator's loss, for the log.
         """
         drawn = self._draw(step)
-        learning = step % self.settings.update_every == 0
+        learning = (step + 1) % self.settings.update_every == 0  # among others in steps that are logged
         own = {}
         with self.accelerator.autocast():
             with torch.set_grad_enabled(learning):

@@ -104,7 +104,12 @@ def add_noise(samples: np.ndarray, noise: np.ndarray, snr: float) -> np.ndarray:
 
 
 def add_room(samples: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """Convolves (samples,) with a room's impulse response from its peak on, keeping the power and the timing."""
+    """Convolves (samples,) with a room's impulse response from its peak on, keeping the power and the timing.
+
+    A silent response leaves the samples as they are.
+    """
+    if not response.any():
+        return samples
     response = response[np.abs(response).argmax() :]
     size = len(samples) + len(response) - 1
     wet = np.fft.irfft(np.fft.rfft(samples, size) * np.fft.rfft(response, size), size)[: len(samples)]

@@ -1,5 +1,6 @@
 """Checkpoints: folders that take their name when they are complete, of which the newest stay."""
 
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -8,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from accelerate.utils.constants import FSDP_MODEL_NAME
 
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 SHARDS = f"{FSDP_MODEL_NAME}_0"  # what Accelerate calls the folder of a sharded model
 
 
@@ -17,13 +19,13 @@ class CheckpointError(RuntimeError):
 
 def complete_checkpoints(output_dir: Path) -> list[Path]:
     """The folders `checkpoint-N` of a run, oldest first."""
-    folders = [folder for folder in output_dir.glob("checkpoint-*") if folder.suffix != ".partial"]
+    folders = [folder for folder in output_dir.glob("checkpoint-*") if CHECKPOINT.fullmatch(folder.name)]
     return sorted(folders, key=checkpoint_step)
 
 
 def checkpoint_step(checkpoint: Path) -> int:
     """The number of optimiser steps after which a checkpoint was written."""
-    return int(checkpoint.name.split("-")[1])
+    return int(CHECKPOINT.fullmatch(checkpoint.name)[1])
 
 
 def save_checkpoint(

@@ -36,7 +36,7 @@ class Companion:
     ):
         self.module, self.name, self.learning_rate = module.to(accelerator.device), name, learning_rate
         self.recipe, self.accelerator, self.first_step = recipe, accelerator, first_step
-        self.optimizer = build_optimizer(module, recipe.optimizer, learning_rate)
+        self.optimizer = build_optimizer(module)
 
     def update(self, step: int) -> None:
         """One step of the optimiser with the gradients gathered, if there are any and they are finite."""
@@ -47,9 +47,7 @@ class Companion:
         settings = self.recipe.optimizer
         norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
         factor = learning_rate_factor(settings, self.recipe.max_steps, step, self.first_step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * factor
-        step_if_finite(self.optimizer, norm)
+        step_if_finite(self.optimizer, settings, self.learning_rate * factor, norm)
         self.optimizer.zero_grad()
 
     def _average_over_processes(self, parameters: list[nn.Parameter]) -> None:

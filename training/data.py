@@ -8,18 +8,20 @@ that it would have seen. `TrainingCrops` decodes its corpora once, to disk; `Str
 """
 
 import glob
-import io
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from datasets import Dataset, Features, IterableDataset, LargeList, Value, interleave_datasets, load_dataset
 from datasets.distributed import split_dataset_by_node
+from tqdm import tqdm
 
 from modeling_taae import TaaeFeatureExtractor
-from modeling_taae.audio_io import TaaeInputError, decode_audio, read_audio, to_pcm16
+from modeling_taae.audio_io import TaaeInputError, to_pcm16
 from modeling_taae.feature_extraction_taae import normalize_loudness
+from modeling_taae.utterances import decode_cell
 from training.augmentation import INT16_FULL_SCALE, Augmenter
 from training.recipe import Corpus, Data, RecipeError
 
@@ -52,17 +54,17 @@ def load_corpus(corpus: Corpus, streaming: bool = False, columns: Sequence[str] 
     for column in wanted:
         if column not in found:
             raise CorpusError(f"{corpus.source!r} has no column {column!r}; it has {', '.join(found)}.")
-    return rows.select_columns(wanted).cast_column(corpus.audio_column, AUDIO_BYTES)
+    rows = rows.select_columns(wanted)
+    # A cast writes all the bytes anew.
+    as_wanted = rows.features is not None and rows.features[corpus.audio_column] == AUDIO_BYTES
+    return rows if as_wanted else rows.cast_column(corpus.audio_column, AUDIO_BYTES)
 
 
-def decode_row(audio: dict, sampling_rate: int, target_loudness: float | None) -> np.ndarray | None:
+def decode_row(audio: dict | None, sampling_rate: int, target_loudness: float | None) -> np.ndarray | None:
     """One row's audio as (samples,) int16 at a rate in Hz and a loudness in LUFS; None if it cannot be decoded."""
     try:
-        if audio["bytes"] is None:
-            samples = read_audio(audio["path"] or "", sampling_rate)
-        else:
-            samples = decode_audio(io.BytesIO(audio["bytes"]), "", sampling_rate)
-    except TaaeInputError:
+        samples = decode_cell(audio, "", sampling_rate)
+    except (TaaeInputError, OSError):
         return None
     if target_loudness is not None:
         samples = normalize_loudness(samples, sampling_rate, target_loudness)
@@ -107,6 +109,8 @@ class DecodedCorpus:
         lengths = np.concatenate([chunk.value_lengths().to_numpy() for chunk in self.column.chunks] or [[]])
         if lengths.sum() == 0:
             raise CorpusError(f"{corpus.source!r} holds no audio that can be decoded ({self.skipped} rows skipped).")
+        if not any(chunk.values.to_numpy().any() for chunk in self.column.chunks):
+            raise CorpusError(f"{corpus.source!r} is silent throughout.")
         self.ends = np.cumsum(lengths)
 
     @property
@@ -155,7 +159,8 @@ class StreamedCrops(torch.utils.data.IterableDataset):
     """Training crops of one process, (1, samples) float32, from corpora that are read as training goes: one crop a row.
 
     Rows come in the order of a shuffle buffer. A row that cannot be decoded gives silence in its place, which keeps the
-    count of rows, and so the place to resume at, right; the rows before that place are read again, but not decoded.
+    count of rows, and so the place to resume at, right, and is counted; the rows before that place are read again, but
+    not decoded.
 
     Args:
         data: corpora, crop length and augmentation.
@@ -185,24 +190,42 @@ class StreamedCrops(torch.utils.data.IterableDataset):
         )
         rows = rows.shuffle(seed=seed, buffer_size=data.shuffle_buffer)
         self.rows = split_dataset_by_node(rows, rank=process, world_size=processes)
-        self.extractor, self.augmenter = extractor, Augmenter(data.augmentation, extractor.sampling_rate)
+        self.target = extractor.sampling_rate, extractor.target_loudness
+        self.augmenter = Augmenter(data.augmentation, extractor.sampling_rate)
         self.crop_length = data.crop_frames * extractor.hop_length
-        self.seed, self.process, self.first = seed, process, first
-
-    def _endless_rows(self) -> Iterator[dict]:
-        for epoch in itertools.count():
-            self.rows.set_epoch(epoch)
-            yield from self.rows
+        self.seed, self.process, self.processes, self.first = seed, process, processes, first
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        """The crops from the first on, without end."""
-        for index, row in enumerate(self._endless_rows()):
-            if index < self.first:
-                continue
-            samples = decode_row(row["crop_source"], self.extractor.sampling_rate, self.extractor.target_loudness)
-            generator = np.random.default_rng((self.seed, self.process, index))
-            recording = np.zeros(0, np.int16) if samples is None else samples
-            yield self.augmenter.draw(recording, generator, self.crop_length)
+        """The crops from the first on, without end.
+
+        Raises:
+            CorpusError: after a round of the corpora in which no row came, or none that could be decoded.
+        """
+        index = 0
+        for epoch in itertools.count():
+            self.rows.set_epoch(epoch)
+            start, tried, skipped = index, 0, 0
+            for row in self.rows:
+                if index >= self.first:
+                    samples = decode_row(row["crop_source"], *self.target)
+                    tried, skipped = tried + 1, skipped + (samples is None)
+                    yield self._crop(index, samples)
+                index += 1
+            self._check_round(index - start, tried, skipped)
+
+    def _crop(self, index: int, samples: np.ndarray | None) -> torch.Tensor:
+        generator = np.random.default_rng((self.seed, self.process, index))
+        recording = np.zeros(0, np.int16) if samples is None else samples
+        return self.augmenter.draw(recording, generator, self.crop_length)
+
+    def _check_round(self, rows: int, tried: int, skipped: int) -> None:
+        share = f"the share of process {self.process + 1} of {self.processes}"
+        if rows == 0:
+            raise CorpusError(f"There is no row of the corpora in {share}; they are empty, or have too few rows.")
+        if skipped == rows:
+            raise CorpusError(f"No audio can be decoded of {rows} rows in {share}.")
+        if skipped:
+            tqdm.write(f"{skipped} of {tried} recordings could not be decoded in {share}.", file=sys.stderr)
 
 
 def corpus_probabilities(corpora: list[Corpus]) -> np.ndarray:

@@ -72,7 +72,8 @@ class ReconstructionLoss(nn.Module):
 
     def forward(self, audio: Tensor, reference: Tensor) -> dict[str, Tensor]:
         """The terms by name, unweighted scalars, of decoded audio and its reference, both (batch, 1, samples)."""
-        audio, reference = audio.squeeze(1).to(torch.float32), reference.squeeze(1).to(torch.float32)
+        missing = max(WINDOWS_AND_MELS[-1][0] - reference.shape[-1], 0)
+        audio, reference = (F.pad(signal.squeeze(1).to(torch.float32), (0, missing)) for signal in (audio, reference))
         distances = [resolution(audio, reference) for resolution in self.resolutions]
         return {
             "log_mel": sum(log_mel for log_mel, _ in distances),

@@ -21,12 +21,9 @@ def trainable_parameters(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
-def build_optimizer(module: nn.Module, settings: Optimizer, learning_rate: float) -> torch.optim.AdamW:
-    """AdamW for those parameters of a module that train."""
-    parameters = trainable_parameters(module)
-    return torch.optim.AdamW(
-        parameters, lr=learning_rate, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
-    )
+def build_optimizer(module: nn.Module) -> torch.optim.AdamW:
+    """AdamW for those parameters of a module that train; `step_if_finite` sets it."""
+    return torch.optim.AdamW(trainable_parameters(module), fused=True)
 
 
 def learning_rate_factor(optimizer: Optimizer, max_steps: int, step: int, first_step: int = 0) -> float:
@@ -43,13 +40,17 @@ def learning_rate_factor(optimizer: Optimizer, max_steps: int, step: int, first_
     return warmup * 0.5 * (1 - math.cos(math.pi * min(max(left, 0.0), 1.0)))
 
 
-def step_if_finite(optimizer: torch.optim.AdamW, norm: Tensor) -> None:
+def step_if_finite(optimizer: torch.optim.AdamW, settings: Optimizer, learning_rate: float, norm: Tensor) -> None:
     """One step, unless the norm of the gradients is not finite. The device decides, so that nobody waits for the norm.
 
     Args:
-        optimizer: fused.
+        optimizer: fused. It steps by the recipe as it is, whatever the recipe was when a checkpoint was written.
+        settings: of the recipe.
+        learning_rate: of this step.
         norm: a scalar.
     """
+    for group in optimizer.param_groups:
+        group.update(lr=learning_rate, betas=tuple(settings.betas), weight_decay=settings.weight_decay)
     optimizer.found_inf = (~norm.isfinite()).to(torch.float32)  # as torch.amp.GradScaler tells a fused optimiser
     optimizer.step()
 
@@ -86,6 +87,8 @@ class DivergenceWatch:
         self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
         if self.skipped >= SKIPPED_IN_SUCCESSION:
             raise DivergenceError(f"The gradients of {self.skipped} steps in succession are not finite.")
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            return
         self.steps += 1
         self.average = loss if self.steps == 1 else self.average + SMOOTHING * (loss - self.average)
         if self.steps < SETTLING_STEPS:

@@ -9,12 +9,14 @@ import json
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
-from torch.optim.lr_scheduler import LambdaLR
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
+from safetensors import SafetensorError
+from soundfile import SoundFileError
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -61,13 +63,7 @@ class Trainer:
     def __init__(self, recipe: Recipe):
         self.recipe, self.step = recipe, 0
         self.output_dir = Path(recipe.output_dir)
-        self.accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),  # left to itself, it ignores other processes on a CPU
-            mixed_precision=recipe.mixed_precision,
-            gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-            log_with=recipe.tracker,
-            project_config=ProjectConfiguration(project_dir=str(self.output_dir)),
-        )
+        self.accelerator = make_accelerator(recipe)
         check_hub(recipe)
         sharded = is_sharded(self.accelerator)
         set_seed(recipe.seed)  # the same weights in every process
@@ -87,19 +83,15 @@ class Trainer:
             self.reader = Reader(recipe, self.accelerator, self.extractor, config.latent_dim)
         self.companions = [part.companion for part in (self.adversary, self.reader) if part is not None]
         self.watch = DivergenceWatch(recipe.optimizer.divergence_ratio)
-        settings = recipe.optimizer
-        self.average = WeightAverage(model, settings.ema_decay)
+        self.average = WeightAverage(model, recipe.optimizer.ema_decay)
         for network in (model, self.average.module):
             if sharded:
                 shard(network, self.accelerator.device)
             else:
                 network.to(self.accelerator.device)
-        optimizer = build_optimizer(model, settings, settings.learning_rate)
-        # One step of this scheduler is one optimiser step whatever the number of processes, so it is not prepared.
-        self.scheduler = LambdaLR(optimizer, lambda step: learning_rate_factor(settings, recipe.max_steps, step))
         prepare = prepare_sharded if sharded else Accelerator.prepare
-        self.model, self.optimizer = prepare(self.accelerator, model, optimizer)
-        self.accelerator.register_for_checkpointing(self.scheduler, self.average)
+        self.model, self.optimizer = prepare(self.accelerator, model, build_optimizer(model))
+        self.accelerator.register_for_checkpointing(self.average)
         set_seed(recipe.seed, device_specific=True)  # and noise of its own
 
     def _read_speech(self) -> None:
@@ -206,13 +198,13 @@ class Trainer:
 
     def update(self) -> dict[str, torch.Tensor]:
         """One step of the optimisers with the gradients gathered; returns the gradient norm for the log."""
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.max_grad_norm)
-        norm = whole_tensor(norm)
-        step_if_finite(self.optimizer.optimizer, norm)
+        settings = self.recipe.optimizer
+        norm = whole_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm))
+        learning_rate = settings.learning_rate * learning_rate_factor(settings, self.recipe.max_steps, self.step)
+        step_if_finite(self.optimizer.optimizer, settings, learning_rate, norm)
         self.optimizer.zero_grad()
         for companion in self.companions:
             companion.update(self.step)
-        self.scheduler.step()
         self.step += 1
         return {"grad_norm": norm}
 
@@ -228,7 +220,7 @@ class Trainer:
         if logging:
             values = {f"train/{name}": value.item() for name, value in log.items()}
             progress.set_postfix(loss=f"{values['train/loss']:.3f}")
-            values["train/learning_rate"] = self.scheduler.get_last_lr()[0]
+            values["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
             self.accelerator.log(values, step=self.step)
         if saving:
             self.save()
@@ -252,7 +244,7 @@ class Trainer:
         return {**terms, "loss": weighted_sum(terms, self.recipe.losses, self.step)}
 
     def save(self) -> None:
-        """Writes model, average, optimiser, schedule, random state and companions as a checkpoint."""
+        """Writes model, average, optimiser, random state and companions as a checkpoint."""
         target = self.output_dir / f"checkpoint-{self.step}"
         writers = [companion.save for companion in self.companions]
         save_checkpoint(self.accelerator, target, self.recipe.keep_checkpoints, writers)
@@ -281,6 +273,29 @@ class Trainer:
                 publish_on_hub(self.recipe, self.output_dir)
 
 
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """The processes and devices of a run.
+
+    Raises:
+        RecipeError: if there is no such tracker, or its package is not installed.
+    """
+    try:
+        accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # left to itself, it ignores other processes on a CPU
+            mixed_precision=recipe.mixed_precision,
+            gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+            log_with=recipe.tracker,
+            project_config=ProjectConfiguration(project_dir=recipe.output_dir),
+            # The others wait while one process decodes a corpus or validates.
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
+        )
+    except ValueError as error:
+        raise RecipeError(f"--tracker {recipe.tracker}: {error}") from error
+    if not accelerator.log_with:
+        raise RecipeError(f"--tracker {recipe.tracker}: is not installed; install it, or choose another.")
+    return accelerator
+
+
 def flatten(tree: dict, prefix: str = "") -> dict[str, str | int | float | bool]:
     """Nested settings as dotted names and plain numbers, which is what trackers take."""
     flat = {}
@@ -306,10 +321,14 @@ def main() -> None:
         else:
             Trainer(recipe).train()
     except RecipeError as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
+        # From a loader's worker it comes with a traceback before it.
+        message = str(error).rpartition(f"{type(error).__name__}: ")[2]
+        print(f"train.py: error: {message}", file=sys.stderr)
         sys.exit(2)
     except (CheckpointError, HubError) as error:
         sys.exit(f"train.py: {error}")
+    except (OSError, SoundFileError, SafetensorError) as error:  # the log, samples or weights on a full disk
+        sys.exit(f"train.py: {error}. Run again once that is seen to: it goes on from the newest checkpoint.")
     except DivergenceError as error:
         sys.exit(
             f"train.py: {error} Lower optimizer.learning_rate, or raise optimizer.warmup_steps, and run again: it goes "

@@ -42,7 +42,7 @@ class Budget:
         hidden_size: of the transformer; its feed-forward layers are four times as wide.
         heads: of attention.
         crop_frames: the most frames of a sequence, at 25 a second.
-        batch_size: sequences in a step.
+        batch_size: sequences in a step, on each GPU if there are several.
         max_steps: of the optimiser.
         learning_rate: at its highest; it warms up over a tenth of the steps and falls to zero along a cosine.
         bf16: train in bfloat16, where the device is quicker with it.

@@ -227,6 +227,8 @@ class TaaeAttention(nn.Module):
         query = apply_rotary(self.q_norm(query), *position_embeddings)
         key = apply_rotary(self.k_norm(key), *position_embeddings)
         if blocks is None:
+            # Autocast on CUDA, as in training, leaves what was normalised in float32.
+            query, key = query.to(value.dtype), key.to(value.dtype)
             return self.o_proj(flash_window_attention(query, key, value, self.window, lengths))
         if past is not None:
             key, value = (past.prepend(states, self.window[0], dim=2) for states in (key, value))

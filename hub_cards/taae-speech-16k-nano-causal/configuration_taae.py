@@ -33,7 +33,8 @@ class TaaeConfig(PreTrainedConfig):
             Width of each block, in encoder order. The input convolution gives the first block's width; a block of
             stride 1 keeps the width of the block before it.
         strides (`tuple[int, ...]`, defaults to `(1, 2)`):
-            Downsampling factor of each block, in encoder order; the decoder upsamples by the same factors, reversed.
+            Downsampling factor of each block, in encoder order; the decoder upsamples by the same factors, reversed. Of
+            a model that is not causal they are even or 1: the reference loses a step at each odd one, and so does this.
         encoder_depths, decoder_depths (`tuple[int, ...]`, default to `(8, 20)`):
             Transformer layers of each block, both in encoder order (the decoder runs them reversed). 0 is allowed.
         head_dim (`int`, defaults to 128):
