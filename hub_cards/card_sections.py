@@ -1,9 +1,10 @@
 """Sections of a model card that are made of further results in the model's folder: a text each, empty without them.
 
-They are the quality of every preset against its bit rate (`make presets`), harder trials (`make protocols`) and what
-tokens carry (`make probes`).
+They are the quality of every preset against its bit rate (`make presets`), harder trials (`make protocols`), what
+tokens carry (`make probes`), and what the curves of training (`make provenance`) say of its limits.
 """
 
+import csv
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable
@@ -24,6 +25,8 @@ MUSIC, MUSIC_METRIC = "music", "mel_distance"
 FEATURES = ("tokens", "log-mel")
 NO_MEAN = dict.fromkeys(("mean", "low", "high"))
 GENDERS = {"f": "female", "m": "male"}
+# Below this share of the loss, what a model has not heard is not harder for it than what it has.
+SMALL_GAP = 0.02
 
 
 class CardError(ValueError):
@@ -249,3 +252,17 @@ def gender_text(ours: dict, results: dict) -> str:
         figures = ", ".join(f"{label} {figure}" for label, figure in means)
         parts.append(f"{figures} for {group['utterances']} of {GENDERS.get(name, name)} speakers")
     return f"Of the utterances whose speaker's gender is told: {'; '.join(parts)}."
+
+
+def gap_text(folder: Path) -> str:
+    """How the loss on speech that trained the model compares with that on other speech; empty without such curves."""
+    path = folder / "curves.csv"
+    rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if path.is_file() else []
+    losses = [
+        (float(row["validation/loss"]), float(row["validation/gap"])) for row in rows if row.get("validation/gap")
+    ]
+    if not losses:
+        return ""
+    loss, gap = losses[-1]
+    text = f"At the end the loss is {loss:.2f} on speech that did not train it and {loss - gap:.2f} on as much that did"
+    return f"{text}: time and size limit it, more than the amount of speech." if gap < SMALL_GAP * loss else f"{text}."

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 from card_sections import (
     CardError,
+    gap_text,
     gender_text,
     preset_section,
     probe_section,
@@ -103,6 +104,8 @@ def card(folder: Path, codec: Codec, results: dict) -> str:
         speed="\n\n".join(report.speed_section(results)[1:]),
         spectrogram=(folder / "spectrogram.png").is_file(),
         curves=(folder / "curves.png").is_file(),
+        gap=gap_text(folder),
+        discriminator=(folder / "discriminator.safetensors").is_file(),
         training=training_text(training, config.frame_rate),
         cost=cost_text(training),
         spread=spread(ours, results),

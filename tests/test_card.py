@@ -341,6 +341,17 @@ class TestCard:
         assert "no credit for someone" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("gap", "verdict"), [("0.01", True), ("0.4", False)])
+def test_what_limits_a_model_follows_from_its_curves(tmp_path, make_card, gap, verdict):
+    sections = importlib.import_module("card_sections")
+    assert sections.gap_text(tmp_path) == ""
+    header = "step,validation/gap,validation/loss\n"
+    (tmp_path / "curves.csv").write_text(f"{header}50,,\n100,9,9\n200,{gap},2.5\n250,,\n")
+    text = sections.gap_text(tmp_path)
+    assert f"the loss is 2.50 on speech that did not train it and {2.5 - float(gap):.2f} on" in text
+    assert ("time and size limit it" in text) == verdict
+
+
 class TestProvenance:
     def test_steps_that_were_lost_are_left_out(self, made):
         lines = (made / "curves.csv").read_text().splitlines()
