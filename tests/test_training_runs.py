@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from safetensors.torch import load_file
 from training_runs import (
     ADVERSARIAL,
@@ -196,6 +197,18 @@ def test_a_discriminator_that_learns_every_other_step_is_logged(recipe_file, tmp
     monkeypatch.setattr(trainer.accelerator, "log", lambda values, step: logged.append(values))
     trainer.train()
     assert all("train/discriminator" in values for values in logged if "train/loss" in values)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stream_without_audio_is_told_in_a_line(workers, recipe_file, tmp_path):
+    Dataset.from_dict({"audio": [{"bytes": b"text", "path": None}] * 5}).to_parquet(tmp_path / "bad.parquet")
+    corpora = json.dumps([{"source": str(tmp_path / "bad.parquet")}])
+    stream = ("--data.streaming", "true", "--data.workers", workers, "--validation.corpus", "null")
+    process = start_training(recipe_file, "--data.corpora", corpora, *stream, "--output_dir", tmp_path)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "train.py: error: No audio can be decoded of 5 rows in the share of process 1 of 1.\n" in output
+    assert "Traceback" not in output
 
 
 def test_a_full_disk_is_told_in_a_line_wherever_it_shows(recipe_file, tmp_path):

@@ -322,7 +322,7 @@ def main() -> None:
             Trainer(recipe).train()
     except RecipeError as error:
         # From a loader's worker it comes with a traceback before it.
-        message = str(error).rpartition(f"{type(error).__name__}: ")[2]
+        message = str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
         print(f"train.py: error: {message}", file=sys.stderr)
         sys.exit(2)
     except (CheckpointError, HubError) as error:
