@@ -235,9 +235,11 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
             init.zeros_(module.beta)
 
     @classmethod
-    def from_pretrained(cls, *args, dtype: torch.dtype | str = torch.float32, **kwargs) -> "TaaeModel":
-        """As for any model of Transformers, in float32 unless told otherwise: less moves tokens."""
-        return super().from_pretrained(*args, dtype=dtype, **kwargs)
+    def from_pretrained(cls, *args, **kwargs) -> "TaaeModel":
+        """As for any model of Transformers, but in float32 unless told otherwise: less moves tokens."""
+        if "torch_dtype" not in kwargs:  # as `dtype` was called once
+            kwargs.setdefault("dtype", torch.float32)
+        return super().from_pretrained(*args, **kwargs)
 
     def bottleneck(self, bottleneck: str | list | tuple | None = None) -> ResidualFSQ:
         """The bottleneck that an argument of `encode` or `decode` stands for; None is the config's own.

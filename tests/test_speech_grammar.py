@@ -282,7 +282,11 @@ def malformed(case: str, vocabulary: SpeechVocabulary, codes: torch.Tensor) -> t
         "text, no end": ([begin, *tokens, 7, 8], "text within speech, which has no end", [speech, ("text", [7, 8])]),
         "begun twice": ([begin, *half[0], begin, *half[1], end], "speech begins within speech", halves),
         "begun twice at once": ([begin, begin, *tokens, end], "Position 1: speech begins within speech", [speech]),
-        "ended twice": ([begin, *tokens, end, end], f"Position {len(tokens) + 2}: speech ends that has not", [speech]),
+        "ended twice": (
+            [begin, *tokens, end, end, 7],
+            f"Position {len(tokens) + 2}: speech ends that has not",
+            [speech, ("text", [7])],
+        ),
         "no begin": ([5, *tokens, end], "Position 1: speech tokens outside", [("text", [5]), speech]),
         "only an end": ([5, end, 6], "Position 1: speech ends that has not begun", [("text", [5, 6])]),
         "empty": ([5, begin, end], "Position 2: speech without a frame", [("text", [5])]),
@@ -327,6 +331,14 @@ def test_whatever_the_ids_repair_makes_something_well_formed_of_them(vocabulary)
         else:
             assert read(vocabulary, ids) == (pieces, [])
     assert read(vocabulary, []) == ([], [])
+
+
+@every_vocabulary
+def test_end_markers_behind_the_last_one_are_padding(vocabulary):
+    span = vocabulary.span(codes_of_audio(vocabulary, 4)).tolist()
+    assert read(vocabulary, [5, *span, *[vocabulary.end_id] * 3]) == read(vocabulary, [5, *span])
+    with pytest.raises(ValueError, match="Position 0: speech ends that has not begun"):
+        read(vocabulary, [vocabulary.end_id] * 3)
 
 
 def test_errors_are_strict_or_repaired():

@@ -21,7 +21,7 @@ from training_runs import (
     write_recipe,
 )
 
-from modeling_taae import TaaeModel
+from modeling_taae.transformer_taae import TaaeTransformerLayer
 from training.checkpoints import CheckpointError
 from training.recipe import RecipeError
 
@@ -99,5 +99,5 @@ def test_the_configuration_asks_for_what_the_trainer_does():
     """Its layer is the one that the code names, and Accelerate reads it."""
     settings = load_config_from_file(str(CHECKOUT / "training" / "configs" / "fsdp.yaml")).fsdp_config
     assert settings["fsdp_version"] == 2
-    assert [settings["fsdp_transformer_layer_cls_to_wrap"]] == TaaeModel._no_split_modules
+    assert settings["fsdp_transformer_layer_cls_to_wrap"] == TaaeTransformerLayer.__name__
     assert settings["fsdp_state_dict_type"] == "SHARDED_STATE_DICT"
