@@ -254,15 +254,20 @@ def gender_text(ours: dict, results: dict) -> str:
     return f"Of the utterances whose speaker's gender is told: {'; '.join(parts)}."
 
 
+def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """The curves in a CSV file by the name of their column: steps and values."""
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [name for name in (rows[0] if rows else {}) if name != "step"]
+    return {name: [(int(row["step"]), float(row[name])) for row in rows if row[name]] for name in names}
+
+
 def gap_text(folder: Path) -> str:
     """How the loss on speech that trained the model compares with that on other speech; empty without such curves."""
     path = folder / "curves.csv"
-    rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if path.is_file() else []
-    losses = [
-        (float(row["validation/loss"]), float(row["validation/gap"])) for row in rows if row.get("validation/gap")
-    ]
-    if not losses:
+    curves = read_curves(path) if path.is_file() else {}
+    if not curves.get("validation/gap"):
         return ""
-    loss, gap = losses[-1]
+    loss, gap = (curves[f"validation/{name}"][-1][1] for name in ("loss", "gap"))
     text = f"At the end the loss is {loss:.2f} on speech that did not train it and {loss - gap:.2f} on as much that did"
     return f"{text}: time and size limit it, more than the amount of speech." if gap < SMALL_GAP * loss else f"{text}."

@@ -5,14 +5,13 @@ with `--speech`, from a recording and what the model makes of it.
 """
 
 import argparse
-import csv
 import json
 import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from card_sections import PRESETS, RATE_PICTURE
+from card_sections import PRESETS, RATE_PICTURE, read_curves
 from demo import draw
 
 from modeling_taae import report
@@ -34,14 +33,6 @@ PANELS = {
 RATE_TICKS = (250, 500, 1_000, 2_000, 4_000)
 # Points of a training curve are averaged, this many of them in all.
 SMOOTH_POINTS = 200
-
-
-def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """The curves in a CSV file by the name of their column: steps and values."""
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    names = [name for name in (rows[0] if rows else {}) if name != "step"]
-    return {name: [(int(row["step"]), float(row[name])) for row in rows if row[name]] for name in names}
 
 
 def averaged(curve: list[tuple[int, float]]) -> list[tuple[float, float]]:

@@ -31,7 +31,7 @@ def load_model(recipe: Recipe, empty: bool = False) -> TaaeModel:
             with torch.device("meta") if empty else nullcontext():
                 model = TaaeModel(make_config(recipe.size, **recipe.config))
         else:
-            model = TaaeModel.from_pretrained(recipe.size, dtype=torch.float32, **recipe.config)
+            model = TaaeModel.from_pretrained(recipe.size, **recipe.config)
         model.set_attn_implementation(recipe.attn_implementation)
         model.bottleneck(recipe.validation.bottleneck)
     except (OSError, ValueError, ImportError, RuntimeError) as error:

@@ -40,7 +40,7 @@ def publish(source: Path, destination: Path, demo: Sequence[str] = ()) -> None:
         OSError: if the model cannot be read, or the folder cannot be written.
         TaaeInputError: if there is no such recording.
     """
-    model = TaaeModel.from_pretrained(source, dtype=torch.float32)
+    model = TaaeModel.from_pretrained(source)
     half = {name: tensor.to(torch.bfloat16) for name, tensor in model.fused_state_dict().items()}
     destination.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".publish-", dir=destination.parent) as temporary:
