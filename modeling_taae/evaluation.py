@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import median
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -298,7 +300,7 @@ def scoring(workers: int) -> Iterator[Callable[..., Future]]:
         yield call_now
         return
     # Not forked: torch's threads do not survive that.
-    pool: Executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=use_one_thread)
+    pool: Executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=start_worker)
     try:
         yield pool.submit
     finally:
@@ -312,11 +314,18 @@ def call_now(function: Callable, *arguments: Any) -> Future:
     return future
 
 
-def use_one_thread() -> None:
-    """Keeps a worker from starting a thread per core."""
+def start_worker() -> None:
+    """Keeps a worker from starting a thread per core, and from staying when its parent was killed."""
     import torch
 
     torch.set_num_threads(1)
+    Thread(target=end_with, args=(parent_process(),), daemon=True).start()
+
+
+def end_with(parent: BaseProcess) -> None:
+    """Ends this process as soon as another has ended."""
+    parent.join()
+    os._exit(1)
 
 
 def measure_speed(system: System, clips: list[np.ndarray]) -> dict[str, float]:

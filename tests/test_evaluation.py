@@ -4,9 +4,14 @@ import csv
 import io
 import json
 import math
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -218,6 +223,24 @@ class TestCodecs:
 
 
 class TestResume:
+    def test_workers_end_with_a_run_that_is_killed(self):
+        """They hold a gigabyte each, and would wait for work for ever."""
+        rows = [row(f"u{n}", flac(clip(seed=n))) for n in range(200)]
+        options = ["--metrics", "stoi", "--workers", "2", "--samples", "0", "--no-speed", "-o", "results"]
+        command = [sys.executable, "-m", "modeling_taae", "evaluate", parquet("many.parquet", rows), *options]
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        run = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        try:
+            while not (Path("results/rows.jsonl").exists() and Path("results/rows.jsonl").read_text()):
+                assert run.poll() is None
+                time.sleep(0.05)
+            workers = psutil.Process(run.pid).children(recursive=True)
+        finally:
+            run.kill()
+        assert len(workers) >= 2
+        _, alive = psutil.wait_procs(workers, timeout=30)
+        assert not alive
+
     def test_interrupted_run_goes_on(self, data, monkeypatch):
         whole = evaluate(data)
         lines = Path("results/rows.jsonl").read_text().splitlines(keepends=True)
