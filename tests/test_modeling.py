@@ -34,14 +34,15 @@ class TestSizes:
         assert count_parameters(model.encoder) == 476_659_724
         assert count_parameters(model.decoder) == 476_660_032
 
-    def test_nano_is_small_and_has_the_published_frame_rate(self) -> None:
-        config = TaaeConfig.named("nano")
+    @pytest.mark.parametrize(("name", "millions"), [("nano", (12, 14)), ("small", (30, 34))])
+    def test_small_ones_have_the_published_frame_rate(self, name: str, millions: tuple[int, int]) -> None:
+        config = TaaeConfig.named(name)
         with torch.device("meta"):
-            assert count_parameters(TaaeModel(config)) <= 14_000_000
+            assert millions[0] <= count_parameters(TaaeModel(config)) / 1e6 <= millions[1]
         assert (config.hop_length, config.frame_rate) == (640, 25.0)
 
     def test_an_unknown_size_is_an_error_that_lists_the_known(self) -> None:
-        with pytest.raises(ValueError, match="no TAAE size named '1b'.*950m, 480m, 240m, nano"):
+        with pytest.raises(ValueError, match="no TAAE size named '1b'.*950m, 480m, 240m, nano, small"):
             TaaeConfig.named("1b")
 
     def test_names_can_be_overridden(self) -> None:

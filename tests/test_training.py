@@ -1,6 +1,7 @@
 """Recipes, crops, losses and schedules: all of the trainer but its runs."""
 
 import copy
+import dataclasses
 import io
 import itertools
 
@@ -95,6 +96,15 @@ def test_a_crop_follows_from_seed_and_index(data):
     assert torch.equal(crops[7], again[7])
     assert not torch.equal(crops[7], other[7])
     assert not torch.equal(crops[7], crops[8])
+
+
+def test_workers_decode_the_same_crops(data, tmp_path, monkeypatch):
+    """Also where they find nothing that was decoded before."""
+    alone = TrainingCrops(data, TaaeFeatureExtractor(), 1)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    together = TrainingCrops(dataclasses.replace(data, workers=3), TaaeFeatureExtractor(), 1)
+    assert together.skipped == alone.skipped == 2
+    assert all(torch.equal(alone[index], together[index]) for index in range(20))
 
 
 def test_rows_that_are_no_audio_are_counted_and_left_out(data):

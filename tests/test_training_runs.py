@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from training_runs import (
     ADVERSARIAL,
     CHECKOUT,
+    TINY,
     TORCHRUN,
     assert_equal,
     finish,
@@ -26,9 +27,10 @@ from training_runs import (
 
 from modeling_taae import TaaeModel
 from training.checkpoints import CheckpointError, complete_checkpoints
+from training.cuda_graph import check_replayable
 from training.discriminator import DiscriminatorError, MultiResolutionDiscriminator
 from training.publish import publish
-from training.recipe import RecipeError
+from training.recipe import RecipeError, parse_recipe
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +162,44 @@ def test_ways_to_compute_a_step_change_no_result(option, recipe_file, tmp_path):
     train(recipe_file, *one_step, f"--{option}", "true", "--output_dir", tmp_path / option)
     plain, other = published(tmp_path / "plain"), published(tmp_path / option)
     assert all(torch.allclose(plain[name], other[name], atol=1e-5) for name in plain)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU with CUDA")
+def test_a_replayed_graph_leaves_the_gradients_of_its_batch(recipe_file, tmp_path):
+    """The bottleneck's noise is its own in each pass, so that it is switched off here."""
+    quiet = {**TINY, "training_noise_probability": 0.0, "training_rounding_probability": 0.0}
+    options = ("--config", json.dumps(quiet), "--losses.waveform", 0, "--validation.corpus", "null")
+    plain, replayed = (
+        make_trainer(recipe_file, *options, "--cuda_graph", graph, "--output_dir", tmp_path / graph)
+        for graph in ("false", "true")
+    )
+    for batch in 0.1 * torch.randn(3, 2, 1, 16 * 640, device="cuda"):
+        losses = [trainer.forward_and_backward(batch)["loss"].item() for trainer in (plain, replayed)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+        for parameter, other in zip(plain.model.parameters(), replayed.model.parameters(), strict=True):
+            assert torch.allclose(parameter.grad, other.grad, atol=1e-5)
+        for trainer in (plain, replayed):
+            trainer.update()
+
+
+def test_a_graph_is_refused_where_there_is_no_gpu(recipe_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(RecipeError, match="cuda_graph: needs a GPU with CUDA, and this run computes on cpu"):
+        make_trainer(recipe_file, "--cuda_graph", "true", "--output_dir", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ((), "losses.waveform, which fades"),
+        (("--losses.waveform", 0, *ADVERSARIAL), "discriminator"),
+        (("--losses.waveform", 0, "--gradient_accumulation_steps", 2), "gradient_accumulation_steps"),
+    ],
+)
+def test_a_graph_is_refused_where_passes_differ(options, named, recipe_file):
+    recipe = parse_recipe([recipe_file, *map(str, options)])
+    with pytest.raises(RecipeError, match=f"cuda_graph: does not go with {named}; leave"):
+        check_replayable(recipe, torch.device("cuda"), processes=1)
 
 
 def test_bfloat16_trains_float32_weights(recipe_file, tmp_path):

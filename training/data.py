@@ -83,12 +83,13 @@ class DecodedCorpus:
     Args:
         corpus: what to decode.
         extractor: which rate and loudness to decode to.
+        workers: processes that decode; 0 decodes in this one.
 
     Raises:
         CorpusError: if nothing in it can be decoded, or all of it is silent.
     """
 
-    def __init__(self, corpus: Corpus, extractor: TaaeFeatureExtractor):
+    def __init__(self, corpus: Corpus, extractor: TaaeFeatureExtractor, workers: int = 0):
         rows = load_corpus(corpus)
         decoded = rows.map(
             decode_batch,
@@ -102,6 +103,7 @@ class DecodedCorpus:
                 "sampling_rate": extractor.sampling_rate,
                 "target_loudness": extractor.target_loudness,
             },
+            num_proc=min(workers, len(rows)) or None,
             desc=f"Decoding {corpus.source}",
         )
         self.skipped = len(rows) - len(decoded)
@@ -138,7 +140,7 @@ class TrainingCrops(torch.utils.data.Dataset):
     """
 
     def __init__(self, data: Data, extractor: TaaeFeatureExtractor, seed: int):
-        self.corpora = [DecodedCorpus(corpus, extractor) for corpus in data.corpora]
+        self.corpora = [DecodedCorpus(corpus, extractor, data.workers) for corpus in data.corpora]
         self.probabilities = corpus_probabilities(data.corpora)
         self.crop_length = data.crop_frames * extractor.hop_length
         self.augmenter, self.seed = Augmenter(data.augmentation, extractor.sampling_rate), seed

@@ -67,8 +67,8 @@ class Data:
         augmentation: how crops are changed.
         streaming: read the corpora as training goes, instead of decoding them to disk first.
         shuffle_buffer: rows in the shuffle buffer when streaming.
-        workers: processes that prepare batches beside the training loop; 0 prepares them in it. At most 1 when
-            streaming, so that a run can resume where it was.
+        workers: processes that decode the corpora, and then prepare batches beside the training loop; 0 does both in
+            it. At most 1 when streaming, so that a run can resume where it was.
     """
 
     corpora: list[Corpus] = field(default_factory=list)
@@ -243,8 +243,8 @@ class Recipe:
 
     Args:
         output_dir: where checkpoints, logs and the trained model go.
-        size: a named size (nano, 240m, 480m, 950m) to train from scratch, or a folder or Hub name of a TAAE model to
-            start from.
+        size: a named size (nano, small, 240m, 480m, 950m) to train from scratch, or a folder or Hub name of a TAAE
+            model to start from.
         config: fields of the model's configuration that differ from the named size.
         freeze_encoder: train the decoder alone, so that the tokens stay bit for bit what they are.
         data: what to train on.
@@ -264,6 +264,7 @@ class Recipe:
         attn_implementation: attention in training; "eager" is the fastest for short crops on CPUs.
         gradient_checkpointing: compute activations twice instead of keeping them, for large models.
         compile: compile each transformer layer.
+        cuda_graph: replay forward and backward passes as a CUDA graph; for reconstruction losses, on one GPU.
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: how many of the newest checkpoints stay.
         log_every: steps between entries in the log.
@@ -291,6 +292,7 @@ class Recipe:
     attn_implementation: str = "sdpa"
     gradient_checkpointing: bool = False
     compile: bool = False
+    cuda_graph: bool = False
     checkpoint_every: PositiveInt = 1_000
     keep_checkpoints: PositiveInt = 2
     log_every: PositiveInt = 50

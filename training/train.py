@@ -32,6 +32,7 @@ from training.checkpoints import (
     save_checkpoint,
 )
 from training.codec import load_model, prepare_model
+from training.cuda_graph import ReplayedPasses, check_replayable
 from training.data import StreamedCrops, TrainingCrops
 from training.dry_run import check_room, dry_run
 from training.hub import HubError, check_hub, publish_on_hub
@@ -42,6 +43,7 @@ from training.optimization import (
     build_optimizer,
     learning_rate_factor,
     step_if_finite,
+    trainable_parameters,
 )
 from training.perceptual import PerceptualLoss
 from training.recipe import Recipe, RecipeError, parse_recipe
@@ -65,6 +67,8 @@ class Trainer:
         self.output_dir = Path(recipe.output_dir)
         self.accelerator = make_accelerator(recipe)
         check_hub(recipe)
+        if recipe.cuda_graph:
+            check_replayable(recipe, self.accelerator.device, self.accelerator.num_processes)
         sharded = is_sharded(self.accelerator)
         set_seed(recipe.seed)  # the same weights in every process
         model = prepare_model(load_model(recipe), recipe)
@@ -91,6 +95,9 @@ class Trainer:
                 network.to(self.accelerator.device)
         prepare = prepare_sharded if sharded else Accelerator.prepare
         self.model, self.optimizer = prepare(self.accelerator, model, build_optimizer(model))
+        self.passes = self._passes
+        if recipe.cuda_graph:
+            self.passes = ReplayedPasses(self._passes, trainable_parameters(self.model))
         self.accelerator.register_for_checkpointing(self.average)
         set_seed(recipe.seed, device_specific=True)  # and noise of its own
 
@@ -125,7 +132,10 @@ class Trainer:
             crops = StreamedCrops(data, self.extractor, recipe.seed, process, processes, first)
             loader = DataLoader(crops, size, num_workers=min(data.workers, 1), generator=generator)
             return itertools.islice(loader, len(shares))
-        return DataLoader(self.crops, batch_sampler=shares, num_workers=data.workers, generator=generator)
+        pinned = self.accelerator.device.type == "cuda"
+        return DataLoader(
+            self.crops, batch_sampler=shares, num_workers=data.workers, generator=generator, pin_memory=pinned
+        )
 
     def utterances(self) -> Iterable[dict | None]:
         """This process's batches of transcribed utterances, one for each of crops, if the recipe has a CTC head."""
@@ -154,7 +164,7 @@ class Trainer:
         self.model.train()
         for crops, utterances in zip(self.batches(), self.utterances(), strict=False):
             with self.accelerator.accumulate(self.model):
-                log = self.forward_and_backward(crops.to(self.accelerator.device), utterances)
+                log = self.forward_and_backward(crops.to(self.accelerator.device, non_blocking=True), utterances)
                 if self.accelerator.sync_gradients:
                     log |= self.update()
                     progress.update()
@@ -167,6 +177,9 @@ class Trainer:
 
     def forward_and_backward(self, audio: torch.Tensor, utterances: dict | None = None) -> dict[str, torch.Tensor]:
         """Gathers the gradients of a batch and returns its losses for the log; arguments as for `losses`."""
+        return self.passes(audio, utterances)
+
+    def _passes(self, audio: torch.Tensor, utterances: dict | None = None) -> dict[str, torch.Tensor]:
         _, terms, others = self.losses(audio, utterances)
         loss = weighted_sum(terms, self.recipe.losses, self.step)
         self.accelerator.backward(loss)

@@ -229,7 +229,8 @@ def dither(latents: Tensor, levels: tuple[int, ...], noise_probability: float, r
     """
     values = torch.tanh(latents.to(torch.float32))
     per_item = (values.shape[0], 1, 1)
-    choices = torch.tensor(levels, dtype=torch.float32, device=values.device)
+    # Made where it is used: a copy from the CPU could not be part of a CUDA graph.
+    choices = torch.stack([torch.full((), level, dtype=torch.float32, device=values.device) for level in levels])
     step = 2 / (choices[torch.randint(len(levels), per_item, device=values.device)] - 1)
     noisy = values + (torch.rand_like(values) - 0.5) * step
     rounded = values + (torch.round((values + 1) / step) * step - 1 - values).detach()

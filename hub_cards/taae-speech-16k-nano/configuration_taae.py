@@ -17,6 +17,14 @@ NAMED_SIZES: dict[str, dict] = {
         "decoder_depths": (1, 2, 4),
         "layer_scale_initial_scale": 0.1,
     },
+    "small": {
+        "patch_size": 160,
+        "hidden_sizes": (384, 384, 384),
+        "strides": (1, 2, 2),
+        "encoder_depths": (0, 2, 2),
+        "decoder_depths": (2, 3, 3),
+        "layer_scale_initial_scale": 0.1,
+    },
 }
 
 
@@ -133,7 +141,7 @@ class TaaeConfig(PreTrainedConfig):
 
     @classmethod
     def named(cls, name: str, **overrides) -> "TaaeConfig":
-        """The configuration of a named size: `"950m"`, `"480m"`, `"240m"` or `"nano"`, with fields overridden.
+        """The configuration of a named size, such as `"950m"` or `"nano"`, with fields overridden.
 
         Raises:
             ValueError: if there is no size of that name.
