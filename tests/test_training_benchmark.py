@@ -11,10 +11,12 @@ from training_runs import CHECKOUT, TINY, write_recipe
 
 from modeling_taae.configuration_taae import NAMED_SIZES
 from training import benchmark_inference, benchmark_tools, benchmark_training
-from training.benchmark import MARKERS, NO_GPU, main, markdown
+from training.benchmark import GPU_MARKERS, MARKERS, main, markdown
 from training.benchmark_tools import Bench, count_operations, random_model
 
 RESULTS, README = CHECKOUT / "training" / "benchmark.json", CHECKOUT / "training" / "README.md"
+GPU_RESULTS = RESULTS.with_name("benchmark_gpu.json")
+QUICK = ("--threads", "1", "--seconds", "0")
 
 
 @pytest.fixture(autouse=True)
@@ -55,9 +57,9 @@ def test_sections_are_measured_one_by_one_and_kept_together(tmp_path, capsys):
     """As a user does it, with a text whose tables are replaced at last."""
     kept, text = tmp_path / "results.json", tmp_path / "README.md"
     text.write_text(f"Before.\n{MARKERS[0]}old\n{MARKERS[1]}\nAfter.\n")
-    main(["gradients", "speed", "--threads", "1", "--json", str(kept)])
+    main(["gradients", "speed", *QUICK, "--json", str(kept)])
     first = json.loads(kept.read_text())
-    main(["latency", "--threads", "1", "--json", str(kept), "--readme", str(text)])
+    main(["latency", *QUICK, "--json", str(kept), "--readme", str(text)])
     results = json.loads(kept.read_text())
     assert {name: results[name] for name in first} == first and list(results) == ["gradients", "speed", "latency"]
     tables = markdown(results)
@@ -105,12 +107,17 @@ def test_frames_of_a_stream_go_through_compiled_functions_as_well(monkeypatch):
     assert [row["direction"] for row in rows] == ["encode", "decode"]
 
 
-@pytest.mark.skipif(not RESULTS.exists(), reason="no results are kept in training/benchmark.json")
-def test_a_gpu_that_was_not_measured_is_told():
-    section = json.loads(RESULTS.read_text())["latency"]
-    assert NO_GPU in markdown({"latency": section})
-    section["environment"]["accelerator"] = "a GPU"
-    assert NO_GPU not in markdown({"latency": section})
+def test_what_a_gpu_gave_has_a_place_of_its_own(tmp_path):
+    """Beside what the CPU gave: neither table is lost when the other is measured."""
+    kept, text = tmp_path / "results.json", tmp_path / "README.md"
+    text.write_text(f"{MARKERS[0]}of the CPU\n{MARKERS[1]}\n{GPU_MARKERS[0]}old\n{GPU_MARKERS[1]}\n")
+    main(["latency", *QUICK, "--json", str(kept)])
+    results = json.loads(kept.read_text())
+    results["latency"]["environment"]["accelerator"] = "a GPU"
+    kept.write_text(json.dumps(results))
+    main(["--show", "--json", str(kept), "--readme", str(text)])
+    written = f"{MARKERS[0]}of the CPU\n{MARKERS[1]}\n{GPU_MARKERS[0]}{markdown(results)}\n{GPU_MARKERS[1]}\n"
+    assert text.read_text() == written and "(a GPU, torch" in written
 
 
 @pytest.mark.parametrize(
@@ -123,6 +130,6 @@ def test_mistakes_are_told_in_a_line(arguments, message, tmp_path, capsys):
     assert exit_info.value.code == 2 and message in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not RESULTS.exists(), reason="no results are kept in training/benchmark.json")
-def test_the_tables_of_the_readme_are_those_of_the_results():
-    assert f"{MARKERS[0]}{markdown(json.loads(RESULTS.read_text()))}\n{MARKERS[1]}" in README.read_text()
+@pytest.mark.parametrize(("results", "markers"), [(RESULTS, MARKERS), (GPU_RESULTS, GPU_MARKERS)])
+def test_the_tables_of_the_readme_are_those_of_the_results(results, markers):
+    assert f"{markers[0]}{markdown(json.loads(results.read_text()))}\n{markers[1]}" in README.read_text()

@@ -22,7 +22,7 @@ from modeling_taae.audio_io import write_bytes
 from modeling_taae.report import between, table
 from modeling_taae.summary import environment, rounded
 from training.benchmark_inference import eight_bit_rows, latency_rows, long_audio_rows, speed_rows, startup_rows
-from training.benchmark_tools import Bench
+from training.benchmark_tools import SECONDS, Bench
 from training.benchmark_training import gradient_rows, step_rows
 
 Rows = Callable[[Bench], Iterator[dict]]
@@ -35,11 +35,8 @@ SECTIONS: dict[str, tuple[str, Rows]] = {
     "startup": ("Starting the command line", startup_rows),
     "latency": ("A frame of a stream through a causal model", latency_rows),
 }
-NO_GPU = (
-    "No GPU was measured. Where there is one with CUDA, `speed` encodes and decodes batches of 16 clips, up to the "
-    "950M model in bfloat16, beside the peak of matrix products; `latency` runs each frame of a stream as a CUDA graph."
-)
 MARKERS = ("<!-- benchmark: written by training/benchmark.py -->\n", "<!-- /benchmark -->")
+GPU_MARKERS = ("<!-- benchmark on a GPU: written by training/benchmark.py -->\n", "<!-- /benchmark on a GPU -->")
 
 
 def measure(bench: Bench, name: str) -> dict:
@@ -62,8 +59,6 @@ def markdown(results: dict[str, dict]) -> str:
         rows = [[cell(row[column]) for column in heading] for row in section["rows"]]
         packages = f"torch {machine['packages']['torch']}"
         parts.append(f"**{SECTIONS[name][0]}** ({where}, {packages}{at_most})\n\n{table(heading, rows)}")
-    if not any(section["environment"]["accelerator"] for section in results.values()):
-        parts.append(NO_GPU)
     return "\n\n".join(parts)
 
 
@@ -72,6 +67,12 @@ def cell(value: str | float | None) -> str:
     if value is None or isinstance(value, str):
         return value or ""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def place_of(results: dict[str, dict]) -> tuple[str, str]:
+    """Where the tables stand: those measured on a GPU have a place of their own."""
+    on_gpu = any(section["environment"]["accelerator"] for section in results.values())
+    return GPU_MARKERS if on_gpu else MARKERS
 
 
 def with_tables(readme: Path, tables: str, markers: tuple[str, str] = MARKERS) -> str:
@@ -94,6 +95,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--readme", type=Path, metavar="FILE", help="a text whose tables to replace by the results")
     parser.add_argument("--show", action="store_true", help="measure nothing, and show the results kept in --json")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N", help="on CPUs (default: all cores)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=SECONDS,
+        metavar="S",
+        help="repeat each measurement for so long (default: %(default)s)",
+    )
     parser.add_argument("--hour", action="store_true", help="also an hour of audio, which takes about that long")
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.sections) - SECTIONS.keys()):
@@ -105,12 +113,12 @@ def main(arguments: list[str] | None = None) -> None:
         wanted = [] if options.show else options.sections or list(SECTIONS)
         torch.set_num_threads(options.threads)
         for name in tqdm(wanted, disable=None, unit="section"):
-            results[name] = measure(Bench(options.hour), name)
+            results[name] = measure(Bench(options.hour, options.seconds), name)
             if options.json:
                 write_bytes(options.json, (json.dumps(results, indent=1) + "\n").encode())
         print(markdown(results))
         if options.readme:
-            write_bytes(options.readme, with_tables(options.readme, markdown(results)).encode())
+            write_bytes(options.readme, with_tables(options.readme, markdown(results), place_of(results)).encode())
     except (OSError, ValueError) as error:
         parser.error(str(error))
 

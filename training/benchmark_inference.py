@@ -26,7 +26,7 @@ from training.benchmark_tools import BFLOAT16, FLOAT32, Bench, name_of, random_m
 from training.dry_run import PeakMemory
 
 CLIP_SECONDS = 10.0
-CLIPS = {"cpu": 1, "cuda": 16}  # in a batch
+CLIPS = {"cpu": 1, "cuda": 64}  # in a batch
 SPEEDS = (("nano", FLOAT32), ("nano", BFLOAT16), ("240m", FLOAT32), ("950m", FLOAT32), ("950m", BFLOAT16))
 # Sizes, precisions and seconds of long recordings.
 LENGTHS = (("nano", FLOAT32, 600),)

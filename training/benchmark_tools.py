@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_taae import TaaeConfig, TaaeModel
 
-REPEATS, SECONDS = 3, 3.0  # each measurement is repeated so often, and for so long
+REPEATS, SECONDS = 3, 3.0  # each measurement is repeated so often at least, and for so long
 PEAK_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192, 16_384)}  # of square matrices
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 Result = TypeVar("Result")
@@ -28,12 +28,14 @@ class Bench:
 
     Args:
         hour: whether an hour of audio is worth the time.
+        repeat_for: how long to repeat each measurement, in seconds.
         device: where to compute.
         clock: gives seconds.
         peaks: floating-point operations per second in products of large matrices, by precision.
     """
 
     hour: bool = False
+    repeat_for: float = field(default_factory=lambda: SECONDS)
     device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     clock: Callable[[], float] = time.perf_counter
     peaks: dict[torch.dtype, float] = field(default_factory=dict)
@@ -56,7 +58,7 @@ class Bench:
         """Seconds of each of several calls, after one that does not count."""
         function()
         times = []
-        while len(times) < REPEATS or sum(times) < SECONDS:
+        while len(times) < REPEATS or sum(times) < self.repeat_for:
             times.append(self.timed(function)[1])
         return times
 
