@@ -12,6 +12,10 @@ SPEECH ?= $(or $(TAAE_SHARED),../shared)/speech
 RUN ?= runs/nano
 CHECKPOINT ?= $(RUN)/model
 TRAINED_ON ?= two CPU cores
+# Assumed, of each process of the run, in W.
+WATTS ?= 10
+# Where the run went on from a published model: that model's folder, as it was.
+AFTER ?=
 TRAINING_SPEECH := $(SPEECH)/train-*.parquet $(SPEECH)/train_more-*.parquet
 # An utterance of LJ Speech, which is in the public domain.
 DEMO = '$(SPEECH)/train-*.parquet' lj-LJ001-0036
@@ -93,6 +97,7 @@ exports: $(VENV)/eval.stamp $(VENV)/export.stamp  ## export the published model 
 
 provenance: $(VENV)/train.stamp  ## write down what the run RUN trained on, and its curves
 	$(BIN)/python hub_cards/make_provenance.py $(CARD) --run $(RUN) --trained-on "$(TRAINED_ON)" \
+		--watts $(WATTS) $(if $(AFTER),--after $(AFTER)) \
 		--data $(TRAINING_SPEECH)
 
 determinism: $(VENV)/eval.stamp  ## count the tokens that change with threads, batches, dtype, attention and compiler

@@ -270,4 +270,6 @@ def gap_text(folder: Path) -> str:
         return ""
     loss, gap = (curves[f"validation/{name}"][-1][1] for name in ("loss", "gap"))
     text = f"At the end the loss is {loss:.2f} on speech that did not train it and {loss - gap:.2f} on as much that did"
-    return f"{text}: time and size limit it, more than the amount of speech." if gap < SMALL_GAP * loss else f"{text}."
+    if gap < SMALL_GAP * loss:
+        return f"{text}: time and size limit it, more than the amount of speech."
+    return f"{text}: it begins to learn its training speech by heart, and more speech would help it."

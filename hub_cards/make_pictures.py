@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 from collections import defaultdict
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,8 +43,14 @@ def averaged(curve: list[tuple[int, float]]) -> list[tuple[float, float]]:
     return [tuple(sum(column) / len(group) for column in zip(*group, strict=True)) for group in groups]
 
 
-def draw_curves(curves: dict[str, list[tuple[int, float]]], target: Path, identity: str) -> None:
-    """Draws the panels that there are curves for, side by side, into a PNG that names the model they led to."""
+def draw_curves(curves: dict[str, list[tuple[int, float]]], target: Path, training: dict) -> None:
+    """Draws the panels that there are curves for, side by side, into a PNG that names the model they led to.
+
+    Args:
+        curves: steps and values, by name.
+        target: the picture.
+        training: the content of training.json; where one stage ends and another begins, a line is drawn.
+    """
     from matplotlib.figure import Figure
 
     panels = {title: {n: label for n, label in names.items() if curves.get(n)} for title, names in PANELS.items()}
@@ -55,10 +62,12 @@ def draw_curves(curves: dict[str, list[tuple[int, float]]], target: Path, identi
     for axis, (title, names) in zip(axes, panels.items(), strict=True):
         for name, label in names.items():
             axis.plot(*zip(*averaged(curves[name]), strict=True), label=label, linewidth=1)
+        for end in accumulate(stage["steps"] for stage in training.get("before", [])):
+            axis.axvline(end, color="0.7", linewidth=1, linestyle=":")
         axis.set(title=title, xlabel="step")
         if len(names) > 1:
             axis.legend()
-    figure.savefig(target, dpi=120, metadata={"model_identity": identity})
+    figure.savefig(target, dpi=120, metadata={"model_identity": training["model_identity"]})
 
 
 def draw_rates(results: dict, target: Path) -> None:
@@ -140,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if (curves := options.folder / "curves.csv").is_file():
             training = json.loads((options.folder / "training.json").read_text(encoding="utf-8"))
-            draw_curves(read_curves(curves), options.folder / "curves.png", training["model_identity"])
+            draw_curves(read_curves(curves), options.folder / "curves.png", training)
         if (presets := options.folder / PRESETS / "results.json").is_file():
             draw_rates(json.loads(presets.read_text(encoding="utf-8")), options.folder / RATE_PICTURE)
         if options.speech:

@@ -2,8 +2,9 @@
 
 From a run's TensorBoard log come curves.csv (a line per step that was logged) and training.json (steps, hours, batches,
 recipe, and the identity of the weights that it led to, those in the folder); from the Parquet files that it was trained
-on, training_data.json (hours, speakers and licences by source). The model card is made from these, and they stand
-beside it.
+on, training_data.json (hours, speakers and licences by source). Where the run went on from a published model, `--after`
+names that model's folder as it was: its stages and curves come first. The model card is made from these, and they
+stand beside it.
 """
 
 import argparse
@@ -87,6 +88,39 @@ def curves_as_csv(curves: Curves) -> str:
         values = (curve[step][1] if step in curve else None for curve in curves.values())
         writer.writerow([step, *("" if value is None else f"{value:.6g}" for value in values)])
     return content.getvalue()
+
+
+def after_stages(before: list[dict], before_curves: str, curves: str) -> str:
+    """The curves of a run, as CSV, behind those of the stages before it, whose steps go on counting.
+
+    Args:
+        before: facts of these stages.
+        before_curves: their curves, as CSV.
+        curves: those of the run.
+    """
+    taken = sum(stage["steps"] for stage in before)
+    earlier, later = (list(csv.DictReader(io.StringIO(text))) for text in (before_curves, curves))
+    rows = earlier + [{**row, "step": int(row["step"]) + taken} for row in later]
+    names = sorted({name for row in rows for name in row} - {"step"})
+    content = io.StringIO()
+    writer = csv.DictWriter(content, ["step", *names], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return content.getvalue()
+
+
+def stages_of(folder: Path) -> list[dict]:
+    """The stages that led to a published model, first to last, without its identity.
+
+    Raises:
+        ProvenanceError: if the folder does not tell.
+    """
+    try:
+        facts = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ProvenanceError(f"{folder}: does not tell how its model was trained: {error}") from error
+    last = {name: value for name, value in facts.items() if name not in ("model_identity", "before")}
+    return [*facts.get("before", []), last]
 
 
 def training_facts(run: Path, curves: Curves, trained_on: str, watts: float) -> dict:
@@ -211,6 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make_provenance.py", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="the model's folder")
     parser.add_argument("--run", type=Path, help="folder of the run that trained it")
+    parser.add_argument("--after", type=Path, metavar="FOLDER", help="of the published model that the run went on from")
     parser.add_argument("--until", type=int, metavar="STEP", help="the weights' step, if the run went on after it")
     parser.add_argument("--trained-on", default="one machine", metavar="TEXT", help="such as 'two cores of an EPYC'")
     parser.add_argument("--watts", type=float, default=WATTS, help="drawn per process, assumed (default: %(default)s)")
@@ -220,8 +255,12 @@ def main(arguments: list[str] | None = None) -> int:
         if options.run:
             curves = read_curves(options.run, options.until)
             facts = training_facts(options.run, curves, options.trained_on, options.watts)
+            content = curves_as_csv(curves)
+            if options.after:
+                facts["before"] = stages_of(options.after)
+                content = after_stages(facts["before"], (options.after / "curves.csv").read_text("utf-8"), content)
             facts = {"model_identity": load_codec(str(options.folder), device="cpu").identity, **facts}
-            write_bytes(options.folder / "curves.csv", curves_as_csv(curves).encode())
+            write_bytes(options.folder / "curves.csv", content.encode())
             write_json(options.folder / "training.json", facts)
         if options.data:
             files = sorted({file for pattern in options.data for file in glob.glob(pattern)})

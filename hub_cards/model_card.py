@@ -168,25 +168,65 @@ def language_table(ours: dict, results: dict, shown: list[str]) -> str:
 
 
 def training_text(training: dict, frame_rate: float) -> str:
-    """How the model was trained, in a paragraph."""
-    recipe = training["recipe"]
+    """How the model was trained, a paragraph for each stage."""
+    stages = [*training.get("before", []), training]
+    texts = [stage_text(stage, frame_rate) for stage in stages]
+    if len(texts) > 1:
+        texts = [f"**Stage {number}.** {text}" for number, text in enumerate(texts, 1)]
+    return "\n\n".join([*texts, "The recipes are in training/recipes of the project, the settings in training.json."])
+
+
+def stage_text(stage: dict, frame_rate: float) -> str:
+    """How one stage trained, in a paragraph."""
+    recipe = stage["recipe"]
     losses = {name.removeprefix("losses."): value for name, value in recipe.items() if name.startswith("losses.")}
     for name, part in PARTS_OF_LOSSES.items():
         if not any(field.startswith(f"{part}.") for field in recipe):
             losses.pop(name, None)
+    if not losses.get("waveform"):
+        losses.pop("waveform_decay_steps", None)
     weights = ", ".join(
         f"{name} {value:g}" for name, value in losses.items() if isinstance(value, int | float) and value
     )
     crop_seconds = recipe["data.crop_frames"] / frame_rate
+    changes = [f"{name.removeprefix('config.')} {recipe[name]}" for name in recipe if name.startswith("config.")]
+    changes += ["the decoder alone"] if recipe.get("freeze_encoder") else []
     return (
-        f"{training['steps']:,} optimiser steps in {training['hours']:.1f} hours on {training['trained_on']}, each on "
-        f"{crops_text(training['batches'])} of {crop_seconds:.2f} s at -20 LUFS (give or take "
-        f"{recipe['data.augmentation.level']:g} dB), {training['frames'] / frame_rate / 3600:.0f} hours in all; "
+        f"{stage['steps']:,} optimiser steps in {time_text(stage['hours'])} on {stage['trained_on']}"
+        f"{''.join(f', {change}' for change in changes)}, each on "
+        f"{crops_text(stage['batches'])} of {crop_seconds:.2f} s at -20 LUFS ({augmentation_text(recipe)}), "
+        f"{stage['frames'] / frame_rate / 3600:,.0f} hours in all; "
         f"AdamW, learning rate {recipe['optimizer.learning_rate']:g}; "
         f"activations in {PRECISIONS.get(recipe['mixed_precision'], recipe['mixed_precision'])}, "
-        f"averaged weights (EMA) published. Settings of the losses: {weights}. "
-        "The recipe is in training/recipes of the project, the settings of this run in training.json."
+        f"averaged weights (EMA) kept. Settings of the losses: {weights}."
     )
+
+
+def time_text(hours: float) -> str:
+    """Hours, or minutes where that says more."""
+    return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+
+
+def augmentation_text(recipe: dict) -> str:
+    """How crops were changed, in words."""
+    settings = {name: recipe.get(f"data.augmentation.{name}") for name in AUGMENTATIONS}
+    drawn = [AUGMENTATIONS[name].format(value) for name, value in settings.items() if value not in SWITCHED_OFF]
+    level = f"give or take {recipe['data.augmentation.level']:g} dB"
+    if not drawn:
+        return level
+    share = recipe.get("data.augmentation.probability", 0.5)
+    return f"{level}; {share:.0%} of them, drawn anew for each, changed in {', '.join(drawn)}"
+
+
+# Changes of crops in words, with what the recipe says of them.
+AUGMENTATIONS = {
+    "speed": "speed by up to {:.0%}",
+    "equalization": "timbre by up to {:g} dB",
+    "polarity": "polarity",
+    "noise": "noise",
+    "room": "echo",
+}
+SWITCHED_OFF = (None, "None", False, 0)
 
 
 def crops_text(batches: list[dict]) -> str:
@@ -238,17 +278,19 @@ def spread(ours: dict, results: dict) -> str:
 
 def origin(training: dict) -> str:
     """What training started from."""
-    size = training["recipe"].get("size", "nano")
+    size = [*training.get("before", []), training][0]["recipe"].get("size", "nano")
     return "trained from scratch" if size in NAMED_SIZES else f"trained on from `{Path(size).name}`"
 
 
 def cost_text(training: dict) -> str:
-    """What training cost in time and energy, with the assumption that the energy rests on."""
-    watts = training.get("watts", WATTS)
-    hours = training["process_hours"]
+    """What training cost in time and energy, with the assumptions that the energy rests on."""
+    stages = [*training.get("before", []), training]
+    spent = [(stage["process_hours"], stage.get("watts", WATTS)) for stage in stages]
+    parts = " and ".join(f"{time_text(hours)} of a process at an assumed {watts:g} W" for hours, watts in spent)
+    energy = sum(hours * watts for hours, watts in spent) / 1000
     return (
-        f"{hours:.1f} hours of a process, which at an assumed {watts:g} W, memory and cooling included, is "
-        f"{hours * watts / 1000:.2g} kWh. Nothing was metered; evaluation, and runs that led to nothing, come on top."
+        f"{parts}, memory and cooling included, which is {energy:.2g} kWh. Nothing was metered; evaluation, and runs "
+        "that led to nothing, come on top."
     )
 
 

@@ -46,7 +46,7 @@ from training.recipe import parse_recipe
 datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-NANO, CAUSAL = "hub_cards/taae-speech-16k-nano", "hub_cards/taae-speech-16k-nano-causal"
+NANO, CAUSAL, SMALL = (f"hub_cards/taae-speech-16k-{name}" for name in ("nano", "nano-causal", "small"))
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ PAGES = {
     "README.md": Page(
         ["torch.Size([2, 1, 50])"],
         [
-            *("again.wav", "encoded/a.taae", "encoded/b.taae", "tokens/manifest.json"),
+            *("again.wav", "better.wav", "encoded/a.taae", "encoded/b.taae", "tokens/manifest.json"),
             *("said.wav", "continued.wav", "runs/mine/model/model.safetensors", "results/report.html"),
         ],
     ),
@@ -147,7 +147,8 @@ def workplace(tmp_path, tiny_model, tiny_model_folder, monkeypatch) -> Path:
     for part in (tokenizer, language_model(len(tokenizer))):
         part.save_pretrained(tmp_path / "my_language_model")
     write_stable_codec(tmp_path / "stable-codec-speech-16k")
-    shutil.copytree(tiny_model_folder, tmp_path / NANO)
+    for folder in (NANO, SMALL):
+        shutil.copytree(tiny_model_folder, tmp_path / folder)
     TaaeModel(TaaeConfig(**tiny_model.config.to_dict() | {"causal": True})).save_pretrained(tmp_path / CAUSAL)
     TaaeFeatureExtractor().save_pretrained(tmp_path / CAUSAL)
     (tmp_path / "LICENSE-of-my-weights").write_text("Do what you like.\n")

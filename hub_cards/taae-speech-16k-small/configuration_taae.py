@@ -1,0 +1,211 @@
+"""Configuration of TAAE, the transformer audio auto-encoder (arXiv 2411.19842)."""
+
+import math
+
+from transformers import PreTrainedConfig
+
+# The sizes the paper trains (its section on scaling), and `nano`, a size for phones, browsers and two CPU cores.
+NAMED_SIZES: dict[str, dict] = {
+    "950m": {},
+    "480m": {"encoder_depths": (4, 10), "decoder_depths": (4, 10)},
+    "240m": {"encoder_depths": (2, 5), "decoder_depths": (2, 5)},
+    "nano": {
+        "patch_size": 160,
+        "hidden_sizes": (256, 256, 256),
+        "strides": (1, 2, 2),
+        "encoder_depths": (0, 1, 3),
+        "decoder_depths": (1, 2, 4),
+        "layer_scale_initial_scale": 0.1,
+    },
+    "small": {
+        "patch_size": 160,
+        "hidden_sizes": (384, 384, 384),
+        "strides": (1, 2, 2),
+        "encoder_depths": (0, 2, 2),
+        "decoder_depths": (2, 3, 3),
+        "layer_scale_initial_scale": 0.1,
+    },
+}
+
+
+class TaaeConfig(PreTrainedConfig):
+    r"""
+    Everything that fixes the shape and the arithmetic of a [`TaaeModel`]. The defaults are the published 950M model.
+
+    Args:
+        sampling_rate (`int`, defaults to 16000):
+            Samples per second of the audio, in Hz.
+        patch_size (`int`, defaults to 320):
+            Samples folded into the channels of one patch, the unit that the first convolution reads.
+        hidden_sizes (`tuple[int, ...]`, defaults to `(1024, 1024)`):
+            Width of each block, in encoder order. The input convolution gives the first block's width; a block of
+            stride 1 keeps the width of the block before it.
+        strides (`tuple[int, ...]`, defaults to `(1, 2)`):
+            Downsampling factor of each block, in encoder order; the decoder upsamples by the same factors, reversed. Of
+            a model that is not causal they are even or 1: the reference loses a step at each odd one, and so does this.
+        encoder_depths, decoder_depths (`tuple[int, ...]`, default to `(8, 20)`):
+            Transformer layers of each block, both in encoder order (the decoder runs them reversed). 0 is allowed.
+        head_dim (`int`, defaults to 128):
+            Dimension of an attention head; a block narrower than this has one head of its own width.
+        intermediate_ratio (`int`, defaults to 4):
+            Width of the gated feed-forward layer as a multiple of the block's width.
+        sliding_window (`tuple[int, int]` or `int`, defaults to `(63, 64)`):
+            Keys that a query sees to its left and to its right, inclusive, besides its own; one number stands for both.
+            With `causal=True` the right half is ignored.
+        causal (`bool`, defaults to `False`):
+            The paper's streaming variant (appendix A.4): frame t depends on frames up to t only.
+        latent_dim (`int`, defaults to 6):
+            Dimensions of the bottleneck.
+        quantization_levels (`int` or `tuple[int, ...]`, defaults to 17):
+            Levels of the training grid per latent dimension; one number stands for all dimensions.
+        bottleneck (`str` or list of stages, defaults to `"1x46656_400bps"`):
+            What `encode` and `decode` use when they are not told: a preset's name, `"native"` for the training grid,
+            or a list of `(levels of each dimension, scale)` stages.
+        layer_scale_initial_scale (`float` or `None`, defaults to 1e-5):
+            Initial value of the LayerScale vectors; `None` leaves LayerScale out.
+        norm_eps (`float`, defaults to 1e-2):
+            Epsilon of the layer norms. So large a value keeps silence from being blown up to unit variance.
+        qk_norm_eps (`float`, defaults to 1e-6):
+            Epsilon of the layer norms over each head of queries and keys.
+        rope_theta (`float`, defaults to 10000.0):
+            Base of the rotary position embedding, which turns the first half of each head.
+        use_snake (`bool`, defaults to `False`):
+            Snake activations before the resampling convolutions and before the last convolution of each side.
+        use_dilated_conv (`bool`, defaults to `False`):
+            Three dilated residual units on the high-rate side of each block.
+        use_conformer (`bool`, defaults to `False`):
+            A Conformer convolution module between attention and feed-forward.
+        soft_clip (`bool`, defaults to `False`):
+            Hyperbolic tangent on the decoded audio.
+        training_levels (`tuple[int, ...]`, defaults to `(5, 6, 9, 17)`):
+            Grids that training draws from, per item, so that one model serves several bottlenecks.
+        training_noise_probability (`float`, defaults to 0.5):
+            Share of training items whose latents get uniform noise of half a quantisation step to either side.
+        training_rounding_probability (`float`, defaults to 0.5):
+            Share of training items whose latents are rounded, with a straight-through gradient. What is left over
+            from both shares stays continuous.
+
+    Example:
+
+    ```python
+    >>> from modeling_taae import TaaeConfig, TaaeModel
+    >>> model = TaaeModel(TaaeConfig.named("nano"))
+    >>> model.config.hop_length, model.config.frame_rate
+    (640, 25.0)
+    ```"""
+
+    model_type = "taae"
+
+    sampling_rate: int = 16_000
+    patch_size: int = 320
+    hidden_sizes: tuple[int, ...] | list[int] = (1024, 1024)
+    strides: tuple[int, ...] | list[int] = (1, 2)
+    encoder_depths: tuple[int, ...] | list[int] = (8, 20)
+    decoder_depths: tuple[int, ...] | list[int] = (8, 20)
+    head_dim: int = 128
+    intermediate_ratio: int = 4
+    sliding_window: int | tuple[int, int] | list[int] = (63, 64)
+    causal: bool = False
+    latent_dim: int = 6
+    quantization_levels: int | tuple[int, ...] | list[int] = 17
+    bottleneck: str | list | tuple = "1x46656_400bps"
+    layer_scale_initial_scale: float | None = 1e-5
+    norm_eps: float = 1e-2
+    qk_norm_eps: float = 1e-6
+    rope_theta: float = 10_000.0
+    use_snake: bool = False
+    use_dilated_conv: bool = False
+    use_conformer: bool = False
+    soft_clip: bool = False
+    training_levels: tuple[int, ...] | list[int] = (5, 6, 9, 17)
+    training_noise_probability: float = 0.5
+    training_rounding_probability: float = 0.5
+
+    def __post_init__(self, **kwargs):
+        if isinstance(self.quantization_levels, int):
+            self.quantization_levels = (self.quantization_levels,) * self.latent_dim
+        if isinstance(self.sliding_window, int):
+            self.sliding_window = (self.sliding_window, self.sliding_window)
+        for name in (
+            "hidden_sizes",
+            "strides",
+            "encoder_depths",
+            "decoder_depths",
+            "sliding_window",
+            "quantization_levels",
+            "training_levels",
+        ):
+            setattr(self, name, tuple(getattr(self, name)))
+        super().__post_init__(**kwargs)
+        self.validate_architecture()
+
+    @classmethod
+    def named(cls, name: str, **overrides) -> "TaaeConfig":
+        """The configuration of a named size, such as `"950m"` or `"nano"`, with fields overridden.
+
+        Raises:
+            ValueError: if there is no size of that name.
+        """
+        if name not in NAMED_SIZES:
+            raise ValueError(f"There is no TAAE size named {name!r}; choose one of {', '.join(NAMED_SIZES)}.")
+        return cls(**{**NAMED_SIZES[name], **overrides})
+
+    def validate_architecture(self) -> None:
+        """Checks that the fields fit together.
+
+        Raises:
+            ValueError: naming the field, its value and what it should be.
+        """
+        per_block = ("hidden_sizes", "strides", "encoder_depths", "decoder_depths")
+        blocks = len(self.strides)
+        if blocks == 0 or any(len(getattr(self, name)) != blocks for name in per_block):
+            lengths = ", ".join(f"{name} {len(getattr(self, name))}" for name in per_block)
+            raise ValueError(f"Each of these needs one entry per block, and at least one block; got {lengths}.")
+        for name in ("patch_size", "sampling_rate", "latent_dim", "head_dim", "intermediate_ratio"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if min(self.strides) < 1 or min(self.encoder_depths + self.decoder_depths) < 0:
+            raise ValueError(f"strides must be at least 1 and depths at least 0; got {self.strides} and depths below.")
+        for width in self.hidden_sizes:
+            head_dim = min(self.head_dim, width)
+            if width % head_dim or head_dim % 4:
+                raise ValueError(f"A width of {width} cannot be split into heads of {head_dim}, a multiple of 4.")
+        for previous, width, stride in zip(self.hidden_sizes, self.hidden_sizes[1:], self.strides[1:], strict=False):
+            if stride == 1 and width != previous:
+                raise ValueError(
+                    f"A block of stride 1 has no convolution, so it cannot change the width from {previous} to {width}."
+                )
+        if len(self.sliding_window) != 2 or min(self.sliding_window) < 0:
+            raise ValueError(f"sliding_window is (left, right), both at least 0; got {self.sliding_window}.")
+        if len(self.quantization_levels) != self.latent_dim:
+            raise ValueError(
+                f"quantization_levels needs one entry per latent dimension ({self.latent_dim}); "
+                f"got {len(self.quantization_levels)}."
+            )
+        if min(self.quantization_levels + self.training_levels) < 2:
+            raise ValueError("A quantisation grid needs at least 2 levels.")
+        shares = (self.training_noise_probability, self.training_rounding_probability)
+        if min(shares) < 0 or sum(shares) > 1:
+            raise ValueError(
+                f"The shares of noise and of rounding must be at least 0 and at most 1 in sum; got {shares}."
+            )
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per token frame."""
+        return self.patch_size * math.prod(self.strides)
+
+    @property
+    def frame_rate(self) -> float:
+        """Token frames per second, in Hz."""
+        return self.sampling_rate / self.hop_length
+
+    @property
+    def attention_window(self) -> tuple[int, int]:
+        """Keys seen to the left and to the right of a query, causality included."""
+        window = self.sliding_window
+        left, right = (window, window) if isinstance(window, int) else window
+        return (left, 0) if self.causal else (left, right)
+
+
+__all__ = ["TaaeConfig"]

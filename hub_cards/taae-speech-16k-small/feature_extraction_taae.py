@@ -1,0 +1,226 @@
+"""From waveforms to the inputs of [`TaaeModel`]: loudness, padding to whole token frames, and masks."""
+
+from collections.abc import Sequence
+from numbers import Number
+
+import numpy as np
+import torch
+from transformers import BatchFeature, SequenceFeatureExtractor
+from transformers.utils import PaddingStrategy, TensorType, logging
+
+logger = logging.get_logger(__name__)
+
+# ITU-R BS.1770 gates blocks of this length, in seconds: a shorter clip has no integrated loudness.
+GATING_BLOCK = 0.4
+# Mean square of near-silence, about -60 dB of full scale. Normalising it would amplify nothing but noise.
+SILENCE_ENERGY = 1e-6
+# Where the peak ends up if the gain alone would make it reach full scale.
+LIMITED_PEAK = 0.95
+# Full scale of the integer types in which audio readers return PCM.
+PCM_FULL_SCALE = {"int16": 2**15, "int32": 2**31}
+
+Clip = np.ndarray | torch.Tensor | Sequence[float]
+
+
+def integrated_loudness(audio: np.ndarray, sampling_rate: int) -> float | None:
+    """Gated loudness of a mono clip after ITU-R BS.1770-4.
+
+    Args:
+        audio: (samples,) float, full scale at 1.
+        sampling_rate: samples per second, in Hz.
+
+    Returns:
+        The loudness in LUFS; None where there is none to speak of: a clip shorter than one gating block of 0.4 s,
+        near-silence (mean square below 1e-6), or no block above the absolute gate, as with a mere offset.
+
+    Raises:
+        ImportError: if pyloudnorm is not installed.
+    """
+    try:
+        import pyloudnorm
+    except ImportError as error:
+        raise ImportError(
+            "Loudness normalisation needs the package pyloudnorm: run `pip install pyloudnorm`, "
+            "or switch it off with target_loudness=None."
+        ) from error
+    samples = np.asarray(audio, dtype=np.float64)
+    if len(samples) < GATING_BLOCK * sampling_rate or np.mean(np.square(samples)) < SILENCE_ENERGY:
+        return None
+    loudness = float(pyloudnorm.Meter(sampling_rate).integrated_loudness(samples))
+    return loudness if np.isfinite(loudness) else None
+
+
+def normalize_loudness(audio: np.ndarray, sampling_rate: int, target: float) -> np.ndarray:
+    """Brings a mono clip to a target loudness with one gain for the whole clip.
+
+    A clip without a measurable loudness (see [`integrated_loudness`]) is returned unchanged. Where the gain would make
+    the peak reach full scale, the peak becomes 0.95 instead and the clip stays below the target.
+
+    Args:
+        audio: (samples,) float, full scale at 1.
+        sampling_rate: samples per second, in Hz.
+        target: loudness to reach, in LUFS.
+
+    Returns:
+        (samples,) float of the input's dtype.
+
+    Raises:
+        ImportError: if pyloudnorm is not installed.
+    """
+    loudness = integrated_loudness(audio, sampling_rate)
+    if loudness is None:
+        return audio
+    peak = float(np.max(np.abs(audio)))
+    gain = 10 ** ((target - loudness) / 20)
+    if gain * peak >= 1:
+        gain = LIMITED_PEAK / peak
+    return audio * np.asarray(gain, dtype=audio.dtype)
+
+
+class TaaeFeatureExtractor(SequenceFeatureExtractor):
+    r"""
+    Prepares speech for a [`TaaeModel`]: normalises each clip's loudness, pads the batch with zeros to whole token
+    frames and marks which samples are real.
+
+    Args:
+        feature_size (`int`, defaults to 1):
+            Audio channels. The codec is mono.
+        sampling_rate (`int`, defaults to 16000):
+            Samples per second that the model reads, in Hz.
+        padding_value (`float`, defaults to 0.0):
+            Value of padded samples.
+        hop_length (`int`, defaults to 640):
+            Samples per token frame; inputs are padded to a multiple of it.
+        target_loudness (`float` or `None`, defaults to -20.0):
+            Loudness in LUFS to which each clip is brought (ITU-R BS.1770, gated; see [`normalize_loudness`]), or
+            `None` to leave the clips as they are.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from modeling_taae import TaaeFeatureExtractor
+    >>> extractor = TaaeFeatureExtractor()
+    >>> inputs = extractor([np.zeros(16_000), np.zeros(1_000)], sampling_rate=16_000)
+    >>> inputs["input_values"].shape, inputs["padding_mask"].sum(dim=1).tolist()
+    (torch.Size([2, 1, 16000]), [16000, 1000])
+    ```"""
+
+    model_input_names = ["input_values", "padding_mask"]
+
+    def __init__(
+        self,
+        feature_size: int = 1,
+        sampling_rate: int = 16_000,
+        padding_value: float = 0.0,
+        hop_length: int = 640,
+        target_loudness: float | None = -20.0,
+        **kwargs,
+    ):
+        super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+        self.hop_length = hop_length
+        self.target_loudness = target_loudness
+
+    def __call__(
+        self,
+        audio: Clip | Sequence[Clip],
+        sampling_rate: int | None = None,
+        padding: bool | str | PaddingStrategy = True,
+        max_length: int | None = None,
+        truncation: bool = False,
+        return_tensors: str | TensorType = "pt",
+    ) -> BatchFeature:
+        """
+        Args:
+            audio: One mono clip or a list of them. A clip is a 1-D array, tensor or list of floats with full scale at
+                1, or an array of int16 or int32 PCM.
+            sampling_rate: The audio's samples per second, in Hz. Leaving it out is allowed and warned about.
+            padding: `True` or `"longest"` pads to the longest clip of the batch, `"max_length"` to `max_length`, both
+                up to the next multiple of `hop_length`; `False` leaves equally long clips as they are.
+            max_length: In samples; taken up to the next multiple of `hop_length`.
+            truncation: Whether longer clips are cut to `max_length`. Loudness is measured before the cut.
+            return_tensors: `"pt"` or `"np"`.
+
+        Returns:
+            `input_values` (batch, 1, samples) float32 and `padding_mask` (batch, samples) int32, 1 where a sample is
+            real and 0 where it is padding.
+
+        Raises:
+            ValueError: if the rate is not the model's, the list or a clip is empty, a clip is not 1-D, or it has
+                samples that are NaN, infinite or of a type without a known full scale.
+            ImportError: if loudness is to be normalised and pyloudnorm is not installed.
+        """
+        self._check_sampling_rate(sampling_rate)
+        clips = [_as_waveform(clip, position) for position, clip in _enumerate_clips(audio)]
+        if self.target_loudness is not None:
+            clips = [normalize_loudness(clip, self.sampling_rate, self.target_loudness) for clip in clips]
+        padded = self.pad(
+            BatchFeature({"input_values": clips}),
+            padding=padding,
+            max_length=max_length,
+            truncation=truncation,
+            pad_to_multiple_of=self.hop_length,
+            return_attention_mask=True,
+            return_tensors="np",
+        )
+        features = {"input_values": padded["input_values"][:, None, :], "padding_mask": padded["attention_mask"]}
+        return BatchFeature(features, tensor_type=return_tensors)
+
+    def _check_sampling_rate(self, sampling_rate: int | None) -> None:
+        if sampling_rate is None:
+            logger.warning(
+                f"No sampling_rate was passed to {type(self).__name__}, so the audio is taken to have "
+                f"{self.sampling_rate} Hz. Pass it, so that audio of another rate is noticed."
+            )
+        elif sampling_rate != self.sampling_rate:
+            raise ValueError(
+                f"The audio has {sampling_rate} Hz, but the model reads {self.sampling_rate} Hz; resample it first, "
+                f"for example with soxr.resample(audio, {sampling_rate}, {self.sampling_rate})."
+            )
+
+
+def _enumerate_clips(audio: Clip | Sequence[Clip]) -> list[tuple[str, Clip]]:
+    """Each clip with the words that an error calls it by."""
+    if not isinstance(audio, (list, tuple)):
+        return [("The audio", audio)]
+    if len(audio) == 0:
+        raise ValueError("The list of audio is empty; pass at least one clip with at least one sample.")
+    if isinstance(audio[0], Number):
+        return [("The audio", audio)]
+    return [(f"Clip {index} of the list", clip) for index, clip in enumerate(audio)]
+
+
+def _as_waveform(clip: Clip, position: str) -> np.ndarray:
+    """One clip as (samples,) float32 with full scale at 1; a ValueError that begins with `position` if it is not."""
+    if isinstance(clip, torch.Tensor):
+        clip = clip.detach().cpu()
+        # NumPy knows no bfloat16.
+        clip = clip.float() if clip.is_floating_point() else clip
+    try:
+        samples = np.asarray(clip)
+    except ValueError as error:
+        raise ValueError(f"{position} is not a plain sequence of samples: {error}") from error
+    if samples.ndim != 1:
+        raise ValueError(
+            f"{position} has shape {samples.shape}, expected (samples,), mono. Pass a batch as a list of 1-D arrays "
+            "and mix stereo down to one channel first."
+        )
+    if samples.size == 0:
+        raise ValueError(f"{position} is empty; pass at least one sample.")
+    if samples.dtype.name in PCM_FULL_SCALE:
+        samples = samples / PCM_FULL_SCALE[samples.dtype.name]
+    elif not np.issubdtype(samples.dtype, np.floating):
+        raise ValueError(
+            f"{position} has samples of type {samples.dtype}, whose full scale is not known. "
+            "Pass floats with full scale at 1, or int16 or int32 PCM."
+        )
+    with np.errstate(over="ignore"):
+        samples = samples.astype(np.float32)
+    if not np.isfinite(samples).all():
+        raise ValueError(
+            f"{position} contains NaN or infinite samples; remove them first, for example with nan_to_num."
+        )
+    return samples
+
+
+__all__ = ["TaaeFeatureExtractor", "integrated_loudness", "normalize_loudness"]

@@ -1,0 +1,184 @@
+"""Streaming through a causal TAAE: what a stream remembers between one chunk and the next.
+
+A causal module sees the present chunk and a fixed number of steps before it. [`Past`] carries these steps through one
+call; [`StreamingState`] keeps them between calls, with the samples of the frame that is not complete yet. Its size does
+not grow with the stream. A call makes a new state and leaves the one that it was given as it was, so that a state can
+be kept, copied or pickled to go on from there again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .configuration_taae import TaaeConfig
+
+
+class Past:
+    """The steps before a chunk, for the modules that need them, in the order in which these run.
+
+    Args:
+        contexts: what the modules kept at the last chunk; empty at the start of a stream, before which all is zero.
+        frames_before: (batch,) frames of each item before this chunk.
+        frames: frames of this chunk.
+    """
+
+    def __init__(self, contexts: tuple[Tensor, ...], frames_before: Tensor, frames: int):
+        self.remembered = iter(contexts)
+        self.kept: list[Tensor] = []
+        self.frames_before, self.frames = frames_before, frames
+
+    def prepend(self, present: Tensor, steps: int, dim: int = -1) -> Tensor:
+        """Puts the `steps` steps before the present ones in front of them, and keeps the last for the next chunk.
+
+        (batch, …, present, …) -> (batch, …, steps + present, …), with the steps in dimension `dim`.
+        """
+        context = next(self.remembered, None)
+        if context is None:
+            shape = list(present.shape)
+            shape[dim] = steps
+            context = present.new_zeros(shape)
+        extended = torch.cat([context, present], dim)
+        # A copy, because a view would keep the whole chunk.
+        self.kept.append(extended.narrow(dim, extended.shape[dim] - steps, steps).clone())
+        return extended
+
+    def steps(self, present: int) -> Tensor:
+        """Steps of each item before this chunk, at the rate at which this chunk has `present`: (batch,) int64."""
+        return self.frames_before * (present // self.frames)
+
+
+@dataclass
+class StreamingState:
+    """What `encode` or `decode` of a causal model remembers of a batch of streams; the two need one each.
+
+    Args:
+        architecture: the model's configuration, as far as it fixes the network.
+        samples: (batch, 1, fewer than a frame) audio that waits for its frame to be complete.
+        frames: (batch,) int64, frames of each item so far.
+        contexts: the steps that the modules have yet to see again, each (batch, …); empty before the first frame.
+        method: `"encode"` or `"decode"`, whichever made this state; None for a new one, which may go either way.
+    """
+
+    architecture: dict
+    samples: Tensor
+    frames: Tensor
+    contexts: tuple[Tensor, ...] = ()
+    method: str | None = None
+
+    @classmethod
+    def start(cls, config: TaaeConfig, batch_size: int, device: torch.device, dtype: torch.dtype) -> "StreamingState":
+        """The state of `batch_size` streams of which nothing has come yet.
+
+        Raises:
+            ValueError: if the model is not causal, or the batch size is below 1.
+        """
+        if not config.causal:
+            raise ValueError(
+                "Only a causal model can stream, because a frame of another depends on audio after it; load one with "
+                "causal=True in its config, or encode the whole recording at once."
+            )
+        if batch_size < 1:
+            raise ValueError(f"A stream needs a batch size of at least 1, not {batch_size}.")
+        return cls(
+            architecture=architecture(config),
+            samples=torch.zeros(batch_size, 1, 0, device=device, dtype=dtype),
+            frames=torch.zeros(batch_size, device=device, dtype=torch.int64),
+        )
+
+    @property
+    def batch_size(self) -> int:
+        """Number of streams that run side by side."""
+        return self.frames.shape[0]
+
+    def to(self, device: str | torch.device) -> "StreamingState":
+        """The same state on another device."""
+        contexts = tuple(context.to(device) for context in self.contexts)
+        return replace(self, samples=self.samples.to(device), frames=self.frames.to(device), contexts=contexts)
+
+    def reset(self, mask: Tensor | None = None) -> "StreamingState":
+        """Starts the chosen streams anew, in this very state, which is also returned; the others go on.
+
+        The streams of a batch share their frames' boundaries, so this is possible between frames only; all streams
+        together can start anew at any time, and then lose the samples of the incomplete frame.
+
+        Args:
+            mask: (batch,), true for the streams to start anew; None for all of them.
+
+        Raises:
+            ValueError: if the mask has another shape, or some but not all streams are chosen within a frame.
+        """
+        mask = torch.ones_like(self.frames) if mask is None else torch.as_tensor(mask, device=self.frames.device)
+        mask = mask.bool()
+        if mask.shape != self.frames.shape:
+            raise ValueError(f"The mask of {self.batch_size} streams is (batch,), not {tuple(mask.shape)}.")
+        if mask.all():
+            self.samples = self.samples[..., :0].clone()
+        elif mask.any() and self.samples.shape[-1] > 0:
+            raise ValueError(
+                f"{self.samples.shape[-1]} samples wait for their frame to be complete, in which the other streams "
+                "could not go on; reset some streams between frames, or all of them."
+            )
+        self.frames = self.frames.masked_fill(mask, 0)
+        self.contexts = tuple(
+            context.masked_fill(mask.reshape(-1, *[1] * (context.ndim - 1)), 0) for context in self.contexts
+        )
+        return self
+
+    def check(self, config: TaaeConfig, batch_size: int, device: torch.device, method: str) -> None:
+        """Checks that this state is for a chunk of that batch size, and for that method of a model of that config.
+
+        Raises:
+            ValueError: if it is not.
+        """
+        expected = architecture(config)
+        if self.architecture != expected:
+            differing = [name for name in expected if self.architecture.get(name) != expected[name]]
+            raise ValueError(
+                f"This state is of a model with other {', '.join(differing)}; start with streaming_state() of this one."
+            )
+        if self.method not in (None, method):
+            raise ValueError(f"This state is one of {self.method}, not of {method}; keep one for each.")
+        if self.batch_size != batch_size:
+            raise ValueError(
+                f"This state is of {self.batch_size} streams, and the chunk has {batch_size} items; a batch keeps its "
+                "size for as long as it streams."
+            )
+        if self.frames.device != device:
+            raise ValueError(f"This state is on {self.frames.device}, the model on {device}; move it with state.to().")
+
+    def complete_frames(self, chunk: Tensor, hop_length: int, final: bool) -> tuple[Tensor, Tensor]:
+        """The waiting samples and the chunk (batch, 1, any), as whole frames and what is left over.
+
+        With `final` the last frame is made whole with zeros, and nothing is left over.
+        """
+        audio = torch.cat([self.samples, chunk], dim=-1)
+        if final:
+            audio = torch.nn.functional.pad(audio, (0, -audio.shape[-1] % hop_length))
+        whole = audio.shape[-1] // hop_length * hop_length
+        return audio[..., :whole], audio[..., whole:].clone()
+
+    def run(
+        self, network: Callable[..., Tensor], inputs: Tensor, frames: int, channels: int, **changes
+    ) -> tuple[Tensor, "StreamingState"]:
+        """Runs a side of the model on whole frames. Gives its output, (batch, channels, …), and the next state.
+
+        Args:
+            network: the encoder or decoder, which takes its inputs and the [`Past`].
+            inputs: what it reads of these frames.
+            frames: their number, perhaps none, in which case the network does not run.
+            channels: of its output.
+            changes: fields of the next state.
+        """
+        if frames == 0:
+            return inputs.new_zeros(self.batch_size, channels, 0), replace(self, **changes)
+        past = Past(self.contexts, self.frames, frames)
+        outputs = network(inputs, past=past)
+        return outputs, replace(self, frames=self.frames + frames, contexts=tuple(past.kept), **changes)
+
+
+def architecture(config: TaaeConfig) -> dict:
+    """The fields of a configuration that fix the network, by name."""
+    names = (name for name in TaaeConfig.__annotations__ if name != "bottleneck" and not name.startswith("training_"))
+    return {name: getattr(config, name) for name in names}
