@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from card_sections import PRESETS, RATE_PICTURE, read_curves
 from demo import draw
+from make_provenance import stages
 
 from modeling_taae import report
 from modeling_taae.audio_io import TaaeInputError
@@ -62,7 +63,7 @@ def draw_curves(curves: dict[str, list[tuple[int, float]]], target: Path, traini
     for axis, (title, names) in zip(axes, panels.items(), strict=True):
         for name, label in names.items():
             axis.plot(*zip(*averaged(curves[name]), strict=True), label=label, linewidth=1)
-        for end in accumulate(stage["steps"] for stage in training.get("before", [])):
+        for end in accumulate(stage["steps"] for stage in stages(training)[:-1]):
             axis.axvline(end, color="0.7", linewidth=1, linestyle=":")
         axis.set(title=title, xlabel="step")
         if len(names) > 1:

@@ -13,6 +13,7 @@ import csv
 import glob
 import io
 import json
+import math
 import re
 import sys
 from collections import defaultdict
@@ -20,6 +21,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
+from card_sections import read_curves as read_csv
+from card_sections import read_json
 
 from modeling_taae.audio_io import write_bytes
 from modeling_taae.codec import load_codec
@@ -90,37 +93,25 @@ def curves_as_csv(curves: Curves) -> str:
     return content.getvalue()
 
 
-def after_stages(before: list[dict], before_curves: str, curves: str) -> str:
-    """The curves of a run, as CSV, behind those of the stages before it, whose steps go on counting.
+def after_stages(before: list[dict], earlier: Path, curves: Curves) -> Curves:
+    """The curves of a run behind those of the stages before it, whose steps go on counting.
 
     Args:
         before: facts of these stages.
-        before_curves: their curves, as CSV.
+        earlier: their curves.csv, which tells no times.
         curves: those of the run.
     """
     taken = sum(stage["steps"] for stage in before)
-    earlier, later = (list(csv.DictReader(io.StringIO(text))) for text in (before_curves, curves))
-    rows = earlier + [{**row, "step": int(row["step"]) + taken} for row in later]
-    names = sorted({name for row in rows for name in row} - {"step"})
-    content = io.StringIO()
-    writer = csv.DictWriter(content, ["step", *names], restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return content.getvalue()
+    joined = {name: {step: (math.nan, value) for step, value in curve} for name, curve in read_csv(earlier).items()}
+    for name, curve in curves.items():
+        joined[name] = joined.get(name, {}) | {step + taken: point for step, point in curve.items()}
+    return dict(sorted(joined.items()))
 
 
-def stages_of(folder: Path) -> list[dict]:
-    """The stages that led to a published model, first to last, without its identity.
-
-    Raises:
-        ProvenanceError: if the folder does not tell.
-    """
-    try:
-        facts = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ProvenanceError(f"{folder}: does not tell how its model was trained: {error}") from error
-    last = {name: value for name, value in facts.items() if name not in ("model_identity", "before")}
-    return [*facts.get("before", []), last]
+def stages(training: dict) -> list[dict]:
+    """The stages that led to a model, first to last, from the content of its training.json."""
+    last = {name: value for name, value in training.items() if name not in ("model_identity", "before")}
+    return [*training.get("before", []), last]
 
 
 def training_facts(run: Path, curves: Curves, trained_on: str, watts: float) -> dict:
@@ -255,12 +246,12 @@ def main(arguments: list[str] | None = None) -> int:
         if options.run:
             curves = read_curves(options.run, options.until)
             facts = training_facts(options.run, curves, options.trained_on, options.watts)
-            content = curves_as_csv(curves)
             if options.after:
-                facts["before"] = stages_of(options.after)
-                content = after_stages(facts["before"], (options.after / "curves.csv").read_text("utf-8"), content)
+                remedy = "this folder does not tell how its model was trained, so name another with --after"
+                facts["before"] = stages(read_json(options.after / "training.json", remedy))
+                curves = after_stages(facts["before"], options.after / "curves.csv", curves)
             facts = {"model_identity": load_codec(str(options.folder), device="cpu").identity, **facts}
-            write_bytes(options.folder / "curves.csv", content.encode())
+            write_bytes(options.folder / "curves.csv", curves_as_csv(curves).encode())
             write_json(options.folder / "training.json", facts)
         if options.data:
             files = sorted({file for pattern in options.data for file in glob.glob(pattern)})

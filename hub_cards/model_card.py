@@ -20,7 +20,7 @@ from card_sections import (
     trial_section,
 )
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from make_provenance import WATTS
+from make_provenance import WATTS, stages
 
 from modeling_taae import report
 from modeling_taae.codec import Codec, load_codec
@@ -169,8 +169,7 @@ def language_table(ours: dict, results: dict, shown: list[str]) -> str:
 
 def training_text(training: dict, frame_rate: float) -> str:
     """How the model was trained, a paragraph for each stage."""
-    stages = [*training.get("before", []), training]
-    texts = [stage_text(stage, frame_rate) for stage in stages]
+    texts = [stage_text(stage, frame_rate) for stage in stages(training)]
     if len(texts) > 1:
         texts = [f"**Stage {number}.** {text}" for number, text in enumerate(texts, 1)]
     return "\n\n".join([*texts, "The recipes are in training/recipes of the project, the settings in training.json."])
@@ -278,14 +277,13 @@ def spread(ours: dict, results: dict) -> str:
 
 def origin(training: dict) -> str:
     """What training started from."""
-    size = [*training.get("before", []), training][0]["recipe"].get("size", "nano")
+    size = stages(training)[0]["recipe"].get("size", "nano")
     return "trained from scratch" if size in NAMED_SIZES else f"trained on from `{Path(size).name}`"
 
 
 def cost_text(training: dict) -> str:
     """What training cost in time and energy, with the assumptions that the energy rests on."""
-    stages = [*training.get("before", []), training]
-    spent = [(stage["process_hours"], stage.get("watts", WATTS)) for stage in stages]
+    spent = [(stage["process_hours"], stage.get("watts", WATTS)) for stage in stages(training)]
     parts = " and ".join(f"{time_text(hours)} of a process at an assumed {watts:g} W" for hours, watts in spent)
     energy = sum(hours * watts for hours, watts in spent) / 1000
     return (
