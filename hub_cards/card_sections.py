@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from modeling_taae import report
+from modeling_taae.metrics import ALL_METRICS
 from modeling_taae.protocols import PLAIN
 
 PRESETS, PROBES, RATE_PICTURE = "results/presets", "results/probes.json", "rates.png"
@@ -27,6 +28,9 @@ NO_MEAN = dict.fromkeys(("mean", "low", "high"))
 GENDERS = {"f": "female", "m": "male"}
 # Below this share of the loss, what a model has not heard is not harder for it than what it has.
 SMALL_GAP = 0.02
+VALIDATION_METRICS = ("pesq_wb", "stoi", "mel_distance")
+
+Curves = dict[str, list[tuple[int, float]]]  # steps and values, by name
 
 
 class CardError(ValueError):
@@ -254,18 +258,18 @@ def gender_text(ours: dict, results: dict) -> str:
     return f"Of the utterances whose speaker's gender is told: {'; '.join(parts)}."
 
 
-def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """The curves in a CSV file by the name of their column: steps and values."""
+def read_curves(path: Path) -> Curves:
+    """The curves in a CSV file by the name of their column; none if there is no such file."""
+    if not path.is_file():
+        return {}
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     names = [name for name in (rows[0] if rows else {}) if name != "step"]
     return {name: [(int(row["step"]), float(row[name])) for row in rows if row[name]] for name in names}
 
 
-def gap_text(folder: Path) -> str:
+def gap_text(curves: Curves) -> str:
     """How the loss on speech that trained the model compares with that on other speech; empty without such curves."""
-    path = folder / "curves.csv"
-    curves = read_curves(path) if path.is_file() else {}
     if not curves.get("validation/gap"):
         return ""
     loss, gap = (curves[f"validation/{name}"][-1][1] for name in ("loss", "gap"))
@@ -273,3 +277,14 @@ def gap_text(folder: Path) -> str:
     if gap < SMALL_GAP * loss:
         return f"{text}: time and size limit it, more than the amount of speech."
     return f"{text}: it begins to learn its training speech by heart, and more speech would help it."
+
+
+def score_text(curves: Curves, start: int, end: int) -> str:
+    """The last scores on validation speech after a step, up to another, in a sentence; empty without any."""
+    scores = []
+    for name in VALIDATION_METRICS:
+        values = [value for step, value in curves.get(f"validation/{name}", []) if start < step <= end]
+        if values:
+            metric = ALL_METRICS[name]
+            scores.append(f"{metric.label} {values[-1]:.{metric.decimals}f}")
+    return f" At its end, on validation speech: {', '.join(scores)}." if scores else ""

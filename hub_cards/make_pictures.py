@@ -12,7 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from card_sections import PRESETS, RATE_PICTURE, read_curves
+from card_sections import PRESETS, RATE_PICTURE, Curves, read_curves
 from demo import draw
 from make_provenance import stages
 
@@ -44,7 +44,7 @@ def averaged(curve: list[tuple[int, float]]) -> list[tuple[float, float]]:
     return [tuple(sum(column) / len(group) for column in zip(*group, strict=True)) for group in groups]
 
 
-def draw_curves(curves: dict[str, list[tuple[int, float]]], target: Path, training: dict) -> None:
+def draw_curves(curves: Curves, target: Path, training: dict) -> None:
     """Draws the panels that there are curves for, side by side, into a PNG that names the model they led to.
 
     Args:

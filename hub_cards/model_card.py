@@ -11,12 +11,15 @@ from pathlib import Path
 import yaml
 from card_sections import (
     CardError,
+    Curves,
     gap_text,
     gender_text,
     preset_section,
     probe_section,
+    read_curves,
     read_json,
     read_results,
+    score_text,
     trial_section,
 )
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -64,6 +67,7 @@ def card(folder: Path, codec: Codec, results: dict) -> str:
     config = codec.model.config
     training = read_json(folder / "training.json", "run `make provenance`")
     data = read_json(folder / "training_data.json", "run `make provenance`")
+    curves = read_curves(folder / "curves.csv")
     ours = default_system(codec, results)
     shown = [name for name in SHOWN_METRICS if name in results["metrics"]]
     hours = sum(source["hours"] for source in data["sources"])
@@ -104,9 +108,9 @@ def card(folder: Path, codec: Codec, results: dict) -> str:
         speed="\n\n".join(report.speed_section(results)[1:]),
         spectrogram=(folder / "spectrogram.png").is_file(),
         curves=(folder / "curves.png").is_file(),
-        gap=gap_text(folder),
+        gap=gap_text(curves),
         discriminator=(folder / "discriminator.safetensors").is_file(),
-        training=training_text(training, config.frame_rate),
+        training=training_text(training, curves, config.frame_rate),
         cost=cost_text(training),
         spread=spread(ours, results),
         sources=source_rows(data),
@@ -167,9 +171,13 @@ def language_table(ours: dict, results: dict, shown: list[str]) -> str:
     return report.table(["language", "utterances", *map(report.metric_heading, facts.values())], rows)
 
 
-def training_text(training: dict, frame_rate: float) -> str:
-    """How the model was trained, a paragraph for each stage."""
-    texts = [stage_text(stage, frame_rate) for stage in stages(training)]
+def training_text(training: dict, curves: Curves, frame_rate: float) -> str:
+    """How the model was trained and how good it was then, a paragraph for each stage."""
+    texts, start = [], 0
+    for stage in stages(training):
+        end = start + stage["steps"]
+        texts.append(stage_text(stage, frame_rate) + score_text(curves, start, end))
+        start = end
     if len(texts) > 1:
         texts = [f"**Stage {number}.** {text}" for number, text in enumerate(texts, 1)]
     return "\n\n".join([*texts, "The recipes are in training/recipes of the project, the settings in training.json."])

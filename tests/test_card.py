@@ -307,6 +307,7 @@ class TestCard:
         first, second = (text.index(f"**Stage {number}.** 400 optimiser steps") for number in (1, 2))
         assert first < text.index("an abacus, causal True, each on") < second < text.index("a slide rule")
         assert "50% of them, drawn anew for each, changed in speed by up to 10%)" in text
+        assert text.count("At its end, on validation speech: STOI 0.100.") == 2
         assert "parameters, trained from scratch on 3 hours" in text
         assert "2.0 hours of a process at an assumed 500 W and" in text
         assert len(json.loads((before / "training.json").read_text())["before"]) == 1
@@ -372,10 +373,11 @@ class TestCard:
 @pytest.mark.parametrize(("gap", "verdict"), [("0.01", True), ("0.4", False)])
 def test_what_limits_a_model_follows_from_its_curves(tmp_path, make_card, gap, verdict):
     sections = importlib.import_module("card_sections")
-    assert sections.gap_text(tmp_path) == ""
+    file = tmp_path / "curves.csv"
+    assert sections.gap_text(sections.read_curves(file)) == ""
     header = "step,validation/gap,validation/loss\n"
-    (tmp_path / "curves.csv").write_text(f"{header}50,,\n100,9,9\n200,{gap},2.5\n250,,\n")
-    text = sections.gap_text(tmp_path)
+    file.write_text(f"{header}50,,\n100,9,9\n200,{gap},2.5\n250,,\n")
+    text = sections.gap_text(sections.read_curves(file))
     assert f"the loss is 2.50 on speech that did not train it and {2.5 - float(gap):.2f} on" in text
     assert ("time and size limit it" in text, "learn its training speech by heart" in text) == (verdict, not verdict)
 
