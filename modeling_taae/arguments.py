@@ -1,7 +1,9 @@
 """What can be said on the command line of `taae`: every command's options and help."""
 
 import argparse
+import math
 import os
+from collections.abc import Callable
 from typing import NoReturn
 
 DESCRIPTION = "Speech in about 50 bytes a second: encodes audio into .taae files and decodes them, with a TAAE model."
@@ -18,6 +20,7 @@ The model is --model, else $TAAE_MODEL, else taae-speech-16k-nano.
 `taae COMMAND --help` tells more about a command."""
 
 RAW = argparse.RawDescriptionHelpFormatter
+SHORTEST = 1e-6  # of lengths of time, which are not zero
 AUDIO_HELP = "an audio file of any format, rate and channel count that libsndfile reads; a directory of them; or -"
 OUTPUT_HELP = "file for one input, directory for several, - for standard output"
 BOTTLENECK_HELP = (
@@ -123,6 +126,33 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
+def whole_number(least: int) -> Callable[[str], int]:
+    """The type of an option that takes whole numbers from `least` up."""
+
+    def parse(text: str) -> int:
+        if not text.strip().lstrip("+-").isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text}: expected a whole number from {least} up")
+        return int(text)
+
+    return parse
+
+
+def number(least: float, most: float = math.inf) -> Callable[[str], float]:
+    """The type of an option that takes finite numbers between two, these included."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and least <= value <= most):
+            bounds = f"from {least:g} up" if math.isinf(most) else f"from {least:g} to {most:g}"
+            raise argparse.ArgumentTypeError(f"{text}: expected a number {bounds}")
+        return value
+
+    return parse
+
+
 def build_parser() -> ArgumentParser:
     """The command line's options and help."""
     parser = ArgumentParser(prog="taae", description=DESCRIPTION, epilog=EPILOG, formatter_class=RAW)
@@ -156,7 +186,7 @@ def build_parser() -> ArgumentParser:
     command = add("decode", "turn .taae files into audio", DECODE_EXAMPLES, model)
     command.add_argument("inputs", nargs="+", metavar="FILE", help="a .taae file, a directory of them, or -")
     command.add_argument("-o", "--output", metavar="OUT", required=True, help=OUTPUT_HELP)
-    command.add_argument("--force", action="store_true", help=FORCE_HELP)
+    command.add_argument("--force", action="store_true", help=f"{FORCE_HELP}; entropy-coded files need --prior too")
     command.add_argument("--prior", metavar="MODEL", help=PRIOR_HELP)
 
     command = add("reconstruct", "encode and decode audio, to hear the codec", RECONSTRUCT_EXAMPLES, model, encoding)
@@ -192,7 +222,8 @@ def add_stream_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--bottleneck", metavar="B", help=BOTTLENECK_HELP)
     add("--force", action="store_true", help=FORCE_HELP)
-    add("--gain", type=float, default=0.0, metavar="DB", help="make the input louder by so many decibels (default: 0)")
+    gain = "make the input louder by so many decibels (default: 0)"
+    add("--gain", type=number(-100, 100), default=0.0, metavar="DB", help=gain)
     add(
         "--input",
         choices=["auto", "s16le", "f32le"],
@@ -218,19 +249,23 @@ def add_evaluate_options(command: argparse.ArgumentParser) -> None:
     add("--recognizer", metavar="M", help="a Transformers speech recogniser, for word and character error rates")
     add("--speaker-model", metavar="M", help="a Transformers x-vector model, for speaker similarity")
     add("--transcripts", metavar="FILE", help="Parquet file with columns id and text, where DATA has no texts")
-    add("--limit", type=int, metavar="N", help="the first N utterances only")
+    add("--limit", type=whole_number(1), metavar="N", help="the first N utterances only")
     add("--split", default="test", help="of a data set on the Hub (default: test)")
     add("--audio-column", default="audio", metavar="C", help="column with the audio (default: audio)")
     add("--noise", nargs="+", metavar="FILES", help="also mix in noise: recordings, or rows of the kind 'noise'")
-    add("--snr", nargs="+", type=float, default=[20, 10, 0], metavar="DB", help="at these ratios (default: 20 10 0)")
+    ratios = "at these ratios (default: 20 10 0)"
+    add("--snr", nargs="+", type=number(-100, 100), default=[20, 10, 0], metavar="DB", help=ratios)
     add("--reverb", nargs="+", metavar="FILES", help="also convolve with room responses, or rows of the kind 'rir'")
-    add("--lengths", nargs="+", type=float, default=[], metavar="S", help="also clips of so many seconds")
+    add("--lengths", nargs="+", type=number(SHORTEST), default=[], metavar="S", help="also clips of so many seconds")
     add("--music", action="store_true", help="also a few chords")
-    add("--tandem", type=int, metavar="N", help="also each codec N times in a row")
-    add("--packet-loss", nargs="+", type=float, default=[], metavar="P", help="also with this share of frames lost")
-    add("--samples", type=int, default=6, metavar="N", help="utterances to listen to in report.html (default: 6)")
+    add("--tandem", type=whole_number(2), metavar="N", help="also each codec N times in a row")
+    lost = "also with this share of frames lost, such as 0.05"
+    add("--packet-loss", nargs="+", type=number(0, 1), default=[], metavar="P", help=lost)
+    heard = "utterances to listen to in report.html (default: 6)"
+    add("--samples", type=whole_number(0), default=6, metavar="N", help=heard)
     add("--mushra", metavar="DIR", help="also write these as a listening test for webMUSHRA")
-    add("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes for metrics (default: all cores)")
+    workers = "processes for metrics (default: all cores)"
+    add("--workers", type=whole_number(1), default=os.cpu_count(), metavar="N", help=workers)
     add("--no-loudness", dest="loudness", action="store_false", help="keep the level as it is")
     add("--no-speed", dest="speed", action="store_false", help="do not measure speed")
 
@@ -255,19 +290,25 @@ def add_tokenize_options(command: argparse.ArgumentParser) -> None:
     add("--subset", metavar="NAME", help="of a data set on the Hub that has several, such as a language")
     add("--audio-column", default="audio", metavar="C", help="column with the audio (default: audio)")
     add("--id-column", metavar="C", help="column with ids (default: id, utterance_id or segment_id if there is one)")
-    add("--min-seconds", type=float, default=0.4, metavar="S", help="reject what is shorter (default: 0.4)")
+    add("--min-seconds", type=number(0), default=0.4, metavar="S", help="reject what is shorter (default: 0.4)")
     add(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
         default="float32",
         help="of the model: bfloat16 is faster on a GPU and changes some tokens (default: float32)",
     )
-    add("--readers", type=int, metavar="N", help="threads that decode audio (default: 8 beside a GPU, else 1)")
-    add("--shard-hours", type=float, default=100.0, metavar="H", help="of audio in an output file (default: 100)")
+    add(
+        "--readers",
+        type=whole_number(1),
+        metavar="N",
+        help="threads that decode audio (default: 8 beside a GPU, else 1)",
+    )
+    add("--shard-hours", type=number(SHORTEST), default=100.0, metavar="H", help="of audio in a file (default: 100)")
     add("--license", metavar="L", help="of the recordings, as the Hub calls it, for the card: cc-by-4.0, ...")
     add("--ray", metavar="ADDRESS", help="work on a Ray cluster: its head's address, auto, or local for this machine")
-    add("--workers", type=int, metavar="N", help="with --ray: how many (default: all GPUs, or all cores)")
-    add("--price-per-hour", type=float, metavar="P", help="of a GPU or core, to tell what a million hours would cost")
+    add("--workers", type=whole_number(1), metavar="N", help="with --ray: how many (default: all GPUs, or all cores)")
+    price = "of a GPU or core, to tell what a million hours would cost"
+    add("--price-per-hour", type=number(0), metavar="P", help=price)
 
 
 def add_export_options(command: argparse.ArgumentParser) -> None:

@@ -221,6 +221,8 @@ def _replace(path: Path, data: bytes) -> None:
     try:
         with open(temporary, "xb") as file:
             file.write(data)
+        if path.exists():  # what was private stays so
+            temporary.chmod(path.stat().st_mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

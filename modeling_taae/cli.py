@@ -139,6 +139,8 @@ def info(args: argparse.Namespace) -> int:
     if is_standard_stream(args.subject) or os.path.isfile(args.subject) or args.subject.endswith(TAAE_SUFFIX):
         rows = file_facts(args.subject)
     else:
+        if Path(args.subject).suffix.lower() in AUDIO_SUFFIXES:
+            raise TaaeInputError(f"{args.subject}: is no file; expected a .taae file, or a model's folder or Hub name")
         rows = model_facts(load_codec(args.subject, device="cpu"))
     width = max(len(name) for name, _ in rows)
     for name, value in rows:

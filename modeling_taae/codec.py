@@ -100,7 +100,9 @@ class Codec:
                 decoded = self.model.decode(codes, bottleneck=encoded.bottleneck)
         except ValueError as error:
             raise TaaeInputError(f"the tokens do not fit this model ({error}); choose another with --model") from error
-        return decoded.audio_values[0, 0, : encoded.num_samples].float().cpu().numpy()
+        audio = decoded.audio_values[0, 0, : encoded.num_samples].float().cpu().numpy()
+        # At odd strides a model that is not causal gives a little less than whole frames.
+        return np.pad(audio, (0, encoded.num_samples - len(audio)))
 
     def check_identity(self, source: str, identity: str) -> None:
         """Checks that this is the model that encoded; `source` is what the error calls the input.
@@ -133,7 +135,7 @@ def default_model() -> str:
 
 
 def load_codec(name: str | None, device: str | None = None, loudness: bool = True) -> Codec:
-    """Loads a model and its feature extractor.
+    """Loads a model and its feature extractor, and forbids cuDNN to convolve in less than float32 in this process.
 
     Args:
         name: a folder, a name on the Hub, or None for [`default_model`].
@@ -150,6 +152,8 @@ def load_codec(name: str | None, device: str | None = None, loudness: bool = Tru
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    # Convolutions that round float32 to TF32, as cuDNN's do by default, change tokens.
+    torch.backends.cudnn.allow_tf32 = False
     name = name or default_model()
     try:
         # In one go, because asking the Hub file by file takes minutes to fail where there is no network.

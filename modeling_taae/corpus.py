@@ -52,6 +52,8 @@ class Corpus:
             self.readers += readers
             description = {"name": Path(name).name if paths else name, "units": sum(map(len, readers))}
             self.sources.append(description | {"fingerprint": fingerprint})
+        if not self.readers:
+            raise TaaeInputError(f"{', '.join(sources)}: holds nothing to encode; expected audio beside the metadata")
         self.ends = list(itertools.accumulate(map(len, self.readers)))
 
     def __len__(self) -> int:

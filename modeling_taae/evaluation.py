@@ -122,7 +122,7 @@ def evaluate(
         store.keep(row["key"] for rows in result.rows.values() for row in rows)
     result.silence = {system.name: silence_level(system) for system in systems}
     if speed:
-        result.speed = {system.name: measure_speed(system, clips) for system in systems}
+        result.speed = speeds(systems, clips)
     return result
 
 
@@ -326,6 +326,15 @@ def end_with(parent: BaseProcess) -> None:
     """Ends this process as soon as another has ended."""
     parent.join()
     os._exit(1)
+
+
+def speeds(systems: list[System], clips: list[np.ndarray]) -> dict[str, dict[str, float]]:
+    """The speed of each system by its name; those that fail have none."""
+    measured = {}
+    for system in systems:
+        with suppress(*CODEC_ERRORS):
+            measured[system.name] = measure_speed(system, clips)
+    return measured
 
 
 def measure_speed(system: System, clips: list[np.ndarray]) -> dict[str, float]:

@@ -283,7 +283,8 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
                 given to the state after that goes on behind these zeros, unless it is reset.
 
         Raises:
-            ValueError: if a shape, the mask, the bottleneck or the state is wrong.
+            ValueError: if a shape, the mask, the bottleneck or the state is wrong, or audio is of integers, NaN or
+                infinite.
         """
         quantizer = self.bottleneck(bottleneck)
         if state is not None:
@@ -314,16 +315,18 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         Args:
             audio_codes: (batch, tokens_per_frame, frames) integers, as `encode` returns them.
             audio_codes_mask: (batch, frames), 1 for each item's own frames, which come first, 0 for padding.
-            bottleneck: the one that made the tokens.
+            bottleneck: the one that made the tokens; latents have none.
             latents: (batch, latent_dim, frames) in place of tokens: decoded through the hyperbolic tangent, unrounded.
             state: of the stream, from `streaming_state` or the `state` of the last call's output.
 
         Raises:
-            ValueError: if neither or both of tokens and latents are given, or their shape or range or the state is
-                wrong.
+            ValueError: if neither or both of tokens and latents are given, latents with a bottleneck, or their shape or
+                range or the state is wrong.
         """
         if (audio_codes is None) == (latents is None):
             raise ValueError("decode takes either audio_codes or latents, and one of them.")
+        if latents is not None and bottleneck is not None:
+            raise ValueError("latents are decoded unrounded, so they go with no bottleneck; leave it out.")
         lengths = None if audio_codes_mask is None else _mask_lengths(audio_codes_mask, "audio_codes_mask")
         if latents is None:
             codes = self.bottleneck(bottleneck).decode(audio_codes, audio_codes_mask)
@@ -366,18 +369,18 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
 
         Raises:
             TypeError: if there is no such argument.
-            ValueError: if a shape, the mask or the bottleneck is wrong.
+            ValueError: if a shape, the mask or the bottleneck is wrong, or audio is of integers, NaN or infinite.
         """
         if unknown := sorted(kwargs.keys() - TransformersKwargs.__annotations__.keys()):
             raise TypeError(
                 f"forward has no argument {unknown[0]!r}. The mask is called padding_mask; streams go through encode "
                 "and decode."
             )
-        quantizer = self.bottleneck(bottleneck)
         latents, lengths = self._encode_latents(input_values, padding_mask)
         if self.training:
             tokens, codes = None, self._dither(latents)
         else:
+            quantizer = self.bottleneck(bottleneck)
             tokens = quantizer.encode(latents)
             codes = quantizer.decode(tokens)
         audio = self.decoder(codes.to(latents.dtype), lengths)[..., : input_values.shape[-1]]
@@ -399,6 +402,7 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
             raise ValueError(
                 f"input_values must be (batch, 1, samples) with at least one sample, not {tuple(input_values.shape)}."
             )
+        _check_floating(input_values)
         frames = None
         if padding_mask is not None:
             if padding_mask.shape != (input_values.shape[0], input_values.shape[2]):
@@ -433,7 +437,8 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
             )
         if chunk.ndim != 3 or chunk.shape[1] != 1:
             raise ValueError(f"A chunk of a stream must be (batch, 1, samples), not {tuple(chunk.shape)}.")
-        state.check(self.config, chunk.shape[0], self.device, "encode")
+        _check_floating(chunk)
+        state.check(self.config, chunk.shape[0], self.device, self.dtype, "encode")
         audio, waiting = state.complete_frames(chunk.to(self.dtype), self.config.hop_length, final)
         frames = audio.shape[-1] // self.config.hop_length
         return state.run(self.encoder, audio, frames, channels=self.config.latent_dim, samples=waiting, method="encode")
@@ -445,7 +450,7 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         """Audio (batch, 1, frames * hop_length) of codes (batch, latent_dim, frames), and the next state."""
         if audio_codes_mask is not None and not audio_codes_mask.all():
             raise ValueError("A stream has no audio_codes_mask: give the frames that have come, without padding.")
-        state.check(self.config, codes.shape[0], self.device, "decode")
+        state.check(self.config, codes.shape[0], self.device, self.dtype, "decode")
         return state.run(self.decoder, codes, codes.shape[-1], channels=1, method="decode")
 
     def apply_weight_norm(self) -> "TaaeModel":
@@ -471,17 +476,29 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         return state
 
     def save_pretrained(
-        self, save_directory: str | PathLike, state_dict: dict[str, Tensor] | None = None, **kwargs
+        self,
+        save_directory: str | PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        **kwargs,
     ) -> None:
         """Writes config, code and fused weights, so that the folder loads with and without this package installed."""
-        name = f"{__name__.split('.')[-1]}.{type(self).__name__}"
+        name = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
         self.config.auto_map = {"AutoModel": name, "AutoModelForAudioTokenization": name}
-        super().save_pretrained(save_directory, state_dict=self.fused_state_dict(state_dict), **kwargs)
+        super().save_pretrained(save_directory, is_main_process, self.fused_state_dict(state_dict), **kwargs)
 
     def _convolutions(self) -> list[nn.Module]:
         convolutions = (nn.Conv1d, nn.ConvTranspose1d)
         # The depthwise convolution of a Conformer module is not weight-normalised in the reference.
         return [m for m in self.modules() if isinstance(m, convolutions) and m.groups == 1]
+
+
+def _check_floating(input_values: Tensor) -> None:
+    if not input_values.is_floating_point():
+        raise ValueError(
+            f"input_values must be floats with full scale at 1, not {input_values.dtype}: the feature extractor makes "
+            "them of integers."
+        )
 
 
 def _mask_lengths(mask: Tensor, name: str) -> Tensor:

@@ -93,11 +93,11 @@ class TaaeSystem:
             "parameters": model.num_parameters(),
             "device": model.device.type,
             "dtype": str(model.dtype).removeprefix("torch."),
-            "file": ".taae, header and checksum included",
+            "file": ".taae of version 1, header and checksum included",
         }
 
     def encode(self, audio: np.ndarray) -> Encoded:
-        """Encodes to a `.taae` file."""
+        """Encodes to a `.taae` file of version 1, which needs no entropy prior."""
         encoded = self.codec.encode(audio, self.bottleneck)
         payload = pack_tokens(encoded.audio_codes, encoded.vocabulary_sizes)
         return Encoded(encoded, len(payload), len(encoded.to_bytes()), encoded.audio_codes)

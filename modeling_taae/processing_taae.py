@@ -163,8 +163,8 @@ class TaaeProcessor(ProcessorMixin):
                 order of the texts.
             audio_codes: in place of audio, one clip's codes (tokens_per_frame, frames) or a list of such, as `encode`
                 of the codec returns them for the bottleneck of this processor.
-            audio_codes_mask: with `audio_codes` of a padded batch, what `encode` returns beside them, (batch, frames):
-                frames that it does not mark are left out.
+            audio_codes_mask: with `audio_codes` of a padded batch, what `encode` returns beside them, (batch, frames),
+                or (frames,) for one clip: frames that it does not mark are left out.
             sampling_rate: of the audio, in Hz.
             return_tensors: `"pt"`, `"np"`, or None for lists.
             kwargs: for the tokenizer. `padding`, `padding_side`, `max_length` and `pad_to_multiple_of` count the speech
@@ -179,8 +179,9 @@ class TaaeProcessor(ProcessorMixin):
         """
         if audio is not None and audio_codes is not None:
             raise ValueError("Speech is given as audio or as audio_codes, not as both.")
-        if kwargs.pop("truncation", None):
-            raise ValueError("Truncation could cut speech within a frame; pass shorter texts and clips instead.")
+        if audio is not None and audio_codes_mask is not None:
+            raise ValueError("audio_codes_mask goes with audio_codes; audio has none.")
+        _refuse_truncation(kwargs)
         padding = {name: kwargs.pop(name) for name in PADDING_ARGUMENTS if name in kwargs}
         clips = _as_list(audio_codes, audio_codes_mask) if audio is None else self.encode_speech(audio, sampling_rate)
         encoding = self.tokenizer([text] if isinstance(text, str) else list(text), **kwargs)
@@ -214,6 +215,8 @@ class TaaeProcessor(ProcessorMixin):
             ValueError: if there is no chat template, a part is of another type, or as for `__call__`.
         """
         call = {name: kwargs.pop(name) for name in CALL_ARGUMENTS if name in kwargs} | (processor_kwargs or {})
+        _refuse_truncation(kwargs)
+        _refuse_truncation(call)
         if not conversation:
             raise ValueError("The conversation is empty; it needs at least one message.")
         batched = isinstance(conversation[0], (list, tuple))
@@ -285,6 +288,7 @@ class TaaeProcessor(ProcessorMixin):
             ValueError: if the ids are not a sequence of ids, or errors are strict and it is not well-formed.
         """
         ids = torch.as_tensor(ids).cpu()
+        ids = ids if ids.numel() else ids.to(torch.int64)  # an empty list makes a tensor of floats
         if ids.ndim != 1 or ids.dtype.is_floating_point or (ids < 0).any():
             raise ValueError(
                 f"parse takes one sequence of ids, (length,) integers from 0 up; got shape {tuple(ids.shape)}, "
@@ -312,13 +316,14 @@ class TaaeProcessor(ProcessorMixin):
             return message
         texts = []
         for part in message["content"]:
-            if part["type"] == "text":
+            kind = part.get("type")
+            if kind == "text":
                 texts.append(part["text"])
-            elif part["type"] == "audio":
+            elif kind == "audio":
                 texts.append(self.audio_token)
                 audio_parts.append(part)
             else:
-                raise ValueError(f"A part of a message is of type text or audio, not {part['type']!r}.")
+                raise ValueError(f"A part of a message is of type text or audio, not {kind!r}.")
         return {**message, "content": "".join(texts)}
 
     def _encode_parts(self, parts: list[dict], sampling_rate: int | None) -> list:
@@ -372,11 +377,22 @@ def _as_list(audio_codes: Tensor | np.ndarray | Sequence | None, mask: Tensor | 
     """The clips of an argument that is one clip, (tokens_per_frame, frames), several, perhaps padded, or None."""
     if audio_codes is None:
         return []
-    if mask is not None:
-        return [codes[:, real] for codes, real in zip(audio_codes, mask.bool(), strict=True)]
-    if isinstance(audio_codes, (Tensor, np.ndarray)) and audio_codes.ndim == 2:
-        return [audio_codes]
-    return list(audio_codes)
+    is_one = isinstance(audio_codes, (Tensor, np.ndarray)) and audio_codes.ndim == 2
+    clips = [audio_codes] if is_one else list(audio_codes)
+    if mask is None:
+        return clips
+    clips, mask = [torch.as_tensor(codes) for codes in clips], torch.atleast_2d(torch.as_tensor(mask)).bool()
+    if [len(real) for real in mask] != [codes.shape[-1] for codes in clips]:
+        raise ValueError(
+            f"The audio_codes_mask of {len(clips)} clips is (batch, frames), as encode returns it, "
+            f"not {tuple(mask.shape)}."
+        )
+    return [codes[:, real] for codes, real in zip(clips, mask, strict=True)]
+
+
+def _refuse_truncation(arguments: dict) -> None:
+    if arguments.pop("truncation", None):
+        raise ValueError("Truncation could cut speech within a frame; pass shorter texts and clips instead.")
 
 
 def _add_speech_tokens(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> int:

@@ -45,8 +45,6 @@ def run(args: argparse.Namespace) -> int:
     beginning = source.read(4) if args.input == "auto" else b""
     if beginning == STREAM_MAGIC:
         return decode_tokens(args, source, sink, beginning)
-    if not math.isfinite(args.gain):
-        raise TaaeInputError(f"--gain {args.gain}: expected decibels, such as -6")
     codec = load_streaming_codec(args)
     bottleneck = chosen_bottleneck(codec, args.bottleneck)
     rate = codec.model.config.sampling_rate

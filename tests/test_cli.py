@@ -288,6 +288,12 @@ class TestTargets:
         assert TaaeFile.load("out.taae").num_samples == len(tone())
         assert files_below() == ["out.taae", "tone.wav"]
 
+    def test_what_was_private_stays_private(self, run):
+        wav("tone.wav")
+        Path("out.taae").touch(mode=0o600)
+        assert run("encode", "tone.wav", "-o", "out.taae")[0] == 0
+        assert Path("out.taae").stat().st_mode & 0o777 == 0o600
+
     def test_failure_leaves_the_old_content_and_no_litter(self, run, refused, monkeypatch):
         wav("tone.wav")
         Path("out.taae").write_bytes(b"old")
@@ -440,6 +446,9 @@ class TestInfo:
         for fact in (f"{tiny_model.num_parameters():,}", "25 Hz", "387.7 bit/s", "696.6", "951.0", "native", "613.1"):
             assert fact in out
 
+    def test_a_recording_that_is_not_there(self, refused):
+        assert "none.wav: is no file; expected a .taae file, or a model" in refused("info", "none.wav")
+
 
 class TestModelChoice:
     def test_default_order(self, monkeypatch, tmp_path):
@@ -497,6 +506,21 @@ class TestUsage:
     @pytest.mark.parametrize("argv", [[], ["encode"], ["decode", "a.taae"], ["sing"], ["encode", "a.wav", "--sing"]])
     def test_bad_usage_is_one_line(self, refused, argv):
         assert "--help" in refused(*argv)
+
+    @pytest.mark.parametrize(
+        ("command", "option", "values", "message"),
+        [
+            ("evaluate", "--limit", ["0", "-1", "1.5", "all"], "expected a whole number from 1 up"),
+            ("evaluate", "--lengths", ["nan", "0", "-3", "long"], "expected a number from 1e-06 up"),
+            ("evaluate", "--packet-loss", ["1.5", "-0.1", "nan"], "expected a number from 0 to 1"),
+            ("evaluate", "--tandem", ["1"], "expected a whole number from 2 up"),
+            ("tokenize", "--readers", ["0"], "expected a whole number from 1 up"),
+            ("tokenize", "--min-seconds", ["inf"], "expected a number from 0 up"),
+        ],
+    )
+    def test_numbers_out_of_range(self, refused, command, option, values, message):
+        for value in values:
+            assert f"{option}: {value}: {message}" in refused(command, "speech.wav", "-o", "out", f"{option}={value}")
 
     @pytest.mark.parametrize("command", [None, "encode", "decode", "reconstruct", "info", "convert"])
     def test_help_teaches_by_example(self, run, command):

@@ -118,6 +118,17 @@ class TestResults:
         (system,) = json.loads(Path("results/results.json").read_text())["systems"]
         assert status == 0 and system["speed"]["encode_rtf"] > 0 and "## Speed" in Path("results/report.md").read_text()
 
+    def test_a_codec_that_fails_has_no_speed_and_stops_no_other(self, monkeypatch):
+        monkeypatch.setattr(evaluation, "SPEED_SECONDS", 0.5)
+        works, fails = peers.PcmSystem("16"), peers.PcmSystem("16")
+        fails.name = "broken"
+
+        def fail(audio):
+            raise RuntimeError("the tool failed")
+
+        monkeypatch.setattr(fails, "encode", fail)
+        assert evaluation.speeds([fails, works], [clip()]).keys() == {works.name}
+
 
 class TestData:
     def test_folder_of_audio(self):

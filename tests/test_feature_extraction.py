@@ -188,6 +188,11 @@ class TestRefusals:
         with pytest.raises(ValueError, match=message):
             extractor(audio, sampling_rate=RATE)
 
+    @pytest.mark.parametrize("padding", [{"padding": False}, {"padding": "max_length", "max_length": 640}])
+    def test_clips_of_unequal_length_make_no_batch(self, extractor, padding):
+        with pytest.raises(ValueError, match="from 640 to 1000 samples.*padding=True"):
+            extractor([noise(640), noise(1000)], sampling_rate=RATE, **padding)
+
     def test_wrong_rate_says_both_rates(self, extractor):
         with pytest.raises(ValueError, match=r"48000 Hz.*16000 Hz.*resample"):
             extractor(noise(100), sampling_rate=48_000)

@@ -153,6 +153,24 @@ class TestArguments:
         with pytest.raises(ValueError, match=r"input_values must be \(batch, 1, samples\) with at least one sample"):
             make_model().encode(torch.zeros(shape))
 
+    def test_integers_are_refused(self) -> None:
+        for model, state in (
+            (make_model(), {}),
+            (causal := make_model(causal=True), {"state": causal.streaming_state()}),
+        ):
+            with pytest.raises(
+                ValueError, match=r"floats with full scale at 1, not torch.int16: the feature extractor"
+            ):
+                model.encode(torch.ones(1, 1, 64, dtype=torch.int16), **state)
+
+    @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+    def test_audio_that_is_not_finite_is_refused(self, wrong: float) -> None:
+        model, audio = make_model(), make_audio(2, 64)
+        audio[1, 0, 40] = wrong
+        for method in (model.encode, model):
+            with pytest.raises(ValueError, match="latents of item 1 are NaN from frame 0 on"):
+                method(audio)
+
     @pytest.mark.parametrize(
         ("mask", "message"),
         [
@@ -174,6 +192,8 @@ class TestArguments:
                 model.decode(**wrong)
         with pytest.raises(ValueError, match=r"latents must be \(batch, 6, frames\), not \(2, 3, 6\)"):
             model.decode(latents=latents.mT)
+        with pytest.raises(ValueError, match="go with no bottleneck"):
+            model.decode(latents=latents, bottleneck="native")
         for nothing in (tokens[..., :0], tokens[:0]):
             with pytest.raises(ValueError, match="no frame to decode"):
                 model.decode(nothing)
@@ -220,6 +240,22 @@ class TestSavingAndLoading:
         half.save_pretrained(tmp_path)
         assert AutoModel.from_pretrained(tmp_path).dtype == torch.float32
         assert AutoModel.from_pretrained(tmp_path, dtype="auto").dtype == torch.bfloat16
+
+    def test_only_the_main_process_saves(self, tmp_path: Path) -> None:
+        """With the arguments in the order in which Transformers has them."""
+        make_model().save_pretrained(tmp_path, False)
+        assert not (tmp_path / "config.json").exists()
+
+    def test_a_subclass_is_saved_with_its_own_code(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        code = "from modeling_taae import TaaeModel\n\n\nclass MyTaae(TaaeModel):\n    pass\n"
+        (tmp_path / "my_codec.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path)
+        from my_codec import MyTaae
+
+        MyTaae(make_model().config).save_pretrained(tmp_path / "saved")
+        names = json.loads((tmp_path / "saved" / "config.json").read_text())["auto_map"]
+        assert names["AutoModel"] == names["AutoModelForAudioTokenization"] == "my_codec.MyTaae"
+        assert (tmp_path / "saved" / "my_codec.py").is_file()
 
     def test_a_state_dict_with_weight_norm_is_fused(self, tmp_path: Path) -> None:
         """As Accelerate gathers it from a model that trains."""

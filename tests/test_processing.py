@@ -149,6 +149,10 @@ def test_placeholders_and_clips_must_agree(processor, clips):
         processor(token, audio=clips[0], audio_codes=codes)
     with pytest.raises(ValueError, match="Truncation could cut speech"):
         processor(token, audio=clips[0], truncation=True, max_length=5)
+    with pytest.raises(ValueError, match="audio_codes_mask goes with audio_codes"):
+        processor(token, audio=clips[0], sampling_rate=16_000, audio_codes_mask=torch.ones(1, 2))
+    with pytest.raises(ValueError, match=r"mask of 1 clips is \(batch, frames\), .* not \(2, 2\)"):
+        processor(token, audio_codes=codes[0], audio_codes_mask=torch.ones(2, 2))
     with pytest.raises(ValueError, match="8000 Hz"):
         processor(token, audio=clips[0], sampling_rate=8000)
     with pytest.raises(ValueError, match=r"are \(4, frames\)"):
@@ -175,7 +179,9 @@ def test_codes_come_as_a_clip_a_list_or_a_batch(processor):
     assert processor(texts[0], audio_codes=batch[1])["input_ids"] == expected[1:]
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
     shorter = processor.vocabulary.span(batch[1, :, :2]).tolist()
-    assert processor(texts, audio_codes=batch, audio_codes_mask=mask)["input_ids"] == [expected[0], shorter]
+    for codes, real in ((batch, mask), (batch.numpy(), mask.numpy()), (batch.tolist(), mask.tolist())):
+        assert processor(texts, audio_codes=codes, audio_codes_mask=real)["input_ids"] == [expected[0], shorter]
+    assert processor(texts[0], audio_codes=batch[1], audio_codes_mask=mask[1])["input_ids"] == [shorter]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -194,7 +200,7 @@ def test_parse_takes_one_sequence(processor):
     for ids in (torch.zeros(2, 3, dtype=torch.int64), torch.zeros(3), [5, -100]):
         with pytest.raises(ValueError, match="one sequence of ids.*rows of a batch one by one"):
             processor.parse(ids)
-    assert processor.parse(np.array([], dtype=np.int64)).segments == []
+    assert processor.parse(np.array([], dtype=np.int64)).segments == processor.parse([]).segments == []
 
 
 def test_parse_leaves_out_special_tokens_and_reports_repairs(processor):
@@ -269,9 +275,13 @@ def test_chat_templates_say_what_they_cannot_take(processor, clips):
     for content, words in [
         ([{"type": "image", "url": "x.png"}], "text or audio, not 'image'"),
         ([{"type": "audio"}], "has one of audio_codes, audio, path, url"),
+        ([{"text": "hello"}], "text or audio, not None"),
     ]:
         with pytest.raises(ValueError, match=words):
             processor.apply_chat_template([{"role": "user", "content": content}], tokenize=True)
+    for truncation in ({"truncation": True}, {"processor_kwargs": {"truncation": True}}):
+        with pytest.raises(ValueError, match="Truncation could cut speech"):
+            processor.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=True, **truncation)
     with pytest.raises(ValueError, match="conversation is empty"):
         processor.apply_chat_template([])
     processor.chat_template = None

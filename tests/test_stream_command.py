@@ -238,8 +238,12 @@ class TestBadInput:
         samples = np.array([0.1, np.nan], dtype="<f4").tobytes()
         assert "NaN or infinite" in refused(samples, "--input", "f32le")
 
-    def test_a_gain_that_is_no_number(self, refused):
-        assert "--gain inf: expected decibels" in refused(wav_bytes(speechlike(10)), "--gain", "inf")
+    @pytest.mark.parametrize("gain", ["inf", "10000", "loud"])
+    def test_a_gain_that_is_out_of_range(self, capsys, gain):
+        with pytest.raises(SystemExit) as exit_info:
+            cli.main(["stream", "--gain", gain])
+        assert exit_info.value.code == 2
+        assert f"--gain: {gain}: expected a number from -100 to 100" in capsys.readouterr().err
 
     def test_an_unknown_bottleneck(self, refused):
         assert "--bottleneck: There is no bottleneck" in refused(wav_bytes(speechlike(10)), "--bottleneck", "3kbps")

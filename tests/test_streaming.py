@@ -341,6 +341,20 @@ class TestErrors:
         with pytest.raises(ValueError, match="is on meta, the model on cpu"):
             model.encode(make_audio(1, 32), state=model.streaming_state().to("meta"))
 
+    def test_a_state_of_a_model_in_another_precision(self) -> None:
+        model = make_model(causal=True)
+        state = model.encode(make_audio(1, 32), state=model.streaming_state()).state
+        with pytest.raises(ValueError, match="in torch.float32, and this one is in torch.bfloat16"):
+            model.to(torch.bfloat16).encode(make_audio(1, 32), state=state)
+
+    def test_a_chunk_that_is_not_finite_can_be_left_out(self) -> None:
+        model, (first, second) = make_model(causal=True), make_audio(1, 128).split(64, dim=-1)
+        state = model.encode(first, state=model.streaming_state()).state
+        with pytest.raises(ValueError, match="are NaN from frame 0 on"):
+            model.encode(second * torch.nan, state=state)
+        expected, _, _ = encode_stream(model, (first, second))
+        assert torch.equal(model.encode(second, state=state).audio_codes, expected[..., -2:])
+
     def test_an_end_without_a_stream(self) -> None:
         with pytest.raises(ValueError, match="final=True ends a stream"):
             make_model(causal=True).encode(make_audio(1, 32), final=True)

@@ -12,11 +12,11 @@ import pytest
 import soundfile
 import torch
 from datasets import Dataset
-from training_runs import CHECKOUT, write_corpus, write_recipe
+from training_runs import CHECKOUT, encoded_tone, write_corpus, write_recipe
 
 from modeling_taae import TaaeConfig, TaaeFeatureExtractor
 from modeling_taae.configuration_taae import NAMED_SIZES
-from training.data import CorpusError, StreamedCrops, TrainingCrops, validation_clips
+from training.data import CorpusError, DecodedCorpus, StreamedCrops, TrainingCrops, load_corpus, validation_clips
 from training.losses import WINDOWS_AND_MELS, ReconstructionLoss, SpectralDistance, weighted_sum
 from training.optimization import (
     DivergenceError,
@@ -51,7 +51,13 @@ def test_recipe_fields_are_overridden_by_dotted_names(recipe_file):
 
 @pytest.mark.parametrize(
     ("override", "named"),
-    [(["--optimizer.learning_rat", "1"], "learning_rat"), (["--max_steps", "many"], "max_steps")],
+    [
+        (["--optimizer.learning_rat", "1"], "learning_rat"),
+        (["--max_steps", "many"], "max_steps"),
+        (["--seed", "-1"], "seed"),
+        (["--optimizer.ema_decay", "1.5"], "ema_decay"),
+        (["--optimizer.learning_rate", "-1"], "learning_rate"),
+    ],
 )
 def test_mistakes_in_a_recipe_are_named(recipe_file, override, named, capsys):
     with pytest.raises(SystemExit) as exit_info:
@@ -169,18 +175,61 @@ def test_validation_clips_have_the_loudness_of_inference(parquet):
     assert all(np.abs(b).max() > np.abs(a).max() for a, b in zip(clips, louder, strict=True))
 
 
+def test_validation_leaves_out_what_cannot_be_scored(tmp_path):
+    sounds = {"silence": np.zeros(16_000), "a click": np.ones(100), "speech": np.sin(np.arange(16_000))}
+    rows = []
+    for sound in sounds.values():
+        file = io.BytesIO()
+        soundfile.write(file, 0.1 * sound, 16_000, format="FLAC")
+        rows.append({"bytes": file.getvalue(), "path": None})
+    Dataset.from_dict({"audio": rows}).to_parquet(tmp_path / "mixed.parquet")
+    (clip,) = validation_clips(Corpus(str(tmp_path / "mixed.parquet")), TaaeFeatureExtractor(), 3)
+    assert len(clip) == 16_000 and clip.any()
+
+
+@pytest.mark.parametrize("source", ["speech", "speech/**/*.flac"])
+def test_recordings_are_a_corpus_as_they_are(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "speech" / "maria").mkdir(parents=True)
+    (tmp_path / "speech" / "maria" / "1.flac").write_bytes(encoded_tone(300, 1.0))
+    (tmp_path / "speech" / "2.flac").write_bytes(encoded_tone(400, 2.0, 8_000))
+    (tmp_path / "speech" / "notes.txt").write_text("not a recording")
+    corpus = Corpus(source)
+    assert DecodedCorpus(corpus, TaaeFeatureExtractor()).samples == 48_000
+    (tmp_path / "speech" / "2.flac").write_bytes(encoded_tone(400, 1.0))
+    assert DecodedCorpus(corpus, TaaeFeatureExtractor()).samples == 32_000, "what has changed is decoded again"
+    streamed = StreamedCrops(Data(corpora=[corpus], crop_frames=16), TaaeFeatureExtractor(), 0, 0, 1, 0)
+    assert all(crop.any() for crop in itertools.islice(streamed, 4))
+    names = {name.rpartition("/")[2] for name in load_corpus(corpus, columns=["id"])["id"]}
+    assert names == {"1.flac", "2.flac"}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_columns_of_paths_and_of_bytes(streaming, tmp_path):
+    tone = encoded_tone(300, 1.0)
+    (tmp_path / "tone.flac").write_bytes(tone)
+    for kind, value in (("path", str(tmp_path / "tone.flac")), ("bytes", tone)):
+        pyarrow.parquet.write_table(pyarrow.table({"audio": [value]}), tmp_path / f"{kind}.parquet")
+        (clip,) = validation_clips(Corpus(str(tmp_path / f"{kind}.parquet")), TaaeFeatureExtractor(), 1, streaming)
+        assert len(clip) == 16_000
+
+
 @pytest.mark.parametrize(
     ("corpora", "message"),
     [
         ([], "names no corpus"),
+        ([Corpus("{folder}")], "holds Parquet files and recordings"),
+        ([Corpus("{parquet}", audio_column="id")], "column 'id' of .* holds Value.*; expected the bytes or the path"),
         ([Corpus("nowhere/*.parquet")], "nowhere"),
         ([Corpus("{parquet}", audio_column="sound")], "has no column 'sound'; it has audio, id, text"),
         ([Corpus("{parquet}", weight=0.0)], "must be positive"),
     ],
 )
-def test_corpora_that_cannot_be_used_are_named(parquet, corpora, message):
+def test_corpora_that_cannot_be_used_are_named(parquet, corpora, message, tmp_path):
+    for name in ("a.parquet", "b.wav"):
+        (tmp_path / name).touch()
     for corpus in corpora:
-        corpus.source = corpus.source.format(parquet=parquet)
+        corpus.source = corpus.source.format(parquet=parquet, folder=tmp_path)
     with pytest.raises(CorpusError, match=message):
         TrainingCrops(Data(corpora=corpora), TaaeFeatureExtractor(), 0)
 

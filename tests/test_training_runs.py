@@ -1,13 +1,16 @@
 """Runs of the trainer: they learn, are killed and go on, share work, and say what is wrong."""
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import pytest
 import torch
 import yaml
+from accelerate.tracking import WandBTracker
 from datasets import Dataset
 from safetensors.torch import load_file
 from training_runs import (
@@ -25,7 +28,7 @@ from training_runs import (
     write_recipe,
 )
 
-from modeling_taae import TaaeModel
+from modeling_taae import TaaeFeatureExtractor, TaaeModel
 from training.checkpoints import CheckpointError, complete_checkpoints
 from training.cuda_graph import check_replayable
 from training.discriminator import DiscriminatorError, MultiResolutionDiscriminator
@@ -218,6 +221,39 @@ def test_a_resumed_run_steps_as_its_recipe_says_now(recipe_file, tmp_path):
         (group,) = optimizer.param_groups
         assert (group["weight_decay"], list(group["betas"])) == (0.5, [0.5, 0.6])
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(1e-5)
+
+
+def test_a_run_goes_on_with_the_model_that_it_began_with(recipe_file, tmp_path, capfd):
+    train(recipe_file, "--max_steps", 2, "--output_dir", tmp_path)
+    before = published(tmp_path)
+    with pytest.raises(RecipeError, match="has freeze_encoder False, this recipe True; choose another --output_dir"):
+        train(recipe_file, "--max_steps", 4, "--freeze_encoder", "true", "--output_dir", tmp_path)
+    train(recipe_file, "--max_steps", 2, "--seed", 1, "--output_dir", tmp_path)
+    assert "has its 2 steps, so nothing is trained" in capfd.readouterr().out
+    assert_equal(published(tmp_path), before)
+
+
+def test_a_decay_that_is_longer_than_the_run_is_told(recipe_file, tmp_path, capfd):
+    train(recipe_file, "--max_steps", 1, "--optimizer.decay_steps", 100, "--output_dir", tmp_path)
+    assert "so the learning rate gets to 0% of 0.003 only" in capfd.readouterr().out
+
+
+def test_a_codec_keeps_its_loudness(tiny_model_folder, recipe_file, tmp_path):
+    start = Path(shutil.copytree(tiny_model_folder, tmp_path / "start"))
+    TaaeFeatureExtractor(target_loudness=None).save_pretrained(start)
+    options = ("--size", start, "--config", "{}", "--max_steps", 1)
+    train(recipe_file, *options, "--output_dir", tmp_path / "run")
+    assert TaaeFeatureExtractor.from_pretrained(tmp_path / "run" / "model").target_loudness is None
+
+
+def test_pictures_go_to_any_tracker(recipe_file, tmp_path):
+    trainer = make_trainer(recipe_file, "--output_dir", tmp_path)
+    tracker = create_autospec(WandBTracker, instance=True)
+    tracker.name = "wandb"
+    trainer.accelerator.trackers = [tracker]
+    trainer.validate()
+    (pictures,), options = tracker.log_images.call_args
+    assert pictures["validation/0"].ndim == 4 and options == {"step": 0}
 
 
 def test_copies_of_checkpoints_are_left_alone(recipe_file, tmp_path):

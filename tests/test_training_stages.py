@@ -26,7 +26,7 @@ STAGES = {stage for experiment in EXPERIMENTS.values() for stage in experiment.s
 def write_speech(folder: Path) -> None:
     """Bursts of noise in every file that a stage may ask for, the last of four in Russian, and their phonemes."""
     folder.mkdir(parents=True)
-    names = ("train-00000-of-1", "test-0", "finetune_nl-0", "validation-0")
+    names = ("train-00000-of-1", "test-0", "finetune_nl-0", "finetune_nl_test-0", "validation-0")
     for name in names:
         rows = []
         for number in range(4):

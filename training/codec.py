@@ -34,7 +34,7 @@ def load_model(recipe: Recipe, empty: bool = False) -> TaaeModel:
             model = TaaeModel.from_pretrained(recipe.size, **recipe.config)
         model.set_attn_implementation(recipe.attn_implementation)
         model.bottleneck(recipe.validation.bottleneck)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:
         raise RecipeError(f"Cannot make the model {recipe.size!r}: {str(error).splitlines()[0]}") from error
     return model
 

@@ -7,24 +7,25 @@ Which crop comes n-th in a run follows from the seed and n alone, so a run that 
 that it would have seen. `TrainingCrops` decodes its corpora once, to disk; `StreamedCrops` reads them as it goes.
 """
 
-import glob
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset, Features, IterableDataset, LargeList, Value, interleave_datasets, load_dataset
+from datasets import Audio, Dataset, Features, IterableDataset, LargeList, Value, interleave_datasets, load_dataset
 from datasets.distributed import split_dataset_by_node
 from tqdm import tqdm
 
 from modeling_taae import TaaeFeatureExtractor
-from modeling_taae.audio_io import TaaeInputError, to_pcm16
-from modeling_taae.feature_extraction_taae import normalize_loudness
-from modeling_taae.utterances import decode_cell
+from modeling_taae.audio_io import TaaeInputError, one_line, to_pcm16
+from modeling_taae.feature_extraction_taae import GATING_BLOCK, normalize_loudness
+from modeling_taae.utterances import decode_cell, fault, files_of, matching_paths
 from training.augmentation import INT16_FULL_SCALE, Augmenter
 from training.recipe import Corpus, Data, RecipeError
 
+DECODED_AT_ONCE = 4  # recordings, which can be hours long
 # Not the Audio feature, which wants torchcodec even for undecoded audio, as soon as streams are interleaved.
 AUDIO_BYTES = {"bytes": Value("binary"), "path": Value("string")}
 DECODED = Features({"samples": LargeList(Value("int16"))})
@@ -41,23 +42,74 @@ def load_corpus(corpus: Corpus, streaming: bool = False, columns: Sequence[str] 
         CorpusError: if there is nothing to read or no such column.
     """
     try:
-        if files := sorted(glob.glob(corpus.source)):
-            rows = load_dataset("parquet", data_files=files, split="train", streaming=streaming)
-        else:
-            rows = load_dataset(corpus.source, split=corpus.split, streaming=streaming)
+        rows = open_corpus(corpus, streaming)
+        found = rows.column_names or list(next(iter(rows), {}))
     except Exception as error:  # datasets raises many types; each means that there is nothing to train on
-        raise CorpusError(
-            f"No corpus at {corpus.source!r}: it is no Parquet file here, and as a Hub data set: {error}"
-        ) from error
-    found = rows.column_names or list(next(iter(rows), {}))
+        raise CorpusError(f"No corpus at {corpus.source!r}: {one_line(error)}") from error
     wanted = [corpus.audio_column, *columns]
     for column in wanted:
         if column not in found:
             raise CorpusError(f"{corpus.source!r} has no column {column!r}; it has {', '.join(found)}.")
-    rows = rows.select_columns(wanted)
-    # A cast writes all the bytes anew.
-    as_wanted = rows.features is not None and rows.features[corpus.audio_column] == AUDIO_BYTES
-    return rows if as_wanted else rows.cast_column(corpus.audio_column, AUDIO_BYTES)
+    return with_audio_bytes(rows.select_columns(wanted), corpus)
+
+
+def open_corpus(corpus: Corpus, streaming: bool) -> Dataset | IterableDataset:
+    """The rows of Parquet files, of recordings by their names, or of a data set on the Hub.
+
+    Raises:
+        TaaeInputError: if there is no such file, or a folder holds nothing, or Parquet files beside recordings.
+    """
+    files = [file for path in matching_paths(corpus.source) for file in files_of(path)]
+    tables = [str(file) for _, file in files if file.suffix == ".parquet"]
+    if tables and len(tables) < len(files):
+        raise TaaeInputError("it holds Parquet files and recordings; name one kind with a pattern, such as *.parquet")
+    if tables:
+        return load_dataset("parquet", data_files=tables, split="train", streaming=streaming)
+    if files:
+        # Size and time, so that `datasets` decodes again what has changed.
+        listed = [(name, str(file.resolve()), file.stat().st_size, file.stat().st_mtime) for name, file in files]
+        features = Features({"id": Value("string"), corpus.audio_column: AUDIO_BYTES})
+        recordings = {"files": listed, "audio_column": corpus.audio_column}
+        rows = Dataset.from_generator(recording_rows, features, gen_kwargs=recordings)
+        return rows.to_iterable_dataset() if streaming else rows
+    if Path(corpus.source).is_dir():
+        raise TaaeInputError("it is a folder without recordings and Parquet files")
+    return load_dataset(corpus.source, corpus.subset, split=corpus.split, streaming=streaming)
+
+
+def recording_rows(files: list[tuple], audio_column: str) -> Iterator[dict]:
+    """A row for each recording, by its name and path."""
+    for name, path, *_ in files:
+        yield {"id": name, audio_column: {"bytes": None, "path": path}}
+
+
+def with_audio_bytes(rows: Dataset | IterableDataset, corpus: Corpus) -> Dataset | IterableDataset:
+    """The same rows, with a column of audio, however a data set holds it, as bytes or path.
+
+    Raises:
+        CorpusError: if the column holds something else.
+    """
+    column = corpus.audio_column
+    if rows.features is None:  # of a stream that does not tell before it is read
+        return rows.cast_column(column, AUDIO_BYTES)
+    kind = rows.features[column]
+    if kind == AUDIO_BYTES:
+        return rows
+    if isinstance(kind, Value) and kind.dtype in ("string", "large_string", "binary", "large_binary"):
+        features = Features({**rows.features, column: AUDIO_BYTES})
+        return rows.map(audio_cell, fn_kwargs={"audio_column": column}, features=features)
+    if isinstance(kind, Audio) or (isinstance(kind, dict) and kind.keys() == AUDIO_BYTES.keys()):
+        return rows.cast_column(column, AUDIO_BYTES)
+    raise CorpusError(
+        f"The column {column!r} of {corpus.source!r} holds {kind}; expected the bytes or the path of audio files."
+    )
+
+
+def audio_cell(row: dict, audio_column: str) -> dict:
+    """A row whose audio is bare bytes, or a bare path, as a dictionary of both."""
+    value = row[audio_column]
+    is_path = isinstance(value, str)
+    return {audio_column: {"bytes": None if is_path else value, "path": value if is_path else None}}
 
 
 def decode_row(audio: dict | None, sampling_rate: int, target_loudness: float | None) -> np.ndarray | None:
@@ -94,7 +146,7 @@ class DecodedCorpus:
         decoded = rows.map(
             decode_batch,
             batched=True,
-            batch_size=64,
+            batch_size=DECODED_AT_ONCE,
             remove_columns=[corpus.audio_column],
             features=DECODED,
             # Plain values, so that `datasets` finds what an earlier run has decoded.
@@ -247,9 +299,15 @@ def corpus_probabilities(corpora: list[Corpus]) -> np.ndarray:
 def validation_clips(
     corpus: Corpus, extractor: TaaeFeatureExtractor, utterances: int, streaming: bool = False
 ) -> Iterator[np.ndarray]:
-    """The first utterances of a corpus as (samples,) float32 at the model's rate, loudness and full scale of 1."""
+    """The first utterances of a corpus as (samples,) float32 at the model's rate, loudness and full scale of 1.
+
+    Those that cannot be scored, because they are undecodable, silent or too short, are left out.
+    """
     rows = load_corpus(corpus, streaming)
     for row in rows.take(utterances):
         samples = decode_row(row[corpus.audio_column], extractor.sampling_rate, extractor.target_loudness)
-        if samples is not None:
-            yield samples.astype(np.float32) / INT16_FULL_SCALE
+        if samples is None:
+            continue
+        clip = samples.astype(np.float32) / INT16_FULL_SCALE
+        if not fault(clip, extractor.sampling_rate, GATING_BLOCK):
+            yield clip

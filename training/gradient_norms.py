@@ -35,7 +35,7 @@ def measure(trainer: Trainer) -> dict[str, np.ndarray]:
     weights, found = trainable_parameters(trainer.model), defaultdict(list)
     trainer.model.train()
     for crops, utterances in zip(trainer.batches(), trainer.utterances(), strict=False):
-        decoded, terms, _ = trainer.losses(crops, utterances)
+        decoded, terms, _ = trainer.losses(crops.to(trainer.accelerator.device), utterances)
         for name, term in terms.items():
             found[name].append((term.item(), gradient_norm(term, [decoded]), gradient_norm(term, weights)))
         trainer.step += 1  # another draw of resolutions

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class RecipeError(ValueError):
@@ -20,13 +20,15 @@ class Corpus:
     """One source of speech.
 
     Args:
-        source: Parquet files as a path or glob pattern, or the name of a data set on the Hub.
+        source: recordings or Parquet files, as a path, folder or glob pattern, or the name of a data set on the Hub.
+        subset: which subset of a Hub data set that has several, such as a language.
         split: which split of a Hub data set.
         audio_column: column that holds the audio's bytes or path.
         weight: how often to draw from this corpus, relative to the others.
     """
 
     source: str
+    subset: str | None = None
     split: str = "train"
     audio_column: str = "audio"
     weight: float = 1.0
@@ -76,7 +78,7 @@ class Data:
     augmentation: Augmentation = field(default_factory=Augmentation)
     streaming: bool = False
     shuffle_buffer: PositiveInt = 2_000
-    workers: int = 0
+    workers: NonNegativeInt = 0
 
 
 @dataclass
@@ -189,13 +191,13 @@ class Optimizer:
         divergence_ratio: the run stops if its averaged log-mel loss rises to this multiple of the lowest so far.
     """
 
-    learning_rate: float = 6e-4
+    learning_rate: PositiveFloat = 6e-4
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.01
-    warmup_steps: int = 500
-    decay_steps: int = 4_000
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.99
+    warmup_steps: NonNegativeInt = 500
+    decay_steps: NonNegativeInt = 4_000
+    max_grad_norm: PositiveFloat = 1.0
+    ema_decay: ClosedUnitInterval = 0.99
     ema_every: PositiveInt = 8
     divergence_ratio: float = 2.0
 
@@ -297,7 +299,7 @@ class Recipe:
     keep_checkpoints: PositiveInt = 2
     log_every: PositiveInt = 50
     tracker: str = "tensorboard"
-    seed: int = 0
+    seed: NonNegativeInt = 0
     dry_run: bool = False
 
 

@@ -22,7 +22,9 @@ from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
 
-from modeling_taae import TaaeFeatureExtractor
+from modeling_taae import TaaeConfig, TaaeFeatureExtractor
+from modeling_taae.audio_io import one_line, write_bytes
+from modeling_taae.configuration_taae import NAMED_SIZES
 from training.adversarial import Adversary
 from training.checkpoints import (
     CheckpointError,
@@ -51,6 +53,8 @@ from training.semantic import Reader
 from training.sharding import WeightAverage, is_sharded, prepare_sharded, shard, unsharded, whole_tensor
 from training.validation import Validator
 
+RECIPE_NAME = "recipe.json"  # in the run's folder
+
 
 class Trainer:
     """The state of a run and its loop.
@@ -73,7 +77,7 @@ class Trainer:
         set_seed(recipe.seed)  # the same weights in every process
         model = prepare_model(load_model(recipe), recipe)
         config = model.config
-        self.extractor = TaaeFeatureExtractor(sampling_rate=config.sampling_rate, hop_length=config.hop_length)
+        self.extractor = load_extractor(recipe, config)
         self.crops = self.validator = None
         if not recipe.dry_run:
             self._read_speech()
@@ -152,6 +156,8 @@ class Trainer:
             HubError: if the trained model does not get to the Hub.
         """
         self.resume()
+        self.keep_recipe()
+        self.tell_schedule()
         logged = {**flatten(asdict(self.recipe)), "processes": self.accelerator.num_processes}
         self.accelerator.init_trackers("log", config=logged)
         progress = tqdm(
@@ -235,10 +241,11 @@ class Trainer:
             progress.set_postfix(loss=f"{values['train/loss']:.3f}")
             values["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
             self.accelerator.log(values, step=self.step)
-        if saving:
-            self.save()
+        # Before the checkpoint, from which a run that is interrupted meanwhile would go on without it.
         if recipe.validation.corpus is not None and (self.step % recipe.validation.every == 0 or last):
             self.validate()
+        if saving:
+            self.save()
 
     def validate(self) -> None:
         """Scores the averaged weights, in the main process, and logs the means."""
@@ -263,11 +270,49 @@ class Trainer:
         save_checkpoint(self.accelerator, target, self.recipe.keep_checkpoints, writers)
 
     def resume(self) -> None:
-        """Goes on from the newest checkpoint in the output folder, if there is one."""
+        """Goes on from the newest checkpoint in the output folder, if there is one.
+
+        Raises:
+            RecipeError: if it is of a run of another model.
+        """
         if checkpoints := complete_checkpoints(self.output_dir):
+            self._check_kept_recipe()
             load_checkpoint(self.accelerator, checkpoints[-1], [companion.load for companion in self.companions])
             self.step = checkpoint_step(checkpoints[-1])
             self.accelerator.print(f"Resuming from {checkpoints[-1]}.")
+
+    def _check_kept_recipe(self) -> None:
+        kept = self.output_dir / RECIPE_NAME
+        if not kept.exists():
+            return
+        before, now = json.loads(kept.read_text(encoding="utf-8")), json.loads(json.dumps(asdict(self.recipe)))
+        for name in ("size", "config", "freeze_encoder"):
+            if before[name] != now[name]:
+                raise RecipeError(
+                    f"The run in {self.output_dir} has {name} {before[name]}, this recipe {now[name]}; choose another "
+                    "--output_dir."
+                )
+
+    def keep_recipe(self) -> None:
+        """Writes the recipe, with all its defaults, into the run's folder."""
+        if self.accelerator.is_main_process:
+            content = json.dumps(asdict(self.recipe), indent=2, ensure_ascii=False)
+            write_bytes(self.output_dir / RECIPE_NAME, f"{content}\n".encode())
+
+    def tell_schedule(self) -> None:
+        """Says so where nothing is left to train, or the learning rate cannot get to where the recipe has it."""
+        settings, steps = self.recipe.optimizer, self.recipe.max_steps
+        if self.step >= steps:
+            self.accelerator.print(
+                f"The run in {self.output_dir} has its {steps:,} steps, so nothing is trained; raise --max_steps to go "
+                "on, or choose another --output_dir for a new run."
+            )
+        elif settings.warmup_steps + settings.decay_steps > steps:
+            highest = max(learning_rate_factor(settings, steps, step) for step in range(steps))
+            self.accelerator.print(
+                f"Warm-up and decay take more than the {steps:,} steps, so the learning rate gets to {highest:.0%} of "
+                f"{settings.learning_rate:g} only; lower --optimizer.decay_steps."
+            )
 
     def publish(self) -> None:
         """Writes the averaged weights, fused, with all that goes with them, to `output_dir/model`, and to the Hub.
@@ -284,6 +329,20 @@ class Trainer:
                 companion.module.save_pretrained(folder)
             if self.recipe.hub is not None:
                 publish_on_hub(self.recipe, self.output_dir)
+
+
+def load_extractor(recipe: Recipe, config: TaaeConfig) -> TaaeFeatureExtractor:
+    """The feature extractor that was published with the model, or one for a model that starts from scratch.
+
+    Raises:
+        RecipeError: if there is none beside the model.
+    """
+    if recipe.size in NAMED_SIZES:
+        return TaaeFeatureExtractor(sampling_rate=config.sampling_rate, hop_length=config.hop_length)
+    try:
+        return TaaeFeatureExtractor.from_pretrained(recipe.size)
+    except OSError as error:
+        raise RecipeError(f"No feature extractor beside the model {recipe.size!r}: {one_line(error)}") from error
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:

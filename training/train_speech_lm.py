@@ -301,7 +301,7 @@ def check_codecs(settings: Settings, corpora: list[TokenCorpus], codec: Codec | 
         if identity != known:
             raise TaaeInputError(
                 f"{name}: is of model {identity}, but {settings.train} was tokenised with {known}; tokenise both, and "
-                "decode, with the same model"
+                "decode, with the same model, which --codec names"
             )
 
 

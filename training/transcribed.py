@@ -34,7 +34,7 @@ class TranscribedCorpus:
             texts = read_transcripts(settings.transcripts, settings.text_column)
             texts = [texts.get(identifier) for identifier in rows["id"]]
         else:
-            texts = list(rows[settings.text_column])
+            texts = [None if text is None else str(text) for text in rows[settings.text_column]]
         kept = [row for row, text in enumerate(texts) if text and split_units(text, settings.units, settings.ignored)]
         if not kept:
             raise CorpusError(f"No recording of {corpus.source!r} has a text in {settings.text_column!r}.")

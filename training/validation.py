@@ -36,10 +36,10 @@ class Validator:
         self.settings, self.samples_dir = recipe.validation, Path(recipe.output_dir) / "samples"
         self.sampling_rate = extractor.sampling_rate
         count, corpora = self.settings.utterances, recipe.data.corpora
-        self.clips = list(validation_clips(self.settings.corpus, extractor, count))
-        if not self.clips:
-            raise CorpusError(f"No utterance of {self.settings.corpus.source!r} can be decoded to validate on.")
         share, streaming = -(-count // max(len(corpora), 1)), recipe.data.streaming
+        self.clips = list(validation_clips(self.settings.corpus, extractor, count, streaming))
+        if not self.clips:
+            raise CorpusError(f"No utterance of {self.settings.corpus.source!r} can be decoded and scored.")
         seen = (validation_clips(corpus, extractor, share, streaming) for corpus in corpora)
         self.seen_clips = list(chain(*seen))[:count]
 
@@ -80,8 +80,10 @@ class Validator:
         soundfile.write(folder / f"{index}-decoded.wav", decoded.clip(-1, 1), self.sampling_rate)
         picture = np.concatenate([spectrogram(clip), spectrogram(decoded)])
         for tracker in accelerator.trackers:
+            # Which axis is what, only TensorBoard has to be told.
+            axes = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             if hasattr(tracker, "log_images"):
-                tracker.log_images({f"validation/{index}": picture[None, :, :, None]}, step=step, dataformats="NHWC")
+                tracker.log_images({f"validation/{index}": picture[None, :, :, None]}, step=step, **axes)
             if tracker.name == "tensorboard":
                 for name, sound in (("original", clip), ("decoded", decoded)):
                     tracker.writer.add_audio(f"validation/{index}-{name}", sound, step, self.sampling_rate)

@@ -146,8 +146,8 @@ class TaaeFeatureExtractor(SequenceFeatureExtractor):
             real and 0 where it is padding.
 
         Raises:
-            ValueError: if the rate is not the model's, the list or a clip is empty, a clip is not 1-D, or it has
-                samples that are NaN, infinite or of a type without a known full scale.
+            ValueError: if the rate is not the model's, the list or a clip is empty, a clip is not 1-D, it has samples
+                that are NaN, infinite or of a type without a known full scale, or clips stay of unequal length.
             ImportError: if loudness is to be normalised and pyloudnorm is not installed.
         """
         self._check_sampling_rate(sampling_rate)
@@ -161,9 +161,17 @@ class TaaeFeatureExtractor(SequenceFeatureExtractor):
             truncation=truncation,
             pad_to_multiple_of=self.hop_length,
             return_attention_mask=True,
-            return_tensors="np",
         )
-        features = {"input_values": padded["input_values"][:, None, :], "padding_mask": padded["attention_mask"]}
+        lengths = sorted({len(clip) for clip in padded["input_values"]})
+        if len(lengths) > 1:
+            raise ValueError(
+                f"The clips have from {lengths[0]} to {lengths[-1]} samples, and are to stay so; for one batch pass "
+                "padding=True, or truncation=True and a max_length."
+            )
+        features = {
+            "input_values": np.stack(padded["input_values"])[:, None, :],
+            "padding_mask": np.stack(padded["attention_mask"]),
+        }
         return BatchFeature(features, tensor_type=return_tensors)
 
     def _check_sampling_rate(self, sampling_rate: int | None) -> None:

@@ -111,7 +111,12 @@ class ResidualFSQ:
 
         Returns:
             (batch, tokens_per_frame, frames) int64.
+
+        Raises:
+            ValueError: if latents are NaN, of which rounding would make tokens like any others.
         """
+        if not torch.compiler.is_compiling():
+            self._check_numbers(latents)
         in_float32 = self.training_grid and latents.dtype == torch.float32
         values = latents if in_float32 or _has_float64(latents.device) else latents.cpu()
         residual = torch.tanh(values if in_float32 else values.to(torch.float64))
@@ -157,6 +162,16 @@ class ResidualFSQ:
         if not torch.compiler.is_compiling():
             self._check_range(tokens)
         return tokens
+
+    @staticmethod
+    def _check_numbers(latents: Tensor) -> None:
+        wrong = latents.isnan().any(dim=1)
+        if wrong.any():
+            item, frame = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"The latents of item {item} are NaN from frame {frame} on. Does the audio have samples that are NaN, "
+                "infinite or far beyond full scale, 1?"
+            )
 
     def _check_range(self, tokens: Tensor) -> None:
         sizes = torch.tensor(self.codebook_sizes, dtype=torch.int64, device=tokens.device)[:, None]

@@ -126,8 +126,8 @@ class StreamingState:
         )
         return self
 
-    def check(self, config: TaaeConfig, batch_size: int, device: torch.device, method: str) -> None:
-        """Checks that this state is for a chunk of that batch size, and for that method of a model of that config.
+    def check(self, config: TaaeConfig, batch_size: int, device: torch.device, dtype: torch.dtype, method: str) -> None:
+        """Checks that this state is for a chunk of that batch size, and for that method of such a model.
 
         Raises:
             ValueError: if it is not.
@@ -147,6 +147,11 @@ class StreamingState:
             )
         if self.frames.device != device:
             raise ValueError(f"This state is on {self.frames.device}, the model on {device}; move it with state.to().")
+        if self.samples.dtype != dtype:
+            raise ValueError(
+                f"This state is of a model in {self.samples.dtype}, and this one is in {dtype}; start with "
+                "streaming_state() of this one."
+            )
 
     def complete_frames(self, chunk: Tensor, hop_length: int, final: bool) -> tuple[Tensor, Tensor]:
         """The waiting samples and the chunk (batch, 1, any), as whole frames and what is left over.
