@@ -170,7 +170,7 @@ class ResidualFSQ:
             item, frame = wrong.nonzero()[0].tolist()
             raise ValueError(
                 f"The latents of item {item} are NaN from frame {frame} on. Does the audio have samples that are NaN, "
-                "infinite or far beyond full scale, 1?"
+                "infinite or far beyond full scale, 1, or the model such weights?"
             )
 
     def _check_range(self, tokens: Tensor) -> None:
