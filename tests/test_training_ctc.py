@@ -75,6 +75,7 @@ def test_a_published_head_is_found_again(tmp_path):
     found = CTCHead.from_pretrained(tmp_path)
     assert torch.equal(found(latents), head(latents))
     assert found.encode("HH xx ə") == [2, 1]
+    assert found.encode("HH xx ə", ignored=["ə"]) == [2]
     assert CTCHead.from_pretrained(tmp_path.parent) is None
 
 

@@ -51,19 +51,20 @@ class CTCHead(nn.Module):
         """(batch, latent_dim, frames) -> log-probabilities (batch, frames, symbols + 1), of the blank first."""
         return self.layers(torch.tanh(latents.float()).transpose(1, 2)).float().log_softmax(-1)
 
-    def encode(self, text: str) -> list[int]:
-        """Numbers of a text's symbols; symbols that the head does not know are left out."""
-        return [self.index[unit] for unit in split_units(text, self.units) if unit in self.index]
+    def encode(self, text: str, ignored: Collection[str] = ()) -> list[int]:
+        """Numbers of a text's symbols; those to be ignored, and those that the head does not know, are left out."""
+        return [self.index[unit] for unit in split_units(text, self.units, ignored) if unit in self.index]
 
-    def loss(self, latents: Tensor, frames: Tensor, texts: Sequence[str]) -> Tensor:
+    def loss(self, latents: Tensor, frames: Tensor, texts: Sequence[str], ignored: Collection[str] = ()) -> Tensor:
         """Connectionist temporal classification loss per symbol, a scalar.
 
         Args:
             latents: (batch, latent_dim, frames).
             frames: (batch,) real frames of each item. An item with fewer frames than symbols counts as zero.
             texts: of each item.
+            ignored: symbols that are no part of them.
         """
-        targets = [torch.tensor(self.encode(text), device=latents.device) for text in texts]
+        targets = [torch.tensor(self.encode(text, ignored), device=latents.device) for text in texts]
         lengths = torch.tensor([len(target) for target in targets], device=latents.device)
         return F.ctc_loss(
             self(latents).transpose(0, 1), torch.cat(targets), frames, lengths, blank=BLANK, zero_infinity=True

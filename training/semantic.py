@@ -58,7 +58,8 @@ class Reader:
         device = self.accelerator.device
         with self.accelerator.autocast():
             encoded = model.encode(batch["input_values"].to(device), batch["padding_mask"].to(device))
-        return self.head.loss(encoded.latents, encoded.audio_codes_mask.sum(1), batch["texts"])
+        frames = encoded.audio_codes_mask.sum(1)
+        return self.head.loss(encoded.latents, frames, batch["texts"], self.settings.ignored)
 
     @torch.no_grad()
     def validate(self, model: TaaeModel) -> dict[str, float]:
