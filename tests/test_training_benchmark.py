@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from training_runs import CHECKOUT, TINY, write_recipe
 
 from modeling_taae.configuration_taae import NAMED_SIZES
@@ -21,7 +22,8 @@ QUICK = ("--threads", "1", "--seconds", "0")
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path) -> None:
-    """Sizes and repetitions that take no time."""
+    """Sizes and repetitions that take no time; and no state of a run that another test has left."""
+    AcceleratorState._reset_state(reset_partial_state=True)
     torch.set_num_threads(1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setitem(NAMED_SIZES, "tiny", TINY)
