@@ -11,7 +11,7 @@ EPILOG = """\
 examples:
   taae reconstruct speech.wav -o decoded.wav      hear what the codec does to your voice
   taae encode speech.wav                          writes speech.taae
-  taae decode speech.taae -o speech.wav
+  taae decode speech.taae -o decoded.wav
   taae encode recordings/ -o encoded/             every audio file in the folder, however deep
   taae info speech.taae
   taae encode - < speech.flac | taae decode - -o - > decoded.wav
@@ -38,13 +38,14 @@ ENCODE_EXAMPLES = """\
   taae encode speech.mp3 -o small.taae --bottleneck 2x15625_700bps
   taae encode a.wav b.flac recordings/ -o encoded/        keeps the folders below recordings/"""
 DECODE_EXAMPLES = """\
-  taae decode speech.taae -o speech.wav
+  taae decode speech.taae -o decoded.wav
   taae decode encoded/ -o decoded/
   taae decode speech.taae -o - | play -t wav -"""
 RECONSTRUCT_EXAMPLES = """\
   taae reconstruct speech.wav -o decoded.wav
   taae reconstruct recordings/ -o decoded/ --bottleneck 4x729_1000bps"""
 STREAM_EXAMPLES = """\
+  export TAAE_MODEL=hub_cards/taae-speech-16k-nano-causal
   rec -q -t wav -r 16000 -c 1 -b 16 - | taae stream | play -q -t s16 -r 16000 -c 1 -
   taae stream --output tokens < speech.wav > speech.tokens
   taae stream --output f32le < speech.tokens > speech.raw

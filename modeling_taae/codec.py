@@ -128,9 +128,10 @@ def chosen_bottleneck(codec: Codec, text: str | None) -> str | list | None:
 
 
 def default_model() -> str:
-    """`$TAAE_MODEL`, else the model in this checkout, else its name on the Hub."""
-    in_checkout = Path(__file__).resolve().parent.parent / "hub_cards" / DEFAULT_MODEL
-    fallback = str(in_checkout) if (in_checkout / "config.json").is_file() else DEFAULT_MODEL
+    """`$TAAE_MODEL`, else the model in this package's checkout or the one one stands in, else its name on the Hub."""
+    checkouts = (Path(__file__).resolve().parent.parent, Path.cwd())
+    folders = (checkout / "hub_cards" / DEFAULT_MODEL for checkout in checkouts)
+    fallback = next((str(folder) for folder in folders if (folder / "config.json").is_file()), DEFAULT_MODEL)
     return os.environ.get("TAAE_MODEL") or fallback
 
 

@@ -321,6 +321,14 @@ class TestTargets:
         assert run("encode", "tone.wav", "-o", os.devnull)[0] == 0
         assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
 
+    def test_tokens_do_not_take_the_place_of_audio(self, refused):
+        wav("tone.wav")
+        wav("kept.wav")
+        assert "kept.wav: is a name for audio; expected one that ends in .taae" in refused(
+            "encode", "tone.wav", "-o", "kept.wav"
+        )
+        assert soundfile.info("kept.wav").frames == len(tone())
+
     def test_audio_needs_a_suffix_that_is_written(self, refused):
         for command, source in (("decode", "x.taae"), ("reconstruct", "x.wav")):
             assert ".wav or .flac" in refused(command, source, "-o", "out.mp3")
@@ -461,6 +469,9 @@ class TestModelChoice:
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
         assert codec.default_model() == str(folder)
+        monkeypatch.setattr(codec, "__file__", str(tmp_path / "site-packages" / "modeling_taae" / "codec.py"))
+        monkeypatch.chdir(tmp_path)
+        assert codec.default_model() == str(folder), "installed from a checkout, and used in it"
 
     def test_offline_without_any_names_the_option(self, refused, monkeypatch, tmp_path):
         def offline(*_, **__):
