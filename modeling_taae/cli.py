@@ -87,7 +87,7 @@ def encode(args: argparse.Namespace) -> int:
 
     jobs = plan_jobs(args.inputs, args.output, AUDIO_SUFFIXES, TAAE_SUFFIX)
     for job in jobs:
-        if Path(job.target).suffix.lower() in AUDIO_SUFFIXES:
+        if job.target.suffix.lower() in AUDIO_SUFFIXES:
             raise TaaeInputError(f"{job.target}: is a name for audio; expected one that ends in .taae, so change -o")
     codec = load_codec(args.model, args.device, args.loudness)
     bottleneck, prior = chosen_bottleneck(codec, args.bottleneck), codec.prior

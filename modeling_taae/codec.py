@@ -128,7 +128,7 @@ def chosen_bottleneck(codec: Codec, text: str | None) -> str | list | None:
 
 
 def default_model() -> str:
-    """`$TAAE_MODEL`, else the model in this package's checkout or the one one stands in, else its name on the Hub."""
+    """`$TAAE_MODEL`, else the model in this package's checkout or in the current one, else its name on the Hub."""
     checkouts = (Path(__file__).resolve().parent.parent, Path.cwd())
     folders = (checkout / "hub_cards" / DEFAULT_MODEL for checkout in checkouts)
     fallback = next((str(folder) for folder in folders if (folder / "config.json").is_file()), DEFAULT_MODEL)

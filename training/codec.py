@@ -6,7 +6,8 @@ from dataclasses import fields
 
 import torch
 
-from modeling_taae import TaaeConfig, TaaeModel
+from modeling_taae import TaaeConfig, TaaeFeatureExtractor, TaaeModel
+from modeling_taae.audio_io import one_line
 from modeling_taae.configuration_taae import NAMED_SIZES
 from modeling_taae.transformer_taae import TaaeTransformerLayer
 from training.recipe import Recipe, RecipeError
@@ -37,6 +38,20 @@ def load_model(recipe: Recipe, empty: bool = False) -> TaaeModel:
     except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:
         raise RecipeError(f"Cannot make the model {recipe.size!r}: {str(error).splitlines()[0]}") from error
     return model
+
+
+def load_extractor(recipe: Recipe, config: TaaeConfig) -> TaaeFeatureExtractor:
+    """The feature extractor that was published with the model, or one for a model that starts from scratch.
+
+    Raises:
+        RecipeError: if there is none beside the model.
+    """
+    if recipe.size in NAMED_SIZES:
+        return TaaeFeatureExtractor(sampling_rate=config.sampling_rate, hop_length=config.hop_length)
+    try:
+        return TaaeFeatureExtractor.from_pretrained(recipe.size)
+    except OSError as error:
+        raise RecipeError(f"No feature extractor beside the model {recipe.size!r}: {one_line(error)}") from error
 
 
 def prepare_model(model: TaaeModel, recipe: Recipe) -> TaaeModel:

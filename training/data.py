@@ -10,7 +10,6 @@ that it would have seen. `TrainingCrops` decodes its corpora once, to disk; `Str
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -59,22 +58,23 @@ def open_corpus(corpus: Corpus, streaming: bool) -> Dataset | IterableDataset:
     Raises:
         TaaeInputError: if there is no such file, or a folder holds nothing, or Parquet files beside recordings.
     """
-    files = [file for path in matching_paths(corpus.source) for file in files_of(path)]
+    paths = matching_paths(corpus.source)
+    if not paths:
+        return load_dataset(corpus.source, corpus.subset, split=corpus.split, streaming=streaming)
+    files = [file for path in paths for file in files_of(path)]
+    if not files:
+        raise TaaeInputError("it is a folder without recordings and Parquet files")
     tables = [str(file) for _, file in files if file.suffix == ".parquet"]
     if tables and len(tables) < len(files):
         raise TaaeInputError("it holds Parquet files and recordings; name one kind with a pattern, such as *.parquet")
     if tables:
         return load_dataset("parquet", data_files=tables, split="train", streaming=streaming)
-    if files:
-        # Size and time, so that `datasets` decodes again what has changed.
-        listed = [(name, str(file.resolve()), file.stat().st_size, file.stat().st_mtime) for name, file in files]
-        features = Features({"id": Value("string"), corpus.audio_column: AUDIO_BYTES})
-        recordings = {"files": listed, "audio_column": corpus.audio_column}
-        rows = Dataset.from_generator(recording_rows, features, gen_kwargs=recordings)
-        return rows.to_iterable_dataset() if streaming else rows
-    if Path(corpus.source).is_dir():
-        raise TaaeInputError("it is a folder without recordings and Parquet files")
-    return load_dataset(corpus.source, corpus.subset, split=corpus.split, streaming=streaming)
+    # Size and time, so that `datasets` decodes again what has changed.
+    listed = [(name, str(file.resolve()), file.stat().st_size, file.stat().st_mtime) for name, file in files]
+    features = Features({"id": Value("string"), corpus.audio_column: AUDIO_BYTES})
+    recordings = {"files": listed, "audio_column": corpus.audio_column}
+    rows = Dataset.from_generator(recording_rows, features, gen_kwargs=recordings)
+    return rows.to_iterable_dataset() if streaming else rows
 
 
 def recording_rows(files: list[tuple], audio_column: str) -> Iterator[dict]:

@@ -22,9 +22,7 @@ from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
 
-from modeling_taae import TaaeConfig, TaaeFeatureExtractor
-from modeling_taae.audio_io import one_line, write_bytes
-from modeling_taae.configuration_taae import NAMED_SIZES
+from modeling_taae.audio_io import write_bytes
 from training.adversarial import Adversary
 from training.checkpoints import (
     CheckpointError,
@@ -33,7 +31,7 @@ from training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from training.codec import load_model, prepare_model
+from training.codec import load_extractor, load_model, prepare_model
 from training.cuda_graph import ReplayedPasses, check_replayable
 from training.data import StreamedCrops, TrainingCrops
 from training.dry_run import check_room, dry_run
@@ -285,11 +283,11 @@ class Trainer:
         kept = self.output_dir / RECIPE_NAME
         if not kept.exists():
             return
-        before, now = json.loads(kept.read_text(encoding="utf-8")), json.loads(json.dumps(asdict(self.recipe)))
+        before = json.loads(kept.read_text(encoding="utf-8"))
         for name in ("size", "config", "freeze_encoder"):
-            if before[name] != now[name]:
+            if before[name] != (now := getattr(self.recipe, name)):
                 raise RecipeError(
-                    f"The run in {self.output_dir} has {name} {before[name]}, this recipe {now[name]}; choose another "
+                    f"The run in {self.output_dir} has {name} {before[name]}, this recipe {now}; choose another "
                     "--output_dir."
                 )
 
@@ -329,20 +327,6 @@ class Trainer:
                 companion.module.save_pretrained(folder)
             if self.recipe.hub is not None:
                 publish_on_hub(self.recipe, self.output_dir)
-
-
-def load_extractor(recipe: Recipe, config: TaaeConfig) -> TaaeFeatureExtractor:
-    """The feature extractor that was published with the model, or one for a model that starts from scratch.
-
-    Raises:
-        RecipeError: if there is none beside the model.
-    """
-    if recipe.size in NAMED_SIZES:
-        return TaaeFeatureExtractor(sampling_rate=config.sampling_rate, hop_length=config.hop_length)
-    try:
-        return TaaeFeatureExtractor.from_pretrained(recipe.size)
-    except OSError as error:
-        raise RecipeError(f"No feature extractor beside the model {recipe.size!r}: {one_line(error)}") from error
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
