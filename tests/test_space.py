@@ -101,10 +101,14 @@ def page(browser, url):
         yield page
 
 
+def uploaded(page):
+    """Waits, as a context, until the page has a recording: it fetches what the server has got, to play it."""
+    return page.expect_response(lambda response: "/file=" in response.url)
+
+
 def upload(page, file: Path) -> None:
     page.get_by_label("Upload file").click()
-    # The page fetches what it has uploaded, to play it.
-    with page.expect_response(lambda response: "/file=" in response.url):
+    with uploaded(page):
         page.locator("input[type=file]").set_input_files(file)
 
 
@@ -137,7 +141,7 @@ def test_an_upload_is_encoded_and_decoded(page, recordings, model):
 
 
 def test_the_example_is_encoded_and_decoded(page, model):
-    with page.expect_response(lambda response: "/file=" in response.url):
+    with uploaded(page):
         page.get_by_role("button", name="Model's sample at 697 bit/s").click()
     file, clips = encode_and_decode(page)
     assert file.bottleneck == "2x15625_700bps"
@@ -146,9 +150,9 @@ def test_the_example_is_encoded_and_decoded(page, model):
 
 def test_a_recording_is_encoded_and_decoded(page):
     page.get_by_role("button", name="Record", exact=True).click()
-    page.wait_for_timeout(1500)
-    page.get_by_role("button", name="Stop").first.click()
-    page.get_by_label("Trim audio to selection").wait_for()
+    page.locator("time", has_text="0:02").wait_for()
+    with uploaded(page):
+        page.get_by_role("button", name="Stop").first.click()
     file, clips = encode_and_decode(page)
     assert 0.5 < file.duration < 10
     assert np.abs(clips[0]).max() > 1000
