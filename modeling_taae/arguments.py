@@ -4,7 +4,9 @@ import argparse
 import math
 import os
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from . import __version__
 
 DESCRIPTION = "Speech in about 50 bytes a second: encodes audio into .taae files and decodes them, with a TAAE model."
 EPILOG = """\
@@ -27,7 +29,9 @@ BOTTLENECK_HELP = (
     "1x46656_400bps, 2x15625_700bps, 4x729_1000bps, native, or stages such as 5,5,5,5,5,5@1.0/5,5,5,5,5,5@0.25 "
     "(levels of each dimension @ scale); default: the model's own"
 )
+LEVEL_HELP = "keep the level as it is (default: bring it to that of the model's training, such as -20 LUFS)"
 FORCE_HELP = "decode what another model encoded, to noise most likely"
+SKIP_HELP = "leave out files whose target is there, to go on after an interruption (default: targets are replaced)"
 PRIOR_HELP = "the model that encoded, where another one decodes: entropy-coded tokens are read with its prior"
 PEERS_HELP = (
     "codec2-450, -700C, -1200, -2400, ...; opus-6k, ...; pcm16; a Transformers codec, such as "
@@ -50,6 +54,8 @@ STREAM_EXAMPLES = """\
   taae stream --output tokens < speech.wav > speech.tokens
   taae stream --output f32le < speech.tokens > speech.raw
   ffmpeg -i speech.mp3 -f s16le -ar 16000 -ac 1 - | taae stream --input s16le --gain 6 > decoded.raw
+
+It reads standard input and no files: a file comes in behind <, as above.
 
 The model must be causal. Each frame is written as soon as its last sample has come; the tokens are those of
 `taae encode --no-loudness`. A stream cannot know how loud it will be, so its level is left as it is but for --gain.
@@ -122,6 +128,13 @@ The folder holds a model, tokens of `taae tokenize`, or a Space; `hf auth login`
 class ArgumentParser(argparse.ArgumentParser):
     """argparse, with errors of one line."""
 
+    def parse_known_args(self, *arguments: Any, **options: Any) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse's, but a command refuses what it does not know itself, and so names its own help."""
+        namespace, unknown = super().parse_known_args(*arguments, **options)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
+
     def error(self, message: str) -> NoReturn:
         """Ends the program with exit status 2."""
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
@@ -157,6 +170,7 @@ def number(least: float, most: float = math.inf) -> Callable[[str], float]:
 def build_parser() -> ArgumentParser:
     """The command line's options and help."""
     parser = ArgumentParser(prog="taae", description=DESCRIPTION, epilog=EPILOG, formatter_class=RAW)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     common = ArgumentParser(add_help=False)
@@ -166,7 +180,9 @@ def build_parser() -> ArgumentParser:
     model.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: a GPU where there is one)")
     encoding = ArgumentParser(add_help=False)
     encoding.add_argument("--bottleneck", metavar="B", help=BOTTLENECK_HELP)
-    encoding.add_argument("--no-loudness", dest="loudness", action="store_false", help="keep the level as it is")
+    encoding.add_argument("--no-loudness", dest="loudness", action="store_false", help=LEVEL_HELP)
+    batch = ArgumentParser(add_help=False)
+    batch.add_argument("--skip-existing", action="store_true", help=SKIP_HELP)
 
     def add(name: str, summary: str, examples: str, *options: ArgumentParser):
         command = commands.add_parser(
@@ -180,17 +196,19 @@ def build_parser() -> ArgumentParser:
         command.set_defaults(command=name)
         return command
 
-    command = add("encode", "turn audio into .taae files", ENCODE_EXAMPLES, model, encoding)
+    command = add("encode", "turn audio into .taae files", ENCODE_EXAMPLES, model, encoding, batch)
     command.add_argument("inputs", nargs="+", metavar="AUDIO", help=AUDIO_HELP)
     command.add_argument("-o", "--output", metavar="OUT", help=f"{OUTPUT_HELP} (default: beside each input)")
 
-    command = add("decode", "turn .taae files into audio", DECODE_EXAMPLES, model)
+    command = add("decode", "turn .taae files into audio", DECODE_EXAMPLES, model, batch)
     command.add_argument("inputs", nargs="+", metavar="FILE", help="a .taae file, a directory of them, or -")
     command.add_argument("-o", "--output", metavar="OUT", required=True, help=OUTPUT_HELP)
     command.add_argument("--force", action="store_true", help=f"{FORCE_HELP}; entropy-coded files need --prior too")
     command.add_argument("--prior", metavar="MODEL", help=PRIOR_HELP)
 
-    command = add("reconstruct", "encode and decode audio, to hear the codec", RECONSTRUCT_EXAMPLES, model, encoding)
+    command = add(
+        "reconstruct", "encode and decode audio, to hear the codec", RECONSTRUCT_EXAMPLES, model, encoding, batch
+    )
     command.add_argument("inputs", nargs="+", metavar="AUDIO", help=AUDIO_HELP)
     command.add_argument("-o", "--output", metavar="OUT", required=True, help=OUTPUT_HELP)
 
@@ -267,7 +285,7 @@ def add_evaluate_options(command: argparse.ArgumentParser) -> None:
     add("--mushra", metavar="DIR", help="also write these as a listening test for webMUSHRA")
     workers = "processes for metrics (default: all cores)"
     add("--workers", type=whole_number(1), default=os.cpu_count(), metavar="N", help=workers)
-    add("--no-loudness", dest="loudness", action="store_false", help="keep the level as it is")
+    add("--no-loudness", dest="loudness", action="store_false", help=LEVEL_HELP)
     add("--no-speed", dest="speed", action="store_false", help="do not measure speed")
 
 

@@ -37,6 +37,11 @@ class TaaeInputError(ValueError):
     """A file or an argument that cannot be used; the message says what it is, what was expected and what to do."""
 
 
+def as_text(path: str | Path) -> str:
+    """A path as tables and pages can hold it: bytes of its name that are no UTF-8 become \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def one_line(error: Exception) -> str:
     """An error's message, without line breaks."""
     return " ".join(str(error).split())
@@ -268,7 +273,7 @@ def _plan_directory(inputs: list[str], output: str | None, suffixes: frozenset[s
         raise TaaeInputError(f"-o {output}: is one target for several inputs; expected a directory")
     jobs = []
     for root in map(Path, inputs):
-        sources = sorted(search_directory(root, suffixes)) if root.is_dir() else [root]
+        sources = sorted(search_directory(root, suffixes, output)) if root.is_dir() else [root]
         if not sources:
             raise TaaeInputError(f"{root}: holds no file to read; expected files named {', '.join(sorted(suffixes))}")
         for source in sources:
@@ -278,12 +283,35 @@ def _plan_directory(inputs: list[str], output: str | None, suffixes: frozenset[s
     return jobs
 
 
-def search_directory(root: Path, suffixes: frozenset[str]) -> Iterator[Path]:
-    """Files below a folder, however deep, with one of these suffixes, in no particular order."""
-    # Hidden files are not meant: macOS leaves a ._speech.wav without audio beside each file on foreign disks.
-    for path in root.rglob("*"):
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and not path.is_dir():
-            yield path
+def search_directory(root: Path, suffixes: frozenset[str], output: str | None = None) -> Iterator[Path]:
+    """Files below a folder, however deep and through links, with one of these suffixes, in no particular order.
+
+    Args:
+        root: the folder.
+        suffixes: in lower case.
+        output: a folder to leave out, where it is one below the other: what an earlier run made is no input.
+
+    Raises:
+        TaaeInputError: if a folder below it, or itself, cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise TaaeInputError(
+            f"{error.filename}: cannot be read ({error.strerror}); change its permissions, or name the other folders"
+        ) from error
+
+    seen = set() if output is None else {os.path.realpath(output)} - {os.path.realpath(root)}
+    for folder, below, names in os.walk(root, onerror=refuse, followlinks=True):
+        place = os.path.realpath(folder)
+        if place in seen:  # links may lead back to where they are
+            below.clear()
+            continue
+        seen.add(place)
+        below.sort()
+        for path in (Path(folder, name) for name in names):
+            # Hidden files are not meant: macOS leaves a ._speech.wav without audio beside each file on foreign disks.
+            if path.suffix.lower() in suffixes and not path.name.startswith("."):
+                yield path
 
 
 def _check_targets(jobs: list[Job]) -> None:

@@ -33,6 +33,10 @@ from .codec import Codec, chosen_bottleneck, load_codec
 from .taae_file import CodedDescription, TaaeFile, format_bottleneck, naming, read_description
 
 TAAE_SUFFIX = ".taae"
+# How commands go on that were interrupted; for the others that is a way to end like any other.
+REST = "files that are there are whole; the same command with --skip-existing makes the others"
+GOES_ON = "the same command goes on from here"
+INTERRUPTED = {"encode": REST, "decode": REST, "reconstruct": REST, "tokenize": GOES_ON, "evaluate": GOES_ON}
 
 
 class Failures:
@@ -69,7 +73,16 @@ class Failures:
 
 def progress(items: Iterable, jobs: list[Job]) -> Iterable:
     """The items with a progress bar, if there are several files."""
-    return items if len(jobs) == 1 else tqdm(items, total=len(jobs), unit="file", disable=None)
+    return tqdm(items, total=len(jobs), unit="file", disable=None) if len(jobs) > 1 else items
+
+
+def plan(args: argparse.Namespace, suffixes: frozenset[str], target_suffix: str) -> list[Job]:
+    """What the arguments of `taae encode` and its like name (see [`plan_jobs`]); where asked, what is left of it."""
+    jobs = plan_jobs(args.inputs, args.output, suffixes, target_suffix)
+    left = [job for job in jobs if not (args.skip_existing and job.target.exists())]
+    if len(left) < len(jobs):
+        print(f"taae: {len(jobs) - len(left)} of {len(jobs)} targets are there already", file=sys.stderr)
+    return left
 
 
 def run_jobs(jobs: list[Job], work: Callable[[Job], None], debug: bool) -> int:
@@ -85,7 +98,7 @@ def encode(args: argparse.Namespace) -> int:
     """`taae encode`."""
     from .batching import encode_clips, read_ahead
 
-    jobs = plan_jobs(args.inputs, args.output, AUDIO_SUFFIXES, TAAE_SUFFIX)
+    jobs = plan(args, AUDIO_SUFFIXES, TAAE_SUFFIX)
     for job in jobs:
         if job.target.suffix.lower() in AUDIO_SUFFIXES:
             raise TaaeInputError(f"{job.target}: is a name for audio; expected one that ends in .taae, so change -o")
@@ -106,7 +119,7 @@ def encode(args: argparse.Namespace) -> int:
 
 def decode(args: argparse.Namespace) -> int:
     """`taae decode`."""
-    jobs = plan_jobs(args.inputs, args.output, frozenset([TAAE_SUFFIX]), ".wav")
+    jobs = plan(args, frozenset([TAAE_SUFFIX]), ".wav")
     for job in jobs:
         audio_format(job.target)
     codec = load_codec(args.model, args.device)
@@ -123,7 +136,7 @@ def decode(args: argparse.Namespace) -> int:
 
 def reconstruct(args: argparse.Namespace) -> int:
     """`taae reconstruct`."""
-    jobs = plan_jobs(args.inputs, args.output, AUDIO_SUFFIXES, ".wav")
+    jobs = plan(args, AUDIO_SUFFIXES, ".wav")
     for job in jobs:
         audio_format(job.target)
     codec = load_codec(args.model, args.device, args.loudness)
@@ -230,6 +243,14 @@ def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {one_line(error)}; run again with --debug for the traceback"
 
 
+def abandon_output() -> None:
+    """Lets go of a standard output that fails: Python flushes it once more at exit, which would fail again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line.
 
@@ -246,12 +267,15 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # Python flushes standard output once more at exit, which must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        abandon_output()
         return 141
     except KeyboardInterrupt:
+        if advice := INTERRUPTED.get(args.command):
+            print(f"taae: interrupted; {advice}", file=sys.stderr)
         return 130
     except Exception as error:
+        if isinstance(error, OSError):
+            abandon_output()
         if args.debug:
             traceback.print_exc()
         foreseen = isinstance(error, TaaeInputError)

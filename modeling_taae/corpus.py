@@ -11,7 +11,7 @@ import pyarrow as pa
 from datasets import load_dataset_builder
 from datasets.fingerprint import Hasher
 
-from .audio_io import AUDIO_SUFFIXES, TaaeInputError, search_directory
+from .audio_io import AUDIO_SUFFIXES, TaaeInputError, as_text, search_directory
 from .corpus_readers import METADATA_READERS, Archives, Recordings, Row, StreamedRows, Tables, read_metadata
 from .utterances import check_column, matching_paths, stream_rows
 
@@ -50,7 +50,7 @@ class Corpus:
             else:
                 readers, fingerprint = open_dataset(name, split or "train", subset, audio_column, id_column)
             self.readers += readers
-            description = {"name": Path(name).name if paths else name, "units": sum(map(len, readers))}
+            description = {"name": as_text(Path(name).name) if paths else name, "units": sum(map(len, readers))}
             self.sources.append(description | {"fingerprint": fingerprint})
         if not self.readers:
             raise TaaeInputError(f"{', '.join(sources)}: holds nothing to encode; expected audio beside the metadata")
@@ -124,7 +124,7 @@ def fingerprint_of(files: Iterable[Path], root: Path) -> str:
     digest = hashlib.sha256()
     for file in files:
         size, changed = (file.stat().st_size, file.stat().st_mtime_ns) if file.exists() else (0, 0)
-        digest.update(f"{file.relative_to(root)}\t{size}\t{changed}\n".encode())
+        digest.update(os.fsencode(file.relative_to(root)) + f"\t{size}\t{changed}\n".encode())
     return digest.hexdigest()[:16]
 
 

@@ -19,7 +19,7 @@ from datasets import Audio, ClassLabel, Features, Image, IterableDataset, Video
 from pyarrow import csv, parquet
 from pyarrow import json as json_lines
 
-from .audio_io import AUDIO_SUFFIXES, TaaeInputError, one_line
+from .audio_io import AUDIO_SUFFIXES, TaaeInputError, as_text, one_line
 from .utterances import COLUMNS, check_column
 
 # Rows that a unit has at least, where the source leaves the choice. A run that is killed repeats its unfinished units.
@@ -133,7 +133,7 @@ class Recordings:
             # Not a reject: a disk that is not mounted any more would make one of each file.
             if not os.path.lexists(file) and file not in self.missing:
                 raise TaaeInputError(f"{file}: is gone since the run began; see to it, then run the same command again")
-            name = os.path.relpath(file, self.root)
+            name = as_text(os.path.relpath(file, self.root))
             columns = self.columns.get(file, {})
             yield Row(row_id(columns, self.id_column, name), name, {"path": file, "bytes": None}, columns)
 
@@ -211,7 +211,7 @@ class Tables:
     def rows(self, unit: int) -> Iterator[Row]:
         """The rows of a few row groups."""
         file, groups, first = self.units[unit]
-        name = str(file.relative_to(self.root))
+        name = as_text(file.relative_to(self.root))
         return until_damage(self._rows(file, name, groups, first), name)
 
     def _rows(self, file: Path, name: str, groups: list[int], first: int) -> Iterator[Row]:
@@ -261,7 +261,7 @@ class Archives:
     def rows(self, unit: int) -> Iterator[Row]:
         """The samples of an archive."""
         file = self.files[unit]
-        name = str(file.relative_to(self.root))
+        name = as_text(file.relative_to(self.root))
         return until_damage(self._rows(file, name), name)
 
     def _rows(self, file: Path, name: str) -> Iterator[Row]:

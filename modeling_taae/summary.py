@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .audio_io import as_text
 from .evaluation import Evaluation
 from .metrics import Metric
 from .peers import System, TaaeSystem
@@ -59,7 +60,7 @@ def summarize(evaluation: Evaluation, data: list[str], added: dict[str, list[str
 def names_of(sources: Sequence[str]) -> list[str]:
     """Files, folders and patterns without the folders that they lie in, which are nobody else's business."""
     local = {source for source in sources if os.path.exists(source) or glob.has_magic(source)}
-    return [Path(source).resolve().name if source in local else source for source in sources]
+    return [as_text(Path(source).resolve().name) if source in local else source for source in sources]
 
 
 def plain_rows(rows: Sequence[dict]) -> list[dict]:

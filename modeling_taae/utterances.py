@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .audio_io import AUDIO_SUFFIXES, TaaeInputError, decode_audio, one_line, search_directory
+from .audio_io import AUDIO_SUFFIXES, TaaeInputError, as_text, decode_audio, one_line, search_directory
 from .feature_extraction_taae import GATING_BLOCK, SILENCE_ENERGY
 
 if TYPE_CHECKING:
@@ -242,9 +242,9 @@ def files_of(path: Path) -> Iterator[tuple[str, Path]]:
     """A file itself, or the audio and Parquet files in a folder, however deep, each with its name in the results."""
     if path.is_dir():
         for file in sorted(search_directory(path, AUDIO_SUFFIXES | {".parquet"})):
-            yield str(file.relative_to(path)), file
+            yield as_text(file.relative_to(path)), file
     else:
-        yield path.name, path
+        yield as_text(path.name), path
 
 
 def read_transcripts(table: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The command line on real files, good and bad. Everything runs in this process but the last test."""
+"""The command line on real files, good and bad. Nearly everything runs in this process."""
 
 import errno
 import io
@@ -16,7 +16,7 @@ import soundfile
 import torch
 from tiny_priors import make_prior
 
-from modeling_taae import cli, codec
+from modeling_taae import __version__, cli, codec
 from modeling_taae.audio_io import read_audio, write_audio
 from modeling_taae.taae_file import TaaeFile
 
@@ -308,7 +308,7 @@ class TestTargets:
         monkeypatch.setattr(os, "replace", disk_full)
         assert "No space left" in refused("encode", "tone.wav", "-o", "out.taae")
         monkeypatch.setattr(os, "replace", interrupt)
-        assert run("encode", "tone.wav", "-o", "out.taae") == (130, "", "")
+        assert run("encode", "tone.wav", "-o", "out.taae")[:2] == (130, "")
         assert Path("out.taae").read_bytes() == b"old"
         assert files_below() == ["out.taae", "tone.wav"]
 
@@ -374,6 +374,47 @@ class TestManyFiles:
         status, _, err = run("encode", "a.wav", "b.wav", "-o", "out")
         assert status == 1 and "a.wav: ZeroDivisionError" in err and "Traceback" not in err
         assert "Traceback" in run("encode", "a.wav", "b.wav", "-o", "out", "--debug")[2]
+
+    def test_what_is_there_is_left_alone_where_asked(self, run):
+        for name in ("in/a.wav", "in/b.wav"):
+            wav(name)
+        Path("out").mkdir()
+        Path("out/a.taae").write_bytes(b"from before")
+        note = "taae: {} of 2 targets are there already\n"
+        assert run("encode", "in", "-o", "out", "--skip-existing") == (0, "", note.format(1))
+        assert Path("out/a.taae").read_bytes() == b"from before" and TaaeFile.load("out/b.taae").duration == 0.5
+        assert run("encode", "in", "-o", "out", "--skip-existing") == (0, "", note.format(2))
+        assert run("encode", "in", "-o", "out") == (0, "", "")
+        assert TaaeFile.load("out/a.taae").duration == 0.5
+
+    def test_a_target_folder_among_the_inputs(self, run):
+        wav("a.wav")
+        for _ in range(2):
+            assert run("reconstruct", ".", "-o", "decoded") == (0, "", "")
+            assert files_below() == ["a.wav", "decoded/a.wav"]
+
+    def test_links_are_followed_but_not_in_circles(self, run):
+        wav("elsewhere/deep/a.wav")
+        Path("in").mkdir()
+        Path("in/link").symlink_to("../elsewhere")
+        Path("elsewhere/deep/back").symlink_to("../../in")
+        Path("in/gone.wav").symlink_to("nowhere.wav")
+        status, _, err = run("encode", "in", "-o", "out")
+        assert status == 1 and "in/gone.wav: cannot be read" in err and "1 of 2 files failed" in err
+        assert files_below("out") == ["link/deep/a.taae"]
+
+    def test_a_folder_that_cannot_be_read(self, refused, monkeypatch):
+        wav("in/a.wav")
+        wav("in/shut/b.wav")
+        scandir = os.scandir
+
+        def shut(path):  # a mode would not keep root out
+            if str(path).endswith("shut"):
+                raise PermissionError(errno.EACCES, "Permission denied", path)
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", shut)
+        assert "in/shut: cannot be read (Permission denied)" in refused("encode", "in", "-o", "out")
 
     def test_clashing_targets_are_refused_before_work(self, refused):
         for name in ("one/a.wav", "two/a.wav", "three/a.flac", "three/a.wav"):
@@ -518,6 +559,12 @@ class TestUsage:
     def test_bad_usage_is_one_line(self, refused, argv):
         assert "--help" in refused(*argv)
 
+    def test_what_a_command_does_not_know_leads_to_its_own_help(self, refused):
+        assert "unrecognized arguments: speech.wav; see taae stream --help" in refused("stream", "speech.wav")
+
+    def test_version(self, run):
+        assert run("--version") == (0, f"taae {__version__}\n", "")
+
     @pytest.mark.parametrize(
         ("command", "option", "values", "message"),
         [
@@ -542,19 +589,28 @@ class TestUsage:
     def test_debug_shows_the_traceback(self, run):
         assert "Traceback" in run("encode", "none.wav", "--debug")[2]
 
-    def test_broken_pipe_and_interrupt_are_quiet(self, capfd, monkeypatch):
-        def broken(*_):
-            raise BrokenPipeError
-
+    def test_interrupts_end_in_a_line(self, run, monkeypatch):
         def interrupted(*_):
             raise KeyboardInterrupt
 
         monkeypatch.setattr(cli, "plan_jobs", interrupted)
-        assert cli.main(["encode", "a.wav"]) == 130
-        monkeypatch.setattr(cli, "plan_jobs", broken)
-        monkeypatch.setattr(os, "dup2", lambda *_: None)
-        assert cli.main(["encode", "a.wav"]) == 141
-        assert capfd.readouterr() == ("", "")
+        status, out, err = run("encode", "a.wav")
+        assert (status, out, err.count("\n")) == (130, "", 1) and "--skip-existing" in err
+        # Streams are ended in no other way.
+        monkeypatch.setattr(cli, "import_module", interrupted)
+        assert run("stream") == (130, "", "")
+
+    @pytest.mark.parametrize(
+        ("sink", "status", "message"), [("| true", 141, ""), ("> /dev/full", 1, "No space left on device")]
+    )
+    def test_output_that_nobody_takes(self, sink, status, message):
+        wav("tone.wav")
+        command = f"{sys.executable} -m modeling_taae encode - -o - < tone.wav {sink}"
+        shell = ["bash", "-c", f"({command}; exit ${{PIPESTATUS[0]}})"]
+        environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+        result = subprocess.run(shell, capture_output=True, text=True, env=environment, timeout=300)
+        assert (result.returncode, result.stdout) == (status, "")
+        assert message in result.stderr and result.stderr.count("\n") == bool(message)
 
     def test_convert_hands_over_paths(self, run, refused, monkeypatch):
         calls = []
