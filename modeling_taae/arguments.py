@@ -31,6 +31,7 @@ BOTTLENECK_HELP = (
 )
 LEVEL_HELP = "keep the level as it is (default: bring it to that of the model's training, such as -20 LUFS)"
 FORCE_HELP = "decode what another model encoded, to noise most likely"
+EVALUATION_HELP = "folder for results; an interrupted run in it goes on, results of another kind are replaced"
 SKIP_HELP = "leave out files whose target is there, to go on after an interruption (default: targets are replaced)"
 PRIOR_HELP = "the model that encoded, where another one decodes: entropy-coded tokens are read with its prior"
 PEERS_HELP = (
@@ -261,7 +262,7 @@ def add_evaluate_options(command: argparse.ArgumentParser) -> None:
     """The options of `taae evaluate`."""
     add = command.add_argument
     add("data", nargs="+", metavar="DATA", help="Parquet files, audio files, folders of them, or a data set on the Hub")
-    add("-o", "--output", metavar="DIR", required=True, help="folder for results; an interrupted run in it goes on")
+    add("-o", "--output", metavar="DIR", required=True, help=EVALUATION_HELP)
     add("--bottleneck", nargs="+", metavar="B", help=BOTTLENECK_HELP)
     add("--peers", nargs="+", default=[], metavar="P", help=PEERS_HELP)
     add("--metrics", nargs="+", metavar="M", help="such as pesq_wb stoi dnsmos_ovrl (default: all that work offline)")
@@ -273,7 +274,7 @@ def add_evaluate_options(command: argparse.ArgumentParser) -> None:
     add("--audio-column", default="audio", metavar="C", help="column with the audio (default: audio)")
     add("--noise", nargs="+", metavar="FILES", help="also mix in noise: recordings, or rows of the kind 'noise'")
     ratios = "at these ratios (default: 20 10 0)"
-    add("--snr", nargs="+", type=number(-100, 100), default=[20, 10, 0], metavar="DB", help=ratios)
+    add("--snr", nargs="+", type=number(-100, 100), metavar="DB", help=ratios)
     add("--reverb", nargs="+", metavar="FILES", help="also convolve with room responses, or rows of the kind 'rir'")
     add("--lengths", nargs="+", type=number(SHORTEST), default=[], metavar="S", help="also clips of so many seconds")
     add("--music", action="store_true", help="also a few chords")

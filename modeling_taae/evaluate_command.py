@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from .audio_io import TaaeInputError, one_line, write_bytes
@@ -13,11 +14,14 @@ from .listening_test import check_codecs, write_listening_test
 from .metrics import ALL_METRICS, SAMPLING_RATE
 from .peers import MissingToolError, System, TaaeSystem, make_peer, model_name
 from .protocols import Conditions, PacketLoss, Tandem, read_kind
-from .report import write_results
+from .report import problem_lines, quality_table, write_results
 from .samples import make_samples
 from .summary import summarize
 from .taae_file import parse_bottleneck
 from .utterances import Utterances
+
+NOISE_RATIOS = [20, 10, 0]  # in dB, where none is asked for
+TOLD_PROBLEMS = 5  # on the terminal
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
         TaaeInputError: if the model, the data or an option cannot be used.
     """
     metrics = list(dict.fromkeys(args.metrics or ALL_METRICS))
+    check_options(args)
     check_metrics(metrics)
     name = args.model or default_model()
     codec = load_codec(name, args.device)
@@ -56,9 +61,28 @@ def run(args: argparse.Namespace) -> int:
     write_bytes(folder / "report.html", html_report(summary, samples).encode())
     if args.mushra:
         write_listening_test(Path(args.mushra), samples)
+    print(quality_table(summary, intervals=False), f"\nTo read, see and hear: {folder / 'report.html'}", sep="\n")
     if summary["problems"]:
-        print(f"taae: {len(summary['problems'])} reservations are listed in {folder / 'report.md'}", file=sys.stderr)
+        told = "".join(f"taae: {problem}\n" for problem in problem_lines(summary, TOLD_PROBLEMS))
+        print(f"{told}taae: {folder / 'report.md'} lists what was not scored", file=sys.stderr)
     return 0
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuses, before the work, what would make it end in vain.
+
+    Raises:
+        TaaeInputError: if the output is no folder, an option goes with another one, or a package is missing.
+    """
+    if Path(args.output).exists() and not Path(args.output).is_dir():
+        raise TaaeInputError(f"-o {args.output}: is a file; expected a folder for the results")
+    if args.snr and not args.noise:
+        raise TaaeInputError("--snr: goes with --noise, which says what to mix in")
+    if args.samples and find_spec("matplotlib") is None:
+        raise TaaeInputError(
+            "report.html needs the package matplotlib for its pictures; install it with "
+            "`pip install 'modeling_taae[eval]'`, or do without clips with --samples 0"
+        )
 
 
 def chosen_data(args: argparse.Namespace) -> Utterances | Conditions:
@@ -70,7 +94,7 @@ def chosen_data(args: argparse.Namespace) -> Utterances | Conditions:
         return utterances
     noises = read_kind(args.noise, "noise") if args.noise else []
     responses = read_kind(args.reverb, "rir") if args.reverb else []
-    return Conditions(utterances, noises, args.snr, responses, args.lengths, args.music)
+    return Conditions(utterances, noises, args.snr or NOISE_RATIOS, responses, args.lengths, args.music)
 
 
 def chosen_judges(recognizer: str | None, speaker_model: str | None, device: str) -> list[Judge]:

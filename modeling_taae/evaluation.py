@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -104,7 +105,8 @@ def evaluate(
     result = Evaluation(systems, known, target_loudness, judges)
     clips = references(utterances, target_loudness, CALIBRATION_UTTERANCES)
     if not clips:
-        raise TaaeInputError(f"none of the {len(utterances)} utterances can be scored; check the data")
+        reasons = "; ".join(f"{utterance.id}: {utterance.problem}" for utterance in islice(utterances, 3))
+        raise TaaeInputError(f"none of the {len(utterances)} utterances can be scored ({reasons}); check the data")
     for system in systems:
         if system.delay is None:
             system.delay = estimate_delay(passages(system, clips))

@@ -132,7 +132,7 @@ def read_card(folder: Path) -> tuple["ModelCard", list[str]]:
         line = text.count("\n", 0, gap.start()) + 1
         problems.append(f"{CARD} has a gap in line {line} ({gap.group()})")
     if not card.data.get("license"):
-        problems.append(f"{CARD} names no license in its header")
+        problems.append(f"{CARD} names no license in its header, such as the line license: cc-by-4.0")
     elif card.data.license == "other" and not (card.data.get("license_name") and card.data.get("license_link")):
         problems.append(f"{CARD} says license: other, which needs license_name and license_link beside it")
     return card, problems

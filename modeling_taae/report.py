@@ -233,16 +233,20 @@ def speed_section(summary: dict) -> list[str]:
 
 def problem_list(summary: dict) -> str:
     """What was not scored, or scored with a reservation."""
-    listed = summary["problems"]
-    if not listed:
+    if not summary["problems"]:
         return "Every utterance was scored by every metric for every codec."
-    lines = [
-        f"- `{entry['id']}`{', ' + entry['system'] if 'system' in entry else ''}: {entry['problem']}"
-        for entry in listed[:LISTED_PROBLEMS]
-    ]
-    if len(listed) > LISTED_PROBLEMS:
-        lines.append(f"- and {len(listed) - LISTED_PROBLEMS} more, which results.json lists")
+    lines = [f"- {line}" for line in problem_lines(summary, LISTED_PROBLEMS)]
     return "\n".join(["These are in no mean, or only in those of the metrics that are defined for them.", "", *lines])
+
+
+def problem_lines(summary: dict, most: int) -> list[str]:
+    """What was not scored, or scored with a reservation, a line each, and how many more there are."""
+    listed = summary["problems"]
+    lines = [
+        f"`{entry['id']}`{', ' + entry['system'] if 'system' in entry else ''}: {entry['problem']}"
+        for entry in listed[:most]
+    ]
+    return lines if len(listed) <= most else [*lines, f"and {len(listed) - most} more, which results.json lists"]
 
 
 def definitions(summary: dict) -> str:

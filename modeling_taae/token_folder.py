@@ -24,6 +24,8 @@ from tqdm import tqdm
 from .audio_io import TaaeInputError, write_bytes
 from .corpus_encoder import OUR_COLUMNS, PROBLEM, SOURCE, Part
 
+# Instead of the fingerprints that say so.
+FILES_DIFFER = "other files, or files that were changed since"
 MANIFEST, REJECTS, CARD = "manifest.json", "rejects.jsonl", "README.md"
 
 
@@ -76,9 +78,10 @@ class TokenFolder:
         for name in self.plan if begun else ():
             if begun.get(name) != self.plan[name]:
                 before, now = json.dumps(begun.get(name)), json.dumps(self.plan[name])
+                difference = FILES_DIFFER if name == "source" else f"{before}, now {now}"
                 raise TaaeInputError(
-                    f"{self.path}: was begun with another {name} ({before}, now {now}); go on with what it was begun "
-                    "with, or choose a new folder with -o"
+                    f"{self.path}: was begun with another {name} ({difference}); go on with what it was begun with, or "
+                    "choose a new folder with -o"
                 )
 
     def _unwritable(self, error: OSError) -> TaaeInputError:
@@ -129,7 +132,8 @@ class TokenFolder:
             hours: of audio that a shard holds, and little more.
 
         Raises:
-            TaaeInputError: if a file cannot be written, or columns of the same name have nothing in common.
+            TaaeInputError: if a file cannot be written, columns of the same name have nothing in common, or no row has
+                tokens; then nothing is kept, so that the folder can be used again.
         """
         for leftover in self.path.glob(".*.tmp"):
             leftover.unlink()
@@ -148,6 +152,10 @@ class TokenFolder:
                     "sha256": hashlib.sha256(content).hexdigest(),
                 }
             )
+        if not contents.shards:
+            shutil.rmtree(self.parts, ignore_errors=True)
+            reasons = "; ".join(f"{reject['id']}: {reject['reason']}" for reject in contents.rejects[:3])
+            raise TaaeInputError(f"no row could be tokenised ({reasons or 'there is none'}); check the source")
         total = len(contents.shards)
         end = f"of-{total:05d}-{contents.fingerprint}.parquet"
         names = [f"data/{split}-{number:05d}-{end}" for number in range(total)]

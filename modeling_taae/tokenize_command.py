@@ -21,7 +21,7 @@ from .corpus_encoder import OUR_COLUMNS, CorpusEncoder, Encoding, Part
 from .peers import model_name
 from .ray_workers import RayWorkers, Weights
 from .taae_file import format_bottleneck, parse_bottleneck
-from .token_folder import REJECTS, Contents, TokenFolder, as_json
+from .token_folder import CARD, REJECTS, Contents, TokenFolder, as_json
 
 FORMAT = "taae tokens, version 1"
 REPORT = "report.json"
@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
         plan = make_plan(args, codec, corpus, encoding, device)
         with TokenFolder(Path(args.output), plan, len(corpus)) as folder:
             if folder.complete:
+                if args.license is not None:
+                    folder.write(folder.path / CARD, relicensed(folder.path / CARD, args.license))
                 print(f"{args.output}: is complete, nothing is left to do")
                 return 0
             units = folder.missing()
@@ -102,14 +104,7 @@ def make_plan(args: argparse.Namespace, codec: Codec, corpus: Corpus, encoding: 
 
 
 def make_manifest(plan: dict, codec: Codec, name: str, corpus: Corpus, contents: Contents) -> dict:
-    """What the corpus is, of what and how it was made, and what is in each of its files.
-
-    Raises:
-        TaaeInputError: if there is nothing in it.
-    """
-    if not contents.shards:
-        reasons = "; ".join(f"{reject['id']}: {reject['reason']}" for reject in contents.rejects[:3])
-        raise TaaeInputError(f"no row could be tokenised ({reasons or 'there is none'}); check the source")
+    """What the corpus is, of what and how it was made, and what is in each of its files."""
     config, quantizer = codec.model.config, codec.model.bottleneck(parse_bottleneck(plan["bottleneck"]))
     return {
         "format": FORMAT,
@@ -161,6 +156,13 @@ def card(name: str, manifest: dict, license: str | None) -> str:
         device={"cpu": "a CPU", "cuda": "a GPU"}.get(plan["device"], plan["device"]),
     )
     return str(content).rstrip() + "\n"
+
+
+def relicensed(card: Path, license: str) -> bytes:
+    """A card, whatever was made of it since, with another licence in its header."""
+    content = DatasetCard.load(card)
+    content.data.license = license
+    return str(content).encode()
 
 
 def summary(output: str, manifest: dict, report: dict) -> Iterator[str]:

@@ -108,7 +108,7 @@ class Utterances:
         try:
             audio = decode_cell(row[self.audio_column], name, self.sampling_rate)
         except (TaaeInputError, OSError) as error:
-            return Utterance(name, None, one_line(error), facts)
+            return Utterance(name, None, one_line(error).removeprefix(f"{name}: "), facts)
         if not self.strict:
             return Utterance(name, audio, "", facts)
         if problem := fault(audio, self.sampling_rate, GATING_BLOCK):

@@ -140,6 +140,19 @@ class TestData:
         lines = csv.DictReader(Path("results/results.csv").read_text().splitlines())
         assert [line["id"] for line in lines] == ["a.wav", "deep/b.flac"]
 
+    def test_a_name_that_is_no_utf_8(self):
+        Path("speech").mkdir()
+        soundfile.write("good.wav", clip(), RATE)
+        os.rename("good.wav", os.fsdecode(b"speech/caf\xe9.wav"))
+        evaluate("speech")
+        assert r"caf\xe9.wav" in Path("results/results.csv").read_text()
+
+    def test_what_was_found_is_told(self, capsys):
+        evaluate(parquet("data.parquet", [row("good", flac(clip())), row("bad", b"no audio")]))
+        out, err = capsys.readouterr()
+        assert "| tiny 1x46656_400bps | 388 |" in out and "results/report.html" in out
+        assert "taae: `bad`: cannot be read as audio" in err
+
     def test_globs_limit_and_repeated_ids(self, data):
         parquet("more.parquet", [row("u0", flac(clip(seed=9)))])
         assert evaluate("*.parquet")["data"]["utterances"] == 5
@@ -192,7 +205,9 @@ class TestData:
             (["data.parquet", "--metrics", "beauty"], "beauty: not known"),
             (["data.parquet", "--peers", "mp3"], "is no codec"),
             (["data.parquet", "--bottleneck", "3x3"], "--bottleneck: "),
-            (["silence.parquet"], "none of the 1 utterances"),
+            (["silence.parquet"], "none of the 1 utterances can be scored (u: silent"),
+            (["data.parquet", "--snr", "10"], "--snr: goes with --noise"),
+            (["data.parquet", "-o", "data.parquet"], "-o data.parquet: is a file"),
         ],
     )
     def test_mistakes_are_one_line(self, data, capsys, arguments, message):

@@ -22,6 +22,7 @@ import pyarrow.parquet
 import pytest
 import soundfile
 from datasets import Audio, ClassLabel, Dataset, Features, Value, load_dataset
+from huggingface_hub import DatasetCard
 
 from modeling_taae import batching, cli, corpus_encoder, corpus_readers
 from modeling_taae.codec import load_codec
@@ -185,6 +186,27 @@ class TestOutput:
         for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
             exec(code, names)
         assert names["audio"].shape == (1, 1, RATE)
+
+    def test_a_licence_that_is_told_later(self):
+        source = parquet("data.parquet", [row("a")])
+        tokenize(source)
+        card = Path("tokens/README.md")
+        card.write_text(card.read_text() + "\nMy own words.\n")
+        before = rows_of()
+        tokenize(source)
+        assert DatasetCard.load(card).data.license is None
+        tokenize(source, "--license", "cc0-1.0")
+        assert DatasetCard.load(card).data.license == "cc0-1.0" and "My own words." in card.read_text()
+        assert rows_of() == before
+
+    def test_names_that_are_no_utf_8(self):
+        folder = os.path.join(b"in", b"caf\xe9")
+        os.makedirs(folder)
+        Path(os.fsdecode(folder), "a.flac").write_bytes(flac(clip()))
+        Path(os.fsdecode(folder), "c.flac").write_bytes(b"noise")
+        tokenize("in")
+        assert set(rows_of()) == {r"caf\xe9/a.flac"}
+        assert set(rejects_of()) == {r"caf\xe9/c.flac"}
 
     def test_report(self, capsys):
         tokenize(parquet("data.parquet", many_rows(10)), "--price-per-hour", "2")
@@ -364,8 +386,11 @@ class TestRejects:
 
     def test_nothing_but_rejects(self, capsys):
         assert "no row could be tokenised (a: bad audio" in refusal(
-            capsys, parquet("bad.parquet", [row("a", b"noise")])
+            capsys, parquet("data.parquet", [row("a", b"noise")])
         )
+        # The folder is free for the mended source.
+        tokenize(parquet("data.parquet", [row("b")]))
+        assert list(rows_of()) == ["b"]
 
 
 @pytest.fixture(scope="module")
@@ -473,7 +498,7 @@ class TestInterruption:
         assert "another model" in refusal(capsys, *source, "--model", "other")
         changed = os.stat("data.parquet")
         os.utime("data.parquet", (1, 1))
-        assert "another source" in refusal(capsys, *source)
+        assert "another source (other files, or" in refusal(capsys, *source)
         os.utime("data.parquet", ns=(changed.st_atime_ns, changed.st_mtime_ns))
         tokenize(*source)
 
