@@ -335,6 +335,8 @@ def add_export_options(command: argparse.ArgumentParser) -> None:
     """The options of `taae export`."""
     add = command.add_argument
     add("name", metavar="MODEL", help="a model's folder, or its name on the Hub")
-    add("-o", "--output", metavar="DIR", required=True, help="folder for the encoder and the decoder")
+    add(
+        "-o", "--output", metavar="DIR", required=True, help="folder for encoder and decoder; others in it are replaced"
+    )
     add("--format", choices=["onnx", "onnx-int8", "torch-export"], default="onnx", help="see below (default: onnx)")
     add("--bottleneck", metavar="B", help=BOTTLENECK_HELP)
