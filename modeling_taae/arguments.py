@@ -178,7 +178,7 @@ def build_parser() -> ArgumentParser:
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     model = ArgumentParser(add_help=False)
     model.add_argument("--model", help="folder or name on the Hub (default: $TAAE_MODEL, else taae-speech-16k-nano)")
-    model.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: a GPU where there is one)")
+    model.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda where there is one, else cpu)")
     encoding = ArgumentParser(add_help=False)
     encoding.add_argument("--bottleneck", metavar="B", help=BOTTLENECK_HELP)
     encoding.add_argument("--no-loudness", dest="loudness", action="store_false", help=LEVEL_HELP)

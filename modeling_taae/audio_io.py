@@ -31,6 +31,8 @@ OGG_PAGE, OGG_HEADER, OGG_LAST, LONGEST_OGG_PAGE = b"OggS", 27, 4, 65_307
 MP3_TOLERANCE = 0.2  # seconds
 # Programs that write WAV into a pipe promise a size from here up, because they cannot know it yet.
 UNKNOWN_SIZE = 0x7FFF0000
+# FLAC from a pipe says nothing; libsndfile then promises more than any file can hold.
+UNKNOWN_FRAMES = 1 << 62
 
 
 class TaaeInputError(ValueError):
@@ -108,9 +110,9 @@ def read_audio(source: str | Path, sampling_rate: int = 16_000) -> np.ndarray:
 def decode_audio(content: BinaryIO, name: str, sampling_rate: int = 16_000) -> np.ndarray:
     """As [`read_audio`], from an open, seekable file; `name` is what errors call it."""
     try:
-        with soundfile.SoundFile(content) as file:
+        with SequentialFile(content) as file:
             audio, rate, log = _read_mono(file), file.samplerate, file.extra_info
-            missing = file.frames - len(audio)
+            missing = 0 if file.frames >= UNKNOWN_FRAMES else file.frames - len(audio)
     # soundfile raises TypeError for a headerless .raw file, whose rate it would have to be told.
     except (soundfile.SoundFileError, TypeError) as error:
         reason = str(getattr(error, "error_string", error)).strip(". ")
@@ -129,7 +131,17 @@ def decode_audio(content: BinaryIO, name: str, sampling_rate: int = 16_000) -> n
     return audio
 
 
-def _read_mono(file: soundfile.SoundFile, block_length: int = 1 << 18) -> np.ndarray:
+class SequentialFile(soundfile.SoundFile):
+    """A sound file that is read from its start to its end: seeking, as soundfile does after each read, fails in FLAC
+    of unknown length.
+    """
+
+    def seekable(self) -> bool:
+        """No."""
+        return False
+
+
+def _read_mono(file: SequentialFile, block_length: int = 1 << 18) -> np.ndarray:
     # Block by block, so that a long file is never in memory with all its channels.
     blocks = [np.zeros(0, dtype=np.float32)]
     while len(block := file.read(block_length, dtype="float32", always_2d=True)):
@@ -206,14 +218,14 @@ def write_bytes(target: str | Path, data: bytes) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
-    # Through links: what they point to is replaced, not the link.
-    path = Path(os.path.realpath(target))
+    path = Path(target)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():
             path.write_bytes(data)
         else:
-            _replace(path, data)
+            # Through links: what they point to is replaced, not the link.
+            _replace(Path(os.path.realpath(path)), data)
     except OSError as error:
         # Making folders below a file says "File exists".
         reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror or error

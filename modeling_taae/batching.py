@@ -67,17 +67,24 @@ def encode_clips(
     def shape(samples: int) -> BlockShape:
         return block_shape(samples, codec)
 
-    for (rows, samples), block in blocks(clips, shape, WAITING_SECONDS * codec.model.config.sampling_rate):
-        keys = [key for key, _ in block]
+    def encode(block: list[Clip], rows: int, samples: int) -> Iterator[tuple[Hashable, TaaeFile]]:
         try:
             encoded = codec.encode_block([audio for _, audio in block], rows, samples, bottleneck)
         except Exception as error:
             if on_error is None:
                 raise
-            for key in keys:
-                on_error(key, error)
-            continue
-        yield from zip(keys, encoded, strict=True)
+            if len(block) == 1:
+                on_error(block[0][0], error)
+                return
+        else:
+            yield from zip([key for key, _ in block], encoded, strict=True)
+            return
+        # One of them is to blame; the others get what they would have got without it.
+        for clip in block:
+            yield from encode([clip], rows, samples)
+
+    for (rows, samples), block in blocks(clips, shape, WAITING_SECONDS * codec.model.config.sampling_rate):
+        yield from encode(block, rows, samples)
 
 
 def block_shape(samples: int, codec: Codec) -> BlockShape:

@@ -1,23 +1,21 @@
-"""A model with its feature extractor, ready to encode and decode clips: what command line, demo and evaluation share.
-
-Torch and Transformers are imported when a model is loaded, so that importing this costs nothing.
-"""
+"""A model with its feature extractor, ready for clips: what command line, demo and evaluation share."""
 
 import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from huggingface_hub import snapshot_download
+from transformers import AutoFeatureExtractor, AutoModel
+from transformers.utils import logging
 
 from .audio_io import TaaeInputError, one_line
 from .entropy_prior import PRIOR_FILE, EntropyPrior, find_prior
+from .feature_extraction_taae import TaaeFeatureExtractor
+from .modeling_taae import TaaeModel
 from .taae_file import TaaeFile, TaaeFileError, model_identity, parse_bottleneck
-
-if TYPE_CHECKING:
-    from .feature_extraction_taae import TaaeFeatureExtractor
-    from .modeling_taae import TaaeModel
 
 DEFAULT_MODEL = "taae-speech-16k-nano"
 
@@ -26,8 +24,8 @@ DEFAULT_MODEL = "taae-speech-16k-nano"
 class Codec:
     """A model with its feature extractor, on its device, and the folder that holds them."""
 
-    model: "TaaeModel"
-    extractor: "TaaeFeatureExtractor"
+    model: TaaeModel
+    extractor: TaaeFeatureExtractor
     identity: str
     folder: Path
 
@@ -61,8 +59,6 @@ class Codec:
             samples: to which they are padded, up to whole frames; no clip is longer.
             bottleneck: as for `TaaeModel.encode`.
         """
-        import torch
-
         inputs = self.extractor(
             clips, sampling_rate=self.extractor.sampling_rate, padding="max_length", max_length=samples
         )
@@ -92,8 +88,6 @@ class Codec:
         Raises:
             TaaeInputError: if the tokens are not of a kind that this model decodes.
         """
-        import torch
-
         codes = torch.from_numpy(encoded.audio_codes)[None].to(self.model.device)
         try:
             with torch.inference_mode():
@@ -140,17 +134,12 @@ def load_codec(name: str | None, device: str | None = None, loudness: bool = Tru
 
     Args:
         name: a folder, a name on the Hub, or None for [`default_model`].
-        device: as torch spells it; None for a GPU where there is one, else the CPU.
+        device: as torch spells it; None for CUDA where there is one, else the CPU.
         loudness: whether the extractor normalises loudness as its config says.
 
     Raises:
         TaaeInputError: if there is no such model or device, or it is not a TAAE model with all its weights.
     """
-    import torch
-    from huggingface_hub import snapshot_download
-    from transformers import AutoFeatureExtractor, AutoModel
-    from transformers.utils import logging
-
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     # Convolutions that round float32 to TF32, as cuDNN's do by default, change tokens.

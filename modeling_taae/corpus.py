@@ -11,7 +11,7 @@ import pyarrow as pa
 from datasets import load_dataset_builder
 from datasets.fingerprint import Hasher
 
-from .audio_io import AUDIO_SUFFIXES, TaaeInputError, as_text, search_directory
+from .audio_io import AUDIO_SUFFIXES, TaaeInputError, as_text, one_line, search_directory
 from .corpus_readers import METADATA_READERS, Archives, Recordings, Row, StreamedRows, Tables, read_metadata
 from .utterances import check_column, matching_paths, stream_rows
 
@@ -80,9 +80,16 @@ class Corpus:
 
 
 def common_folder(paths: Iterable[Path]) -> Path:
-    """The deepest folder that holds them all. Names begin here, so that no two files have the same."""
+    """The deepest folder that holds them all. Names begin here, so that no two files have the same.
+
+    Raises:
+        TaaeInputError: if there is none, as there is for two drives of Windows.
+    """
     folders = [os.path.abspath(path if path.is_dir() else path.parent) for path in paths]
-    return Path(os.path.commonpath(folders)) if folders else Path()
+    try:
+        return Path(os.path.commonpath(folders)) if folders else Path()
+    except ValueError as error:
+        raise TaaeInputError(f"the sources are on several drives ({one_line(error)}); expected one") from error
 
 
 def open_files(
@@ -98,6 +105,10 @@ def open_files(
         inside = search_directory(path, AUDIO_SUFFIXES | {".parquet", ".tar"}) if path.is_dir() else [path]
         files += sorted(file for file in inside if file.name not in METADATA_READERS)
         tables += [path / table for table in METADATA_READERS if (path / table).is_file()]
+    metadata = read_metadata(tables)
+    if id_column is not None and tables:
+        check_column(id_column, metadata.column_names, name, "--id-column")
+    files += map(Path, metadata["file_name"].to_pylist())
     if not files and not tables:
         raise TaaeInputError(f"{name}: holds no audio, no Parquet and no tar file; expected one of them")
     files = [file for file in dict.fromkeys(files) if file not in taken]
@@ -106,7 +117,7 @@ def open_files(
         [file for file in files if kind_of(file) == kind] for kind in ("audio", ".parquet", ".tar")
     )
     readers = [
-        Recordings(recordings, root, read_metadata(tables), id_column),
+        Recordings(recordings, root, metadata, id_column),
         Tables(parquets, root, audio_column, id_column),
         Archives(archives, root, id_column),
     ]
@@ -124,7 +135,7 @@ def fingerprint_of(files: Iterable[Path], root: Path) -> str:
     digest = hashlib.sha256()
     for file in files:
         size, changed = (file.stat().st_size, file.stat().st_mtime_ns) if file.exists() else (0, 0)
-        digest.update(os.fsencode(file.relative_to(root)) + f"\t{size}\t{changed}\n".encode())
+        digest.update(os.fsencode(os.path.relpath(file, root)) + f"\t{size}\t{changed}\n".encode())
     return digest.hexdigest()[:16]
 
 

@@ -121,7 +121,7 @@ class CorpusEncoder:
         """The units as parts, each as soon as it is complete.
 
         Raises:
-            TaaeInputError: if a source cannot be read any more.
+            TaaeInputError: if a source cannot be read any more, or the machine cannot encode a clip.
         """
         together = units_together(self.codec.model.device.type)
         for first in range(0, len(units), together):
@@ -130,7 +130,19 @@ class CorpusEncoder:
     def _stream(self, units: list[int]) -> Iterator[Part]:
         at_work: dict[int, UnitInWork] = {}
         start, self.waited = time.perf_counter(), 0.0
-        for (unit, number), encoded in encode_clips(self.codec, self._audio(units, at_work), self.encoding.bottleneck):
+
+        def reject(place: tuple[int, int], error: Exception) -> None:
+            unit, number = place
+            clip = at_work[unit].clips[number]
+            if not isinstance(error, ValueError):  # the machine is to blame, such as for too little memory
+                raise TaaeInputError(
+                    f"{clip.row.id}: cannot be encoded ({one_line(error)}); see to it, then run the same command again"
+                ) from error
+            clip.problem, clip.samples = f"bad audio: {one_line(error)}", 0
+            at_work[unit].waiting -= 1
+
+        audio = self._audio(units, at_work)
+        for (unit, number), encoded in encode_clips(self.codec, audio, self.encoding.bottleneck, reject):
             at_work[unit].clips[number].codes = encoded.audio_codes
             at_work[unit].waiting -= 1
             for done in [unit for unit, work in at_work.items() if work.complete and not work.waiting]:

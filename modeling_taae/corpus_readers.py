@@ -20,7 +20,7 @@ from pyarrow import csv, parquet
 from pyarrow import json as json_lines
 
 from .audio_io import AUDIO_SUFFIXES, TaaeInputError, as_text, one_line
-from .utterances import COLUMNS, check_column
+from .utterances import COLUMNS, as_dictionaries, check_column
 
 # Rows that a unit has at least, where the source leaves the choice. A run that is killed repeats its unfinished units.
 UNIT_ROWS = 128
@@ -104,7 +104,7 @@ def until_damage(rows: Iterator[Row], file: str) -> Iterator[Row]:
 
 
 class Recordings:
-    """Audio files, with what a table tells about them; files that only the table names come as missing.
+    """Audio files, with what a table tells about them; those that are not there come as missing.
 
     Args:
         files: their full paths.
@@ -116,7 +116,7 @@ class Recordings:
     def __init__(self, files: list[Path], root: Path, metadata: pa.Table, id_column: str | None):
         self.columns = {row.pop("file_name"): row for row in metadata.to_pylist()}
         self.types = metadata.drop_columns(["file_name"]).schema
-        self.files = sorted({*map(str, files), *self.columns})
+        self.files = sorted(map(str, files))
         self.missing = {file for file in self.files if not os.path.lexists(file)}
         self.root, self.id_column, self.unit_rows = root, id_column, UNIT_ROWS
 
@@ -288,6 +288,7 @@ def read_sample(members: Iterable[tuple[str, bytes]]) -> tuple[bytes | None, dic
         elif suffix == "json":
             try:
                 facts = json.loads(content).items()
+                json.dumps([*facts], ensure_ascii=False).encode()  # fails for half of a surrogate pair
                 columns |= {key: json.dumps(v) if isinstance(v, list | dict) else v for key, v in facts}
             except (ValueError, AttributeError) as error:
                 problem = f"bad text: its .json holds no object ({one_line(error)})"
@@ -321,7 +322,8 @@ class StreamedRows:
         """The rows of a file."""
         name = f"{self.split}-{unit:05d}"
         try:
-            for number, row in enumerate(self.streamed.shard(num_shards=len(self), index=unit)):
+            shard = self.streamed.shard(num_shards=len(self), index=unit)
+            for number, row in enumerate(as_dictionaries(shard)):
                 audio = row.pop(self.audio_column)
                 columns = self.own.of(row) if self.own else row
                 yield Row(row_id(columns, self.id_column, f"{name}#{number}"), name, audio, columns)

@@ -161,7 +161,7 @@ def make_rows(
             continue
         reference = normalized(utterance, result.target_loudness)
         for system in result.systems:
-            key = row_key(keys[system.name], utterance.id, reference)
+            key = row_key(keys[system.name], utterance, reference)
             if key in store.rows:
                 waiting.append((store.rows[key], None))
             else:
@@ -246,9 +246,10 @@ def settings_key(system: System, evaluation: Evaluation) -> str:
     return json.dumps(settings, sort_keys=True)
 
 
-def row_key(settings: str, name: str, reference: np.ndarray) -> str:
-    """What a row is found again by: a hash of settings, utterance and audio."""
-    digest = hashlib.sha256(f"{settings}\n{name}\n".encode())
+def row_key(settings: str, utterance: Utterance, reference: np.ndarray) -> str:
+    """What a row is found again by: a hash of settings, of what is known of the utterance, and of its audio."""
+    facts = json.dumps(utterance.facts, sort_keys=True)
+    digest = hashlib.sha256(f"{settings}\n{utterance.id}\n{facts}\n".encode())
     digest.update(np.ascontiguousarray(reference).data)
     return digest.hexdigest()[:20]
 
@@ -257,7 +258,8 @@ class RowStore:
     """Rows in a JSON-lines file, each written as soon as it is there.
 
     Args:
-        path: the file; a last line that an interruption cut short is dropped.
+        path: the file; a last line that an interruption cut short is dropped, and so are clips at which a codec failed,
+            to be tried again.
     """
 
     def __init__(self, path: Path):
@@ -270,7 +272,8 @@ class RowStore:
             for line in self.path.read_bytes().split(b"\n"):
                 try:
                     row = json.loads(line)
-                    self.rows[row["key"]] = row
+                    if "error" not in row:
+                        self.rows[row["key"]] = row
                 except (ValueError, KeyError, TypeError):
                     continue
             self.keep(list(self.rows))

@@ -41,6 +41,8 @@ Bottleneck = str | list | tuple | None
 
 # Format and suffix of its files.
 FORMATS = {"onnx": ".onnx", "onnx-int8": ".onnx", "torch-export": ".pt2"}
+# Of all files that an export may consist of.
+SUFFIXES = {*FORMATS.values(), ".onnx.data"}
 # The dimension of the input channels in the weights of each layer, and in those of ONNX's operators.
 LAYERS = {nn.Linear: 1, nn.Conv1d: 1, nn.ConvTranspose1d: 0}
 OPERATORS = {"MatMul": 0, "Conv": 1, "ConvTranspose": 0}
@@ -295,10 +297,11 @@ def export_codec(codec: Codec, folder: Path, file_format: str, bottleneck: Bottl
         with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as temporary:
             write_sides(codec, Path(temporary), file_format, bottleneck, identity)
             agreement = compare(ExportedCodec.load(temporary), expected, bottleneck)
-            for old in [*folder.glob("encoder.*"), *folder.glob("decoder.*")]:  # perhaps of another format
-                old.unlink()
-            for path in Path(temporary).iterdir():
-                os.replace(path, folder / path.name)
+            written = [path.name for path in Path(temporary).iterdir()]
+            for name in written:
+                os.replace(Path(temporary, name), folder / name)
+            for name in {f"{side}{suffix}" for side in SIDES for suffix in SUFFIXES}.difference(written):
+                Path(folder, name).unlink(missing_ok=True)
     except OSError as error:
         raise TaaeInputError(
             f"{folder}: cannot be written ({error.strerror or error}); choose another with -o"

@@ -5,6 +5,7 @@ A sequence is text and spans. A span is the begin marker, one token or more in t
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import LogitsProcessor
 
@@ -41,8 +42,9 @@ class SpeechGrammar(LogitsProcessor):
                 "TaaeProcessor.grow_embeddings make room for the speech tokens first."
             )
         positions = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
-        begun = ((input_ids == vocabulary.begin_id) * positions).amax(dim=1)
-        ended = ((input_ids == vocabulary.end_id) * positions).amax(dim=1)
+        # One column more, because generation from embeddings starts without any ids.
+        begun = F.pad((input_ids == vocabulary.begin_id) * positions, (1, 0)).amax(dim=1)
+        ended = F.pad((input_ids == vocabulary.end_id) * positions, (1, 0)).amax(dim=1)
         inside = begun > ended
         stages = vocabulary.stages_of(input_ids).masked_fill(positions <= begun[:, None], -1)
         counts = torch.stack([(stages == k).sum(dim=1) for k in range(vocabulary.stages)], dim=1)

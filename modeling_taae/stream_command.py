@@ -9,16 +9,15 @@ import math
 import struct
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from .audio_io import UNKNOWN_SIZE, TaaeInputError, to_pcm16
 from .codec import Codec, chosen_bottleneck, load_codec
 from .taae_file import STREAM_MAGIC, Description, TaaeFileError, pack_tokens, unpack_tokens
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 READ_SIZE = 1 << 16
 RAW_ENCODINGS = {"s16le": "<i2", "f32le": "<f4"}
@@ -168,10 +167,8 @@ class CountedSamples:
             position += len(audio)
 
 
-def encode_stream(codec: Codec, chunks: Iterable[np.ndarray], bottleneck: str | list | None) -> Iterator["Tensor"]:
+def encode_stream(codec: Codec, chunks: Iterable[np.ndarray], bottleneck: str | list | None) -> Iterator[Tensor]:
     """Tokens (1, tokens_per_frame, frames) of the frames that each chunk (samples,) completes, and of the last one."""
-    import torch
-
     state = codec.model.streaming_state()
     for chunk in chunks:
         samples = torch.from_numpy(chunk)[None, None].to(codec.model.device)
@@ -182,7 +179,7 @@ def encode_stream(codec: Codec, chunks: Iterable[np.ndarray], bottleneck: str | 
     yield codec.model.encode(nothing, bottleneck=bottleneck, state=state, final=True).audio_codes
 
 
-def decode_stream(codec: Codec, tokens: Iterable["Tensor"], bottleneck: str | list | None) -> Iterator[np.ndarray]:
+def decode_stream(codec: Codec, tokens: Iterable[Tensor], bottleneck: str | list | None) -> Iterator[np.ndarray]:
     """Audio (samples,) float32 of tokens (1, tokens_per_frame, frames) as they come.
 
     Raises:
@@ -211,7 +208,7 @@ def describe_stream(codec: Codec, bottleneck: str | list | None) -> Description:
     )
 
 
-def write_tokens(sink: BinaryIO, tokens: Iterable["Tensor"], description: Description) -> None:
+def write_tokens(sink: BinaryIO, tokens: Iterable[Tensor], description: Description) -> None:
     """Writes a stream of tokens, each frame in whole bytes."""
     sink.write(description.stream_header())
     sink.flush()
@@ -221,14 +218,12 @@ def write_tokens(sink: BinaryIO, tokens: Iterable["Tensor"], description: Descri
         sink.flush()
 
 
-def read_tokens(source: BinaryIO, description: Description) -> Iterator["Tensor"]:
+def read_tokens(source: BinaryIO, description: Description) -> Iterator[Tensor]:
     """Tokens (1, tokens_per_frame, 1) of each frame as it comes.
 
     Raises:
         TaaeFileError: if the stream ends within a frame.
     """
-    import torch
-
     while data := source.read(description.frame_bytes):
         if len(data) < description.frame_bytes:
             raise TaaeFileError("standard input: is truncated (it ends within a frame)")

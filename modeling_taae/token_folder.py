@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from pyarrow import compute, parquet
 from tqdm import tqdm
 
-from .audio_io import TaaeInputError, write_bytes
+from .audio_io import TaaeInputError, one_line, write_bytes
 from .corpus_encoder import OUR_COLUMNS, PROBLEM, SOURCE, Part
 
 # Instead of the fingerprints that say so.
@@ -139,7 +139,10 @@ class TokenFolder:
             leftover.unlink()
         parts = [self.part(unit) for unit in range(self.units)]
         contents = Contents(common_schema(parquet.read_schema(part) for part in parts))
-        tables = (contents.add(parquet.read_table(part)) for part in tqdm(parts, desc="Writing shards", disable=None))
+        tables = (
+            contents.add(parquet.read_table(part, partitioning=None))
+            for part in tqdm(parts, desc="Writing shards", disable=None)
+        )
         for number, table in enumerate(in_shards(tables, hours * 3600)):
             content = shard_bytes(table)
             self.write(self.parts / "shards" / f"{number}.parquet", content)
@@ -300,8 +303,16 @@ def is_parquet(path: Path) -> bool:
 
 
 def read_json(path: Path) -> dict:
-    """A JSON file's content, empty if there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """A JSON file's content, empty if there is none.
+
+    Raises:
+        TaaeInputError: if it is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise TaaeInputError(f"{path}: is damaged ({one_line(error)}); choose a new folder with -o") from error
+    return content if isinstance(content, dict) else {}
 
 
 def as_json(content: dict) -> bytes:

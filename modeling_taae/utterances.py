@@ -15,6 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import fsspec
 import numpy as np
 
 from .audio_io import AUDIO_SUFFIXES, TaaeInputError, as_text, decode_audio, one_line, search_directory
@@ -131,7 +132,7 @@ class Utterances:
 
         def read() -> Iterator[dict]:
             for table in tables:
-                yield from stream_rows(self.audio_column, "parquet", data_files=table, split="train")
+                yield from as_dictionaries(stream_rows(self.audio_column, "parquet", data_files=table, split="train"))
             for name, file in recordings:
                 yield {"id": name, self.audio_column: {"path": str(file), "bytes": None}}
 
@@ -140,7 +141,7 @@ class Utterances:
     def _hub_reader(self, source: str) -> tuple:
         rows = stream_rows(self.audio_column, source, split=self.split)
         splits = getattr(rows.info, "splits", None) or {}
-        return getattr(splits.get(self.split), "num_examples", 0) or 0, lambda: iter(rows)
+        return getattr(splits.get(self.split), "num_examples", 0) or 0, lambda: as_dictionaries(rows)
 
 
 def matching_paths(source: str) -> list[Path]:
@@ -173,7 +174,17 @@ def stream_rows(audio_column: str, *arguments: str, **options: str) -> "Iterable
             "data set on the Hub"
         ) from error
     check_column(audio_column, columns, name, "--audio-column")
-    return rows.cast_column(audio_column, Audio(decode=False))
+    # Features are not known of what has to be read to know them, such as CSV; it holds paths.
+    return rows.cast_column(audio_column, Audio(decode=False)) if rows.features else rows
+
+
+def as_dictionaries(rows: "IterableDataset") -> Iterator[dict]:
+    """The rows of a stream, by way of Arrow.
+
+    By any other, `datasets` wants torchcodec for whatever is not Parquet, though it decodes nothing.
+    """
+    for table in rows.with_format("arrow"):
+        yield from table.to_pylist()
 
 
 def check_column(column: str, columns: Iterable[str], name: str, option: str) -> None:
@@ -190,7 +201,7 @@ def decode_cell(audio: dict | str | bytes | None, name: str, sampling_rate: int)
     """Audio as data sets hold it to (samples,) float32.
 
     Args:
-        audio: bytes of an audio file, its path, or both in a dictionary with the keys `bytes` and `path`.
+        audio: bytes of an audio file, its path or address, or both in a dictionary with the keys `bytes` and `path`.
         name: what errors call it.
         sampling_rate: samples per second of the result, in Hz.
 
@@ -212,9 +223,11 @@ def decode_cell(audio: dict | str | bytes | None, name: str, sampling_rate: int)
             raise TaaeInputError(f"{name}: holds {kind} for its audio; expected the bytes or the path of an audio file")
     if content is not None:
         return decode_audio(io.BytesIO(content), name, sampling_rate)
-    if not path or not os.path.isfile(path):
+    # Where `datasets` streams files, paths are addresses, some of them within archives.
+    is_address = "://" in (path or "")
+    if not is_address and not (path and os.path.isfile(path)):
         raise TaaeInputError(f"{name}: missing: there is neither audio nor a file at its path")
-    with open(path, "rb") as file:
+    with fsspec.open(path, "rb") if is_address else open(path, "rb") as file:
         return decode_audio(file, name, sampling_rate)
 
 

@@ -192,7 +192,18 @@ def test_clips_are_read_as_they_are_needed(tiny_codec) -> None:
     assert len(read) == 3
 
 
-def test_a_clip_that_cannot_be_encoded(tiny_codec) -> None:
+@pytest.mark.parametrize("block_seconds", [None, 8])
+def test_a_clip_that_cannot_be_encoded_fails_alone(tiny_codec, monkeypatch, block_seconds) -> None:
+    monkeypatch.setitem(batching.BLOCK_SECONDS, "cpu", block_seconds)
+    good = make_clips([2_000])[2_000]
+    clips, failures = [("a", good), ("nan", good * np.nan), ("z", good)], {}
+    encoded = dict(encode_clips(tiny_codec, clips, None, failures.__setitem__))
+    assert list(encoded) == ["a", "z"] and list(failures) == ["nan"]
+    (_, alone), *_ = encode_clips(tiny_codec, clips[:1])
+    assert encoded["a"].to_bytes() == encoded["z"].to_bytes() == alone.to_bytes()
+
+
+def test_why_a_clip_cannot_be_encoded(tiny_codec) -> None:
     good = make_clips([2_000])[2_000]
     clips = [("a", good), ("empty", good[:0]), ("nan", good * np.nan), ("z", good)]
     failures = {}

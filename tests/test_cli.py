@@ -162,6 +162,16 @@ class TestFormats:
         assert run("encode", "streamed.wav")[0] == 0
         assert TaaeFile.load("streamed.taae").num_samples == len(tone())
 
+    def test_streamed_flac_of_unknown_length(self, run, refused):
+        data = bytearray(wav("tone.flac", tone(2.0)).read_bytes())
+        data[21] &= 0xF0  # the number of samples in the header, as ffmpeg leaves it in a pipe
+        data[22:26] = bytes(4)
+        Path("streamed.flac").write_bytes(data)
+        assert run("encode", "streamed.flac")[0] == 0
+        assert TaaeFile.load("streamed.taae").num_samples == len(tone(2.0))
+        Path("cut.flac").write_bytes(data[: len(data) // 2])
+        assert "cut.flac: cannot be read as audio" in refused("encode", "cut.flac")
+
 
 class TestBadAudio:
     @pytest.mark.parametrize(
@@ -320,6 +330,14 @@ class TestTargets:
         assert Path("link.taae").is_symlink() and Path("real.taae").read_bytes() != b"old"
         assert run("encode", "tone.wav", "-o", os.devnull)[0] == 0
         assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+    def test_pipes_are_written_to(self, run):
+        wav("tone.wav")
+        receiver, sender = os.pipe()
+        assert run("encode", "tone.wav", "-o", f"/dev/fd/{sender}")[0] == 0
+        os.close(sender)
+        with open(receiver, "rb") as pipe:
+            assert TaaeFile.from_bytes(pipe.read()).duration == 0.5
 
     def test_tokens_do_not_take_the_place_of_audio(self, refused):
         wav("tone.wav")
@@ -521,7 +539,7 @@ class TestModelChoice:
         wav("tone.wav")
         monkeypatch.delenv("TAAE_MODEL")
         monkeypatch.setattr(codec, "__file__", str(tmp_path / "modeling_taae" / "cli.py"))
-        monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+        monkeypatch.setattr(codec, "snapshot_download", offline)
         error = refused("encode", "tone.wav")
         assert "taae-speech-16k-nano" in error and "--model" in error and "no network" in error
 

@@ -297,6 +297,20 @@ class TestResume:
             keys.append({json.loads(line)["key"] for line in Path("results/rows.jsonl").read_text().splitlines()})
         assert len(set.union(*keys)) == sum(map(len, keys))
 
+    def test_what_is_known_of_an_utterance_may_change(self):
+        for language in ("en", "nl"):
+            summary = evaluate(parquet("data.parquet", [row("u", flac(clip())) | {"language": language}]))
+            assert set(summary["systems"][0]["by"]["language"]) == {language}
+
+    def test_clips_at_which_a_codec_failed_are_tried_again(self, data, monkeypatch):
+        def fail(*_):
+            raise RuntimeError("out of memory")
+
+        with monkeypatch.context() as context:
+            context.setattr(peers.PcmSystem, "decode", fail)
+            assert evaluate(data, "--peers", "pcm16")["problems"]
+        assert not evaluate(data, "--peers", "pcm16")["problems"]
+
 
 class TestStatistics:
     def test_interval_of_a_known_sample(self):

@@ -242,11 +242,15 @@ class TestFailures:
         self, exported: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """With files that are there already: what counts here is which of them stay."""
+        own = tmp_path / "both" / "encoder.py"
+        own.parent.mkdir()
+        own.write_text("of somebody else")
         for name in ("onnx", "torch-export", "onnx"):
             copy = functools.partial(shutil.copytree, exported / name, dirs_exist_ok=True)
             monkeypatch.setattr(export, "write_sides", lambda codec, target, *_, copy=copy: copy(target))
             assert cli.main(["export", str(folder), "-o", str(tmp_path / "both"), "--format", name]) == 0
             ExportedCodec.load(tmp_path / "both")
+            assert {path.name for path in own.parent.iterdir()} == {own.name, *os.listdir(exported / name)}
 
     def test_a_bottleneck_that_does_not_exist(self, folder: Path, tmp_path: Path, capsys) -> None:
         assert cli.main(self.command(folder, tmp_path, "--bottleneck", "3x9")) == 2

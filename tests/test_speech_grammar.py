@@ -55,7 +55,8 @@ def allowed(vocabulary: SpeechVocabulary, *sequences: list[int]) -> torch.Tensor
     """Which ids the grammar lets follow each of the sequences, which are padded on the left; (batch, ids) bool."""
     grammar = SpeechGrammar(vocabulary, vocabulary.ranges[-1].stop + LATER_TEXT)
     longest = max(map(len, sequences))
-    ids = torch.tensor([[0] * (longest - len(sequence)) + sequence for sequence in sequences])
+    padded = [[0] * (longest - len(sequence)) + sequence for sequence in sequences]
+    ids = torch.tensor(padded, dtype=torch.int64)
     return grammar(ids, torch.zeros(len(ids), grammar.num_tokens + 13)) == 0
 
 
@@ -190,6 +191,12 @@ def test_the_grammar_lets_follow_what_a_span_of_any_length_goes_on_with(vocabula
         assert all(mask[vocabulary.ranges[k][codes[k, t]]] for k, t in wanted - {"end"}), prefix
         speech = sum(mask[ids.start : ids.stop].sum() for ids in vocabulary.ranges)
         assert mask.sum() == speech + mask[vocabulary.end_id], prefix
+
+
+@every_vocabulary
+def test_the_grammar_lets_text_and_a_beginning_follow_nothing(vocabulary):
+    """As where generation begins with embeddings."""
+    assert torch.equal(allowed(vocabulary, []), allowed(vocabulary, [7]))
 
 
 @every_vocabulary

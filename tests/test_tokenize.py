@@ -13,6 +13,7 @@ import sys
 import tarfile
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import datasets
@@ -25,7 +26,7 @@ from datasets import Audio, ClassLabel, Dataset, Features, Value, load_dataset
 from huggingface_hub import DatasetCard
 
 from modeling_taae import batching, cli, corpus_encoder, corpus_readers
-from modeling_taae.codec import load_codec
+from modeling_taae.codec import Codec, load_codec
 
 RATE = 16_000
 
@@ -286,6 +287,37 @@ class TestSources:
         assert {row["text"]: row["codes"] for row in rows} == expected
         assert rows["id"] == [f"test-{n:05d}#0" for n in range(3)] and set(rows["kind"]) == {"free"}
 
+    def test_data_sets_that_are_no_parquet(self, expected):
+        """`datasets` wants torchcodec for them as soon as it makes Python objects of their rows."""
+        for name, audio in self.clips.items():
+            Path("speech").mkdir(exist_ok=True)
+            Path(f"speech/{name}.flac").write_bytes(audio)
+        lines = [f"{name}.flac,{name}" for name in self.clips]
+        Path("speech/metadata.csv").write_text("\n".join(["file_name,text", *lines]))
+        tokenize("speech", "--split", "train")
+        assert {row["text"]: row["codes"] for row in rows_of().values()} == expected
+        Path("table").mkdir()
+        Path("table/train.csv").write_text("\n".join(["audio,text", *(f"speech/{line}" for line in lines)]))
+        tokenize("table", "--split", "train", output="of_table")
+        assert {row["text"]: row["codes"] for row in rows_of("of_table").values()} == expected
+
+    def test_audio_at_an_address(self, expected):
+        with zipfile.ZipFile("clips.zip", "w") as archive:
+            for name, audio in self.clips.items():
+                archive.writestr(f"{name}.flac", audio)
+        rows = [{"text": name, "audio": f"zip://{name}.flac::clips.zip"} for name in self.clips]
+        tokenize(parquet("data.parquet", rows))
+        assert {row["text"]: row["codes"] for row in rows_of().values()} == expected
+
+    def test_files_that_several_sources_name_are_read_once(self):
+        Path("all/some").mkdir(parents=True)
+        for name in ("all/a.flac", "all/some/b.flac"):
+            Path(name).write_bytes(flac(clip()))
+        Path("all/metadata.csv").write_text("file_name,text\na.flac,A\n")
+        Path("all/some/metadata.csv").write_text("file_name,text\nb.flac,B\n")
+        tokenize("all", "all/some", "./all", "all/a.flac")
+        assert {name: row["text"] for name, row in rows_of().items()} == {"a.flac": "A", "some/b.flac": None}
+
     def test_several_sources_keep_their_order_and_names(self):
         for name in ("b/x.wav", "a/x.wav", "c.wav"):
             Path(name).parent.mkdir(exist_ok=True)
@@ -311,6 +343,7 @@ class TestSources:
         assert "no such file" in refusal(capsys, "none.parquet")
         assert "no column 'audio', only text" in refusal(capsys, "texts.parquet")
         assert "no column 'nr'" in refusal(capsys, "data.parquet", "--id-column", "nr")
+        assert "no column 'nr'" in refusal(capsys, "listed", "--id-column", "nr")
         assert "is in ., which is read" in refusal(capsys, ".")
 
 
@@ -383,6 +416,35 @@ class TestRejects:
             "cut.tar": "damaged",
             "broken.parquet": "damaged",
         }
+
+    def test_half_a_letter_in_an_archive(self):
+        with tarfile.open("a.tar", "w") as archive:
+            for name, content in {
+                "0.flac": flac(clip()),
+                "0.json": rb'{"text": "cut \ud83d"}',
+                "1.flac": flac(clip()),
+            }.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+        tokenize("a.tar")
+        assert list(rows_of()) == ["a.tar/1"] and rejects_of()["a.tar/0"].startswith("bad text")
+
+    def test_clips_that_the_model_refuses(self, monkeypatch, capsys):
+        source = parquet("data.parquet", [row("a"), row("odd", flac(clip(0.7))), row("b")])
+        encode_block = Codec.encode_block
+        error = RuntimeError("out of memory")
+
+        def moody(codec, clips, *arguments):
+            if any(len(audio) == round(0.7 * RATE) for audio in clips):
+                raise error
+            return encode_block(codec, clips, *arguments)
+
+        monkeypatch.setattr(Codec, "encode_block", moody)
+        assert "odd: cannot be encoded (out of memory)" in refusal(capsys, source)
+        error = ValueError("item 0 is too loud")
+        tokenize(source)
+        assert list(rows_of()) == ["a", "b"] and rejects_of() == {"odd": "bad audio: item 0 is too loud"}
 
     def test_nothing_but_rejects(self, capsys):
         assert "no row could be tokenised (a: bad audio" in refusal(
@@ -525,6 +587,13 @@ class TestInterruption:
         tokenize(source)
         assert contents("tokens") == before and "nothing is left to do" in capsys.readouterr().out
         assert "another bottleneck" in refusal(capsys, source, "--bottleneck", "native")
+
+    @pytest.mark.parametrize("name", ["manifest.json", ".parts/plan.json"])
+    def test_damaged_notes_are_told(self, capsys, name):
+        source = parquet("data.parquet", [row("a")])
+        Path("tokens/.parts").mkdir(parents=True)
+        Path("tokens", name).write_text('{"plan": ')
+        assert f"tokens/{name}: is damaged" in refusal(capsys, source)
 
     def test_other_folders_are_not_touched(self, capsys):
         Path("photos").mkdir()
