@@ -29,6 +29,7 @@ BOTTLENECK_HELP = (
     "1x46656_400bps, 2x15625_700bps, 4x729_1000bps, native, or stages such as 5,5,5,5,5,5@1.0/5,5,5,5,5,5@0.25 "
     "(levels of each dimension @ scale); default: the model's own"
 )
+SUBSET_HELP = "of a data set on the Hub that has several, such as a language"
 LEVEL_HELP = "keep the level as it is (default: bring it to that of the model's training, such as -20 LUFS)"
 FORCE_HELP = "decode what another model encoded, to noise most likely"
 EVALUATION_HELP = "folder for results; an interrupted run in it goes on, results of another kind are replaced"
@@ -271,6 +272,7 @@ def add_evaluate_options(command: argparse.ArgumentParser) -> None:
     add("--transcripts", metavar="FILE", help="Parquet file with columns id and text, where DATA has no texts")
     add("--limit", type=whole_number(1), metavar="N", help="the first N utterances only")
     add("--split", default="test", help="of a data set on the Hub (default: test)")
+    add("--subset", metavar="NAME", help=SUBSET_HELP)
     add("--audio-column", default="audio", metavar="C", help="column with the audio (default: audio)")
     add("--noise", nargs="+", metavar="FILES", help="also mix in noise: recordings, or rows of the kind 'noise'")
     ratios = "at these ratios (default: 20 10 0)"
@@ -307,7 +309,7 @@ def add_tokenize_options(command: argparse.ArgumentParser) -> None:
     add("sources", nargs="+", metavar="SOURCE", help="audio, Parquet or .tar files, folders of them, or a Hub data set")
     add("-o", "--output", metavar="DIR", required=True, help="folder to make; an interrupted run in it goes on")
     add("--split", help="of a data set; also what the output's split is called (default: train)")
-    add("--subset", metavar="NAME", help="of a data set on the Hub that has several, such as a language")
+    add("--subset", metavar="NAME", help=SUBSET_HELP)
     add("--audio-column", default="audio", metavar="C", help="column with the audio (default: audio)")
     add("--id-column", metavar="C", help="column with ids (default: id, utterance_id or segment_id if there is one)")
     add("--min-seconds", type=number(0), default=0.4, metavar="S", help="reject what is shorter (default: 0.4)")

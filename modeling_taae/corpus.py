@@ -145,7 +145,7 @@ def open_dataset(name: str, split: str, subset: str | None, audio_column: str, i
     Raises:
         TaaeInputError: if there is no such data set, or it lacks a column.
     """
-    rows = stream_rows(audio_column, name, *([subset] if subset else []), split=split)
+    rows = stream_rows(audio_column, name, subset, split=split)
     if id_column is not None and rows.column_names:
         check_column(id_column, rows.column_names, name, "--id-column")
     fingerprint = Hasher.hash(load_dataset_builder(name, subset).config.data_files)

@@ -88,7 +88,13 @@ def check_options(args: argparse.Namespace) -> None:
 def chosen_data(args: argparse.Namespace) -> Utterances | Conditions:
     """The utterances, under conditions if the command line names any."""
     utterances = Utterances(
-        args.data, SAMPLING_RATE, args.limit, args.split, args.audio_column, transcripts=args.transcripts
+        args.data,
+        SAMPLING_RATE,
+        args.limit,
+        args.split,
+        args.subset,
+        args.audio_column,
+        transcripts=args.transcripts,
     )
     if not (args.noise or args.reverb or args.lengths or args.music):
         return utterances

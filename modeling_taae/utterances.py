@@ -66,6 +66,7 @@ class Utterances:
         sampling_rate: to decode to, in Hz.
         limit: how many from the start; None for all.
         split: of Hub data sets.
+        subset: of Hub data sets that have several.
         audio_column: of Parquet files and Hub data sets.
         transcripts: a Parquet file with columns `id` and `text`, for utterances that have no text themselves.
         strict: whether recordings that are silent or too short to score come without their audio.
@@ -80,12 +81,13 @@ class Utterances:
         sampling_rate: int = 16_000,
         limit: int | None = None,
         split: str = "test",
+        subset: str | None = None,
         audio_column: str = "audio",
         transcripts: str | None = None,
         strict: bool = True,
     ):
         self.sampling_rate, self.limit, self.strict = sampling_rate, limit, strict
-        self.split, self.audio_column = split, audio_column
+        self.split, self.subset, self.audio_column = split, subset, audio_column
         self.texts = {} if transcripts is None else read_transcripts(transcripts)
         self.readers = [self._reader(source) for source in sources]
 
@@ -139,7 +141,7 @@ class Utterances:
         return sum(map(count_rows, tables)) + len(recordings), read
 
     def _hub_reader(self, source: str) -> tuple:
-        rows = stream_rows(self.audio_column, source, split=self.split)
+        rows = stream_rows(self.audio_column, source, self.subset, split=self.split)
         splits = getattr(rows.info, "splits", None) or {}
         return getattr(splits.get(self.split), "num_examples", 0) or 0, lambda: as_dictionaries(rows)
 
@@ -156,7 +158,7 @@ def matching_paths(source: str) -> list[Path]:
     return paths
 
 
-def stream_rows(audio_column: str, *arguments: str, **options: str) -> "IterableDataset":
+def stream_rows(audio_column: str, *arguments: str | None, **options: str) -> "IterableDataset":
     """What `datasets.load_dataset` loads of these arguments, as a stream with its audio as bytes or path.
 
     Raises:

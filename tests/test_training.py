@@ -168,6 +168,13 @@ def test_processes_stream_different_rows(data):
     assert not set(first) & (set(second) - {0.0})  # 0: a row that is no audio
 
 
+def test_of_long_recordings_the_beginning_is_validation(tmp_path):
+    long = np.random.default_rng(0).normal(0, 0.1, 25 * 16_000)
+    soundfile.write(tmp_path / "long.flac", long, 16_000)
+    (clip,) = validation_clips(Corpus(str(tmp_path / "long.flac")), TaaeFeatureExtractor(target_loudness=None), 1)
+    assert np.abs(clip - long[: 20 * 16_000]).max() < 1e-3
+
+
 def test_validation_clips_have_the_loudness_of_inference(parquet):
     clips = list(validation_clips(Corpus(parquet), TaaeFeatureExtractor(target_loudness=None), 3))
     louder = list(validation_clips(Corpus(parquet), TaaeFeatureExtractor(target_loudness=-10.0), 3))

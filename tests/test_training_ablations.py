@@ -52,6 +52,10 @@ def test_each_is_run_once_and_a_failure_is_told(tmp_path, monkeypatch, capfd):
     with pytest.raises(SystemExit) as exit_info:
         main(["plain", *command, "--options", "--batch_size", "1"])
     assert exit_info.value.code == 2 and "is of a run with other settings" in capfd.readouterr().err
+    (folder / "plain.json").unlink()  # as if it had been interrupted
+    with pytest.raises(SystemExit):
+        main(["plain", *command, "--options", "--batch_size", "1"])
+    assert "is of a run with other settings" in capfd.readouterr().err
 
 
 def test_results_are_those_of_the_last_step_however_often_it_was_reached(tmp_path):

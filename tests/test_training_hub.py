@@ -8,7 +8,7 @@ from hub_server import OWNER, TOKEN, HubServer
 from huggingface_hub import ModelCard, constants
 from training_runs import ADVERSARIAL, make_trainer, train, write_corpus, write_recipe
 
-from training.hub import HubError
+from training.hub import HubError, evaluate
 from training.recipe import RecipeError, parse_recipe
 
 
@@ -38,6 +38,20 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setattr("time.sleep", lambda seconds: None)
         yield server
+
+
+def test_the_card_is_of_the_subset_that_validates(recipe_file, options, monkeypatch):
+    corpus = '{"source": "facebook/voxpopuli", "subset": "nl", "split": "validation"}'
+    recipe, loaded = parse_recipe([recipe_file, *map(str, options), "--validation.corpus", corpus]), []
+
+    def load(*arguments: str, **settings: str) -> None:
+        loaded.append((*arguments, settings["split"]))
+        raise OSError("no network")
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    with pytest.raises(HubError, match="could not be evaluated"):
+        evaluate(recipe, Path("hub_cards/taae-speech-16k-nano"))
+    assert loaded == [("facebook/voxpopuli", "nl", "validation")]
 
 
 def test_a_run_publishes_its_model_with_a_card_that_shows_its_figures(recipe_file, options, hub, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 from unittest.mock import create_autospec
@@ -34,6 +35,7 @@ from training.cuda_graph import check_replayable
 from training.discriminator import DiscriminatorError, MultiResolutionDiscriminator
 from training.publish import publish
 from training.recipe import RecipeError, parse_recipe
+from training.train import Trainer, main
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +150,7 @@ def test_a_frozen_encoder_keeps_every_token(recipe_file, tmp_path):
         (("--config", '{"strides": [2]}'), "one entry per block"),
         (("--attn_implementation", "fast"), "fast"),
         (("--size", str(CHECKOUT / "hub_cards/taae-speech-16k-nano"), "--config", '{"latent_dim": 8}'), "Cannot make"),
-        (("--tracker", "nope"), "--tracker nope: "),
+        (("--tracker", "nope"), "Accelerate cannot set up this run: "),
         (("--tracker", "wandb"), "--tracker wandb: is not installed"),
         (("--validation.bottleneck", "300bps"), "no bottleneck named '300bps'"),
     ],
@@ -223,6 +225,21 @@ def test_a_resumed_run_steps_as_its_recipe_says_now(recipe_file, tmp_path):
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(1e-5)
 
 
+def test_a_resumed_run_may_accumulate_other_numbers_of_batches(recipe_file, tmp_path, monkeypatch):
+    train(recipe_file, "--max_steps", 3, "--output_dir", tmp_path)
+    options = ("--max_steps", 5, "--gradient_accumulation_steps", 2, "--output_dir", tmp_path)
+    trainer, batches = make_trainer(recipe_file, *options), []
+    update = trainer.update
+
+    def counted_update() -> dict:
+        batches.append(trainer.accelerator.step)
+        return update()
+
+    monkeypatch.setattr(trainer, "update", counted_update)
+    trainer.train()
+    assert (trainer.step, batches) == (5, [2, 4])
+
+
 def test_a_run_goes_on_with_the_model_that_it_began_with(recipe_file, tmp_path, capfd):
     train(recipe_file, "--max_steps", 2, "--output_dir", tmp_path)
     before = published(tmp_path)
@@ -287,12 +304,40 @@ def test_a_stream_without_audio_is_told_in_a_line(workers, recipe_file, tmp_path
     assert "Traceback" not in output
 
 
-def test_a_full_disk_is_told_in_a_line_wherever_it_shows(recipe_file, tmp_path):
-    (tmp_path / "samples").write_text("in the way of a folder, as a full disk is in the way of a file")
+@pytest.mark.parametrize("place", ["samples", "recipe.json"])
+def test_a_full_disk_is_told_in_a_line_wherever_it_shows(place, recipe_file, tmp_path):
+    if place == "samples":
+        (tmp_path / place).write_text("in the way of a folder, as a full disk is in the way of a file")
+    else:
+        (tmp_path / place).mkdir()
     process = start_training(recipe_file, "--output_dir", tmp_path)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "it goes on from the newest checkpoint" in output and "Traceback" not in output
+
+
+def test_too_little_memory_is_told_in_a_line(recipe_file, tmp_path, monkeypatch):
+    def fail(trainer: Trainer) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB. And much else.")
+
+    monkeypatch.setattr(Trainer, "train", fail)
+    monkeypatch.setattr(sys, "argv", ["train.py", recipe_file, "--output_dir", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"too little memory \(CUDA out of memory\). Lower --batch_size"):
+        main()
+
+
+def test_what_is_published_is_there_whole_or_not_at_all(recipe_file, tmp_path, monkeypatch):
+    def fail(*_, **__) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr(TaaeFeatureExtractor, "save_pretrained", fail)
+        with pytest.raises(OSError, match="No space left"):
+            train(recipe_file, "--max_steps", 1, "--output_dir", tmp_path)
+    assert not (tmp_path / "model").exists()
+    train(recipe_file, "--max_steps", 1, "--output_dir", tmp_path)
+    assert {"config.json", "model.safetensors"} <= {path.name for path in (tmp_path / "model").iterdir()}
+    assert not (tmp_path / "model.partial").exists()
 
 
 def test_a_damaged_checkpoint_is_named_and_kept(recipe_file, tmp_path):

@@ -82,10 +82,10 @@ class Adversary:
                 real = self.discriminator(audio, drawn)
             if learning:
                 own["discriminator"] = discriminator_hinge_loss(real, self.discriminator(decoded.detach(), drawn))
-            with frozen(self.discriminator):
-                features = self.discriminator(decoded, drawn)
-        if learning:
+        if learning:  # before the third pass, so that memory holds no more than two
             (own["discriminator"] / self.accelerator.gradient_accumulation_steps).backward()
+        with self.accelerator.autocast(), frozen(self.discriminator):
+            features = self.discriminator(decoded, drawn)
         return {
             "adversarial": codec_hinge_loss(features),
             "feature_matching": feature_matching_loss(real, features),

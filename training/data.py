@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Audio, Dataset, Features, IterableDataset, LargeList, Value, interleave_datasets, load_dataset
 from datasets.distributed import split_dataset_by_node
@@ -24,6 +25,7 @@ from modeling_taae.utterances import decode_cell, fault, files_of, matching_path
 from training.augmentation import INT16_FULL_SCALE, Augmenter
 from training.recipe import Corpus, Data, RecipeError
 
+LONGEST_VALIDATION = 20  # seconds, of which all at once are scored
 DECODED_AT_ONCE = 4  # recordings, which can be hours long
 # Not the Audio feature, which wants torchcodec even for undecoded audio, as soon as streams are interleaved.
 AUDIO_BYTES = {"bytes": Value("binary"), "path": Value("string")}
@@ -159,13 +161,18 @@ class DecodedCorpus:
             desc=f"Decoding {corpus.source}",
         )
         self.skipped = len(rows) - len(decoded)
-        self.column = decoded.data.column("samples")
+        self.decoded = decoded
         lengths = np.concatenate([chunk.value_lengths().to_numpy() for chunk in self.column.chunks] or [[]])
         if lengths.sum() == 0:
             raise CorpusError(f"{corpus.source!r} holds no audio that can be decoded ({self.skipped} rows skipped).")
         if not any(chunk.values.to_numpy().any() for chunk in self.column.chunks):
             raise CorpusError(f"{corpus.source!r} is silent throughout.")
         self.ends = np.cumsum(lengths)
+
+    @property
+    def column(self) -> pa.ChunkedArray:
+        """The samples of each recording. Not kept: workers would be sent all of it, and not where it lies on disk."""
+        return self.decoded.data.column("samples")
 
     @property
     def samples(self) -> int:
@@ -301,13 +308,14 @@ def validation_clips(
 ) -> Iterator[np.ndarray]:
     """The first utterances of a corpus as (samples,) float32 at the model's rate, loudness and full scale of 1.
 
-    Those that cannot be scored, because they are undecodable, silent or too short, are left out.
+    Of long recordings it is the beginning. Those that cannot be scored, because they are undecodable, silent or too
+    short, are left out.
     """
     rows = load_corpus(corpus, streaming)
     for row in rows.take(utterances):
         samples = decode_row(row[corpus.audio_column], extractor.sampling_rate, extractor.target_loudness)
         if samples is None:
             continue
-        clip = samples.astype(np.float32) / INT16_FULL_SCALE
+        clip = samples[: LONGEST_VALIDATION * extractor.sampling_rate].astype(np.float32) / INT16_FULL_SCALE
         if not fault(clip, extractor.sampling_rate, GATING_BLOCK):
             yield clip

@@ -95,10 +95,12 @@ def dry_run(trainer: "Trainer") -> str:
     frames = recipe.batch_size * recipe.gradient_accumulation_steps * processes * recipe.data.crop_frames
     audio = frames * trainer.extractor.hop_length / trainer.extractor.sampling_rate
     last = phases[max(phases)]
+    cores = torch.get_num_threads() if trainer.accelerator.device.type == "cpu" else 0
+    place = f"{processes} process{'es' * (processes > 1)}" + (f" of {cores} thread{'s' * (cores > 1)}" if cores else "")
     lines = {
         "parameters": ", ".join(parameter_texts(trainer)),
         "memory": f"{memory_text(fixed | {'activations': activations})}, in each process",
-        "a step": f"{frames:,} token frames, {audio:,.1f} s of audio, in {processes} process{'es' * (processes > 1)}",
+        "a step": f"{frames:,} token frames, {audio:,.1f} s of audio, in {place}",
         "takes": ", ".join(f"{seconds:.3g} s from step {step:,} on" for step, seconds in phases.items()),
         "a day": f"{DAY / last * audio / HOUR:,.1f} hours of audio",
         "the run": f"{duration(run_seconds(recipe, phases))} for {recipe.max_steps:,} steps, validations not counted",

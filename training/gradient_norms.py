@@ -45,7 +45,7 @@ def measure(trainer: Trainer) -> dict[str, np.ndarray]:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     recipe = parse_recipe(sys.argv[1:] if arguments is None else arguments)
-    recipe = replace(recipe, max_steps=BATCHES, validation=replace(recipe.validation, corpus=None))
+    recipe = replace(recipe, max_steps=BATCHES, hub=None, validation=replace(recipe.validation, corpus=None))
     if recipe.discriminator is not None:
         recipe = replace(recipe, discriminator=replace(recipe.discriminator, start_step=0))
     try:

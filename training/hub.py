@@ -79,6 +79,7 @@ def evaluate(recipe: Recipe, folder: Path) -> None:
     corpus, settings = recipe.validation.corpus, recipe.validation
     own = format_bottleneck(TaaeConfig.from_pretrained(folder).bottleneck)
     data = [corpus.source, "--split", corpus.split, "--audio-column", corpus.audio_column]
+    data += ["--subset", corpus.subset] if corpus.subset else []
     extent = ["--limit", str(settings.utterances), "--metrics", *METRICS, "--samples", "0", "--no-speed"]
     systems = ["--model", str(folder), "--bottleneck", *dict.fromkeys([own, settings.bottleneck])]
     if cli.main(["evaluate", *data, *extent, *systems, "--workers", "1", "-o", str(folder / "results")]) != 0:

@@ -117,13 +117,14 @@ class Runner:
         """What a finished run gave.
 
         Raises:
-            RecipeError: if it was run with other settings.
+            RecipeError: if it was run, or begun, with other settings.
         """
         file = self.folder / f"{ablation.name}.json"
-        if not file.exists():
-            return None
-        result = json.loads(file.read_text(encoding="utf-8"))
-        if result["arguments"] != ablation.arguments(self.steps, self.folder, self.options):
+        result = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        begun = self.folder / ablation.name / "arguments.json"
+        settings = [] if result is None else [result["arguments"]]
+        settings += [json.loads(begun.read_text(encoding="utf-8"))] if begun.exists() else []
+        if any(each != ablation.arguments(self.steps, self.folder, self.options) for each in settings):
             raise RecipeError(f"{file} is of a run with other settings; choose another --output_dir.")
         return result
 
@@ -133,6 +134,7 @@ class Runner:
             return None
         arguments = ablation.arguments(self.steps, self.folder, self.options)
         own, log = self.folder / ablation.name, self.folder / f"{ablation.name}.log"
+        write_bytes(own / "arguments.json", (json.dumps(arguments) + "\n").encode())
         started_from = max(map(checkpoint_step, complete_checkpoints(own)), default=0)
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, str(ROOT / "train.py"), *arguments]

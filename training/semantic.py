@@ -29,7 +29,7 @@ class Reader:
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator, extractor: TaaeFeatureExtractor, latent_dim: int):
         settings = recipe.ctc
-        self.accelerator, self.settings = accelerator, settings
+        self.accelerator, self.settings, self.workers = accelerator, settings, recipe.data.workers
         self.speech = TranscribedSpeech(settings, extractor, recipe.seed)
         self.head = self._build(recipe, latent_dim)
         self.companion = Companion(self.head, "ctc_head", settings.learning_rate, recipe, accelerator)
@@ -50,7 +50,11 @@ class Reader:
     def batches(self, shares: list[range]) -> Iterable[dict]:
         """The utterances of the given numbers, a batch for each share."""
         return DataLoader(
-            self.speech, batch_sampler=shares, collate_fn=self.speech.collate, generator=torch.Generator()
+            self.speech,
+            batch_sampler=shares,
+            collate_fn=self.speech.collate,
+            num_workers=self.workers,
+            generator=torch.Generator(),
         )
 
     def loss(self, model: TaaeModel, batch: dict) -> torch.Tensor:

@@ -6,6 +6,8 @@ the end the averaged weights as a folder that `AutoModel.from_pretrained` loads.
 
 import itertools
 import json
+import os
+import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -22,7 +24,7 @@ from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
 
-from modeling_taae.audio_io import write_bytes
+from modeling_taae.audio_io import TaaeInputError, one_line, write_bytes
 from training.adversarial import Adversary
 from training.checkpoints import (
     CheckpointError,
@@ -106,7 +108,7 @@ class Trainer:
     def _read_speech(self) -> None:
         recipe = self.recipe
         if not recipe.data.streaming:
-            with self.accelerator.main_process_first():  # the others find what it has decoded
+            with self.accelerator.local_main_process_first():  # the others find what it has decoded
                 self.crops = TrainingCrops(recipe.data, self.extractor, recipe.seed)
             self.accelerator.print(f"{self.crops.skipped} recordings could not be decoded and are left out.")
         if recipe.validation.corpus is not None and self.accelerator.is_main_process:
@@ -157,7 +159,9 @@ class Trainer:
         self.keep_recipe()
         self.tell_schedule()
         logged = {**flatten(asdict(self.recipe)), "processes": self.accelerator.num_processes}
-        self.accelerator.init_trackers("log", config=logged)
+        # TensorBoard makes it a folder in the run's own, others a project among many.
+        project = "log" if self.recipe.tracker == "tensorboard" else self.output_dir.name
+        self.accelerator.init_trackers(project, config=logged)
         progress = tqdm(
             initial=self.step,
             total=self.recipe.max_steps,
@@ -277,6 +281,8 @@ class Trainer:
             self._check_kept_recipe()
             load_checkpoint(self.accelerator, checkpoints[-1], [companion.load for companion in self.companions])
             self.step = checkpoint_step(checkpoints[-1])
+            # Batches since the last update: none, even if there are to be other numbers of them now.
+            self.accelerator.step = 0
             self.accelerator.print(f"Resuming from {checkpoints[-1]}.")
 
     def _check_kept_recipe(self) -> None:
@@ -320,11 +326,14 @@ class Trainer:
         """
         self.accelerator.wait_for_everyone()
         if (model := unsharded(self.average.module, self.accelerator.device)) is not None:
-            folder = self.output_dir / "model"
-            model.save_pretrained(folder)
-            self.extractor.save_pretrained(folder)
-            for companion in self.companions:
-                companion.module.save_pretrained(folder)
+            folder, partial = self.output_dir / "model", self.output_dir / "model.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            for part in (model, self.extractor, *(companion.module for companion in self.companions)):
+                part.save_pretrained(partial)
+            folder.mkdir(exist_ok=True)
+            for file in partial.iterdir():
+                os.replace(file, folder / file.name)
+            partial.rmdir()
             if self.recipe.hub is not None:
                 publish_on_hub(self.recipe, self.output_dir)
 
@@ -333,7 +342,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     """The processes and devices of a run.
 
     Raises:
-        RecipeError: if there is no such tracker, or its package is not installed.
+        RecipeError: if there is no such tracker, its package is not installed, or the machine cannot do what is asked.
     """
     try:
         accelerator = Accelerator(
@@ -346,7 +355,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
         )
     except ValueError as error:
-        raise RecipeError(f"--tracker {recipe.tracker}: {error}") from error
+        raise RecipeError(f"Accelerate cannot set up this run: {one_line(error)}") from error
     if not accelerator.log_with:
         raise RecipeError(f"--tracker {recipe.tracker}: is not installed; install it, or choose another.")
     return accelerator
@@ -383,8 +392,16 @@ def main() -> None:
         sys.exit(2)
     except (CheckpointError, HubError) as error:
         sys.exit(f"train.py: {error}")
-    except (OSError, SoundFileError, SafetensorError) as error:  # the log, samples or weights on a full disk
-        sys.exit(f"train.py: {error}. Run again once that is seen to: it goes on from the newest checkpoint.")
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition(". ")[0]
+        sys.exit(
+            f"train.py: the device has too little memory ({reason}). Lower --batch_size and raise "
+            "--gradient_accumulation_steps, or try --gradient_checkpointing true."
+        )
+    # The log, samples or weights on a full disk.
+    except (OSError, TaaeInputError, SoundFileError, SafetensorError) as error:
+        reason = error.__cause__ or error
+        sys.exit(f"train.py: {reason}. Run again once that is seen to: it goes on from the newest checkpoint.")
     except DivergenceError as error:
         sys.exit(
             f"train.py: {error} Lower optimizer.learning_rate, or raise optimizer.warmup_steps, and run again: it goes "
