@@ -91,7 +91,12 @@ def test_an_interrupt_while_a_file_is_read(capsys, monkeypatch):
             raise KeyboardInterrupt
         return read(source, rate)
 
-    monkeypatch.setattr(cli, "read_audio", interrupted)
-    assert cli.main(["encode", "in", "-o", "out"]) == 130
-    assert capsys.readouterr() == ("", "")
+    with monkeypatch.context() as context:
+        context.setattr(cli, "read_audio", interrupted)
+        assert cli.main(["encode", "in", "-o", "out"]) == 130
+    out, err = capsys.readouterr()
+    assert out == "" and "the same command with --skip-existing makes the others" in err
     assert set(contents("out")) <= {"0.taae", "1.taae"}
+    assert cli.main(["encode", "in", "-o", "out", "--skip-existing"]) == 0
+    assert cli.main(["encode", "in", "-o", "whole"]) == 0
+    assert contents("out") == contents("whole")

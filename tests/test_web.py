@@ -271,7 +271,7 @@ def sound(page, player: str) -> np.ndarray:
 def test_a_voice_goes_through_a_link(visit, codec, model):
     sender = visit()
     sender.get_by_role("button", name="Record").click()
-    sender.wait_for_timeout(1500)
+    sender.locator("#clock", has_text=re.compile(r"[1-9]\.\d s")).wait_for()
     sender.get_by_role("button", name="Stop").click()
     sender.locator("#sent").wait_for()
     link = sender.inner_text("#link")
