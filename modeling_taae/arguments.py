@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -90,8 +91,8 @@ cluster need this package, and the source and the model at the same paths; a clu
 RAY_AUTH_MODE=token in the environment.
 
 Sources
-  folder     audio, Parquet and .tar files, however deep; metadata.csv, .jsonl or .parquet in it, with a column
-             file_name, may tell more about the audio; with --split, it is read as a data set
+  folder     audio, Parquet and .tar files, however deep; metadata.csv, .jsonl or .parquet beside the audio,
+             with a column file_name, may tell more about it; with --split, it is read as a data set
   .parquet   a column holds audio files: as bytes, as paths, or as the Audio feature of `datasets`
   .tar       WebDataset: a.flac is a recording, and a.json, a.txt and a.cls tell about it
   NAME       a data set on the Hub, which is streamed
@@ -167,6 +168,13 @@ def number(least: float, most: float = math.inf) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def split_name(text: str) -> str:
+    """The type of an option that takes the name of a split, as `datasets` allows it."""
+    if not re.fullmatch(r"\w+(\.\w+)*", text):
+        raise argparse.ArgumentTypeError(f"{text}: expected letters, digits, _ and dots between them")
+    return text
 
 
 def build_parser() -> ArgumentParser:
@@ -308,7 +316,7 @@ def add_tokenize_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("sources", nargs="+", metavar="SOURCE", help="audio, Parquet or .tar files, folders of them, or a Hub data set")
     add("-o", "--output", metavar="DIR", required=True, help="folder to make; an interrupted run in it goes on")
-    add("--split", help="of a data set; also what the output's split is called (default: train)")
+    add("--split", type=split_name, help="of a data set; also what the output's split is called (default: train)")
     add("--subset", metavar="NAME", help=SUBSET_HELP)
     add("--audio-column", default="audio", metavar="C", help="column with the audio (default: audio)")
     add("--id-column", metavar="C", help="column with ids (default: id, utterance_id or segment_id if there is one)")

@@ -15,6 +15,10 @@ from .audio_io import AUDIO_SUFFIXES, TaaeInputError, as_text, one_line, search_
 from .corpus_readers import METADATA_READERS, Archives, Recordings, Row, StreamedRows, Tables, read_metadata
 from .utterances import check_column, matching_paths, stream_rows
 
+# What there may be in folders, and what may tell about it.
+SUFFIXES = AUDIO_SUFFIXES | {".parquet", ".tar"}
+TABLE_SUFFIXES = frozenset(Path(name).suffix for name in METADATA_READERS)
+
 
 class Corpus:
     """The rows of one or more sources, in units of work.
@@ -102,9 +106,9 @@ def open_files(
     """
     files, tables = [], []
     for path in map(Path, map(os.path.abspath, paths)):
-        inside = search_directory(path, AUDIO_SUFFIXES | {".parquet", ".tar"}) if path.is_dir() else [path]
-        files += sorted(file for file in inside if file.name not in METADATA_READERS)
-        tables += [path / table for table in METADATA_READERS if (path / table).is_file()]
+        inside = sorted(search_directory(path, SUFFIXES | TABLE_SUFFIXES)) if path.is_dir() else [path]
+        tables += [file for file in inside if path.is_dir() and file.name in METADATA_READERS]
+        files += [file for file in inside if file.name not in METADATA_READERS and file.suffix.lower() in SUFFIXES]
     metadata = read_metadata(tables)
     if id_column is not None and tables:
         check_column(id_column, metadata.column_names, name, "--id-column")

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +25,18 @@ from .utterances import COLUMNS, as_dictionaries, check_column
 
 # Rows that a unit has at least, where the source leaves the choice. A run that is killed repeats its unfinished units.
 UNIT_ROWS = 128
+
+
+def read_texts(table: Path) -> pa.Table:
+    """A CSV file, all of it as text: an id of 007 is no number."""
+    with csv.open_csv(table) as beginning:
+        names = beginning.schema.names
+    return csv.read_csv(table, convert_options=csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())))
+
+
 # What a folder of recordings may tell about them: a table with a column `file_name`, as `datasets` has it.
 METADATA_READERS = {
-    "metadata.csv": csv.read_csv,
+    "metadata.csv": read_texts,
     "metadata.jsonl": json_lines.read_json,
     "metadata.parquet": parquet.read_table,
 }
@@ -68,6 +78,11 @@ def read_metadata(tables: list[Path]) -> pa.Table:
         try:
             content = METADATA_READERS[table.name](table)
             names = [os.path.abspath(table.parent / name) for name in content.column("file_name").to_pylist()]
+            if repeated := [name for name, number in Counter(names).items() if number > 1]:
+                raise TaaeInputError(
+                    f"{table}: tells more than once about {as_text(os.path.basename(repeated[0]))}; expected a row for "
+                    "each file, so cut recordings into files of their own"
+                )
             read.append(content.set_column(content.column_names.index("file_name"), "file_name", pa.array(names)))
         except (OSError, KeyError, TypeError, pa.ArrowException) as error:
             raise TaaeInputError(
@@ -283,7 +298,9 @@ def read_sample(members: Iterable[tuple[str, bytes]]) -> tuple[bytes | None, dic
     audio, columns, problem = None, {}, ""
     for kind, content in members:
         suffix = kind.lower().rsplit(".", 1)[-1]
-        if f".{suffix}" in AUDIO_SUFFIXES and audio is None:
+        if f".{suffix}" in AUDIO_SUFFIXES:
+            if audio is not None:
+                problem = "bad audio: there are two recordings in its sample, whose name ends at the first dot"
             audio = content
         elif suffix == "json":
             try:

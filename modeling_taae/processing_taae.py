@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from os import PathLike
 
 import numpy as np
 import torch
@@ -244,6 +245,8 @@ class TaaeProcessor(ProcessorMixin):
         Raises:
             ValueError: if there is no codec, or as for the feature extractor.
         """
+        if isinstance(audio, (list, tuple)) and not audio:
+            return []
         codec = self._codec()
         inputs = self.feature_extractor(audio, sampling_rate=sampling_rate, return_tensors="pt").to(codec.device)
         with torch.no_grad():
@@ -256,13 +259,13 @@ class TaaeProcessor(ProcessorMixin):
         Raises:
             ValueError: if there is no codec.
         """
-        spoken = [position for position, segment in enumerate(segments) if not isinstance(segment, str)]
-        heard = list(segments)
+        heard = [segment if isinstance(segment, str) else torch.as_tensor(segment) for segment in segments]
+        spoken = [position for position, segment in enumerate(heard) if not isinstance(segment, str)]
         if not spoken:
             return heard
         codec = self._codec()
-        lengths = torch.tensor([segments[position].shape[1] for position in spoken])
-        codes = pad_sequence([segments[position].T for position in spoken], batch_first=True).transpose(1, 2)
+        lengths = torch.tensor([heard[position].shape[1] for position in spoken])
+        codes = pad_sequence([heard[position].T for position in spoken], batch_first=True).transpose(1, 2)
         mask = torch.arange(codes.shape[2]) < lengths[:, None]
         with torch.no_grad():
             decoded = codec.decode(codes.to(codec.device), mask.to(codec.device), bottleneck=self.bottleneck)
@@ -316,7 +319,7 @@ class TaaeProcessor(ProcessorMixin):
             return message
         texts = []
         for part in message["content"]:
-            kind = part.get("type")
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
             if kind == "text":
                 texts.append(part["text"])
             elif kind == "audio":
@@ -334,10 +337,10 @@ class TaaeProcessor(ProcessorMixin):
         sounding = [index for index, part in enumerate(parts) if "audio_codes" not in part]
         if sounding:
             rate = self.feature_extractor.sampling_rate
-            if all(isinstance(clips[index], str) for index in sounding):
-                sampling_rate = rate
             given = [clips[index] for index in sounding]
-            waveforms = [load_audio(clip, rate) if isinstance(clip, str) else clip for clip in given]
+            if all(isinstance(clip, (str, PathLike)) for clip in given):
+                sampling_rate = rate
+            waveforms = [_load(str(clip), rate) if isinstance(clip, (str, PathLike)) else clip for clip in given]
             codes = self.encode_speech(waveforms, sampling_rate)
             for index, clip in zip(sounding, codes, strict=True):
                 clips[index] = clip
@@ -373,11 +376,22 @@ class TaaeProcessor(ProcessorMixin):
         return BatchFeature(dict(padded), tensor_type=return_tensors)
 
 
+def _load(source: str, sampling_rate: int) -> np.ndarray:
+    """The waveform of a file by its name or address, or of its content in base64."""
+    try:
+        return load_audio(source, sampling_rate)
+    except ValueError as error:
+        raise ValueError(f"{source[:80]!r} is neither an audio file, nor an address, nor a file in base64.") from error
+
+
 def _as_list(audio_codes: Tensor | np.ndarray | Sequence | None, mask: Tensor | None = None) -> list:
     """The clips of an argument that is one clip, (tokens_per_frame, frames), several, perhaps padded, or None."""
     if audio_codes is None:
         return []
     is_one = isinstance(audio_codes, (Tensor, np.ndarray)) and audio_codes.ndim == 2
+    if isinstance(audio_codes, (list, tuple)) and audio_codes and isinstance(audio_codes[0], (list, tuple)):
+        # Lists of lists are a clip; those one deeper are clips.
+        is_one = not (audio_codes[0] and isinstance(audio_codes[0][0], (list, tuple)))
     clips = [audio_codes] if is_one else list(audio_codes)
     if mask is None:
         return clips

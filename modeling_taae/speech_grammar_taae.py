@@ -60,7 +60,9 @@ class SpeechGrammar(LogitsProcessor):
             in_turn = inside & may_continue[:, stage]
             mask = vocabulary.producible.mask(earlier) & in_turn[:, None]
             allowed[:, ids_of_stage.start : ids_of_stage.stop] = mask
-        return scores.masked_fill(~allowed, -torch.inf)
+        scores = scores.masked_fill(~allowed, -torch.inf)
+        # Where others forbid all that is allowed here, as `min_new_tokens` does the end of speech, this has the word.
+        return torch.where((scores == -torch.inf).all(dim=1, keepdim=True) & allowed, 0.0, scores)
 
     def _next(self, counts: Tensor) -> tuple[Tensor, Tensor]:
         """What may follow in a span that has so many tokens of each stage, (batch, stages) int64.

@@ -170,13 +170,25 @@ def test_waveforms_need_a_codec(clips):
     assert len(processor(processor.audio_token, audio_codes=np.ones((4, 5), dtype=np.int32))["input_ids"][0]) == 22
 
 
+def test_a_batch_may_be_without_speech(processor):
+    assert processor(["a"], audio=[], sampling_rate=16_000)["input_ids"] == processor(["a"])["input_ids"]
+
+
+def test_codes_of_any_kind_become_waveforms(processor):
+    codes = torch.zeros(4, 2, dtype=torch.int64)
+    (expected,) = processor.decode_speech([codes])
+    for given in (codes.numpy(), codes.tolist()):
+        assert np.array_equal(processor.decode_speech(["text", given])[1], expected)
+
+
 def test_codes_come_as_a_clip_a_list_or_a_batch(processor):
     batch = torch.arange(24).reshape(2, 4, 3)
     texts = [processor.audio_token] * 2
     expected = [processor.vocabulary.span(codes).tolist() for codes in batch]
     for codes in (batch, list(batch), batch.numpy(), batch.tolist()):
         assert processor(texts, audio_codes=codes)["input_ids"] == expected
-    assert processor(texts[0], audio_codes=batch[1])["input_ids"] == expected[1:]
+    for codes in (batch[1], batch[1].numpy(), batch[1].tolist()):
+        assert processor(texts[0], audio_codes=codes)["input_ids"] == expected[1:]
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
     shorter = processor.vocabulary.span(batch[1, :, :2]).tolist()
     for codes, real in ((batch, mask), (batch.numpy(), mask.numpy()), (batch.tolist(), mask.tolist())):
@@ -239,6 +251,11 @@ def test_chat_templates_with_speech(processor, clips, tmp_path):
     soundfile.write(tmp_path / "b.wav", stereo, 16_000, subtype="FLOAT")
     codes = processor.encode_speech(clips, 16_000)
     chat = conversation(clips[0], codes[2], tmp_path / "b.wav")
+    files = [
+        [{"role": "user", "content": [{"type": "audio", "path": kind(tmp_path / "b.wav")}]}] for kind in (Path, str)
+    ]
+    first, second = processor.apply_chat_template(files, tokenize=True)
+    assert first == second
     token = processor.audio_token
     text = f"[system]Be brief.[user]Hear {token}{token}[assistant]{token}!</s>"
     assert processor.apply_chat_template(chat) == text
@@ -276,6 +293,8 @@ def test_chat_templates_say_what_they_cannot_take(processor, clips):
         ([{"type": "image", "url": "x.png"}], "text or audio, not 'image'"),
         ([{"type": "audio"}], "has one of audio_codes, audio, path, url"),
         ([{"text": "hello"}], "text or audio, not None"),
+        (["hello"], "text or audio, not 'str'"),
+        ([{"type": "audio", "path": "nope.wav"}], "'nope.wav' is neither an audio file"),
     ]:
         with pytest.raises(ValueError, match=words):
             processor.apply_chat_template([{"role": "user", "content": content}], tokenize=True)

@@ -194,6 +194,18 @@ def test_the_grammar_lets_follow_what_a_span_of_any_length_goes_on_with(vocabula
 
 
 @every_vocabulary
+def test_the_grammar_has_the_last_word_where_others_forbid_all_that_it_allows(vocabulary):
+    """As `min_new_tokens` does the end where a lagging stage has shown that no frame follows."""
+    ids = [vocabulary.begin_id, *vocabulary.span(codes_of_audio(vocabulary, 3)).tolist()[1:-1]]
+    grammar = SpeechGrammar(vocabulary, vocabulary.ranges[-1].stop)
+    scores = torch.zeros(1, grammar.num_tokens)
+    free = grammar(torch.tensor([ids]), scores)
+    allowed_ids = free[0].isfinite().nonzero()[:, 0]
+    scores[0, allowed_ids] = -torch.inf
+    assert torch.equal(grammar(torch.tensor([ids]), scores)[0].isfinite().nonzero()[:, 0], allowed_ids)
+
+
+@every_vocabulary
 def test_the_grammar_lets_text_and_a_beginning_follow_nothing(vocabulary):
     """As where generation begins with embeddings."""
     assert torch.equal(allowed(vocabulary, []), allowed(vocabulary, [7]))

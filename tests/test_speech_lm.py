@@ -250,4 +250,10 @@ class TestMistakes:
         assert "learnt the tokens of codec" in message
         assert "was begun with other layout" in self.refused(capsys, settings, layout="delay")
         assert "no language model" in refusal(capsys, speak, tmp_path, "-o", tmp_path / "a.wav")
-        assert "above 0" in refusal(capsys, speak, model, "-o", tmp_path / "a.wav", "--seconds", 0)
+        placeholder = "<|taae_audio|>"
+        assert "cannot be said" in refusal(
+            capsys, speak, model, placeholder, "-o", tmp_path / "a.wav", "--codec", tiny_model_folder
+        )
+        for option, value in (("--seconds", 0), ("--seconds", "inf"), ("--temperature", 1e-45)):
+            with pytest.raises(SystemExit, match="2"):
+                speak.main([str(model), "-o", str(tmp_path / "a.wav"), option, str(value)])

@@ -251,6 +251,26 @@ class TestSources:
         assert rows["deep/B.flac"]["speaker"] == "BB" and rows["unknown.flac"]["text"] is None
         assert rejects_of()["deep/gone.flac"].startswith("missing")
 
+    def test_metadata_is_text_as_it_stands(self):
+        for number, folder in enumerate(("one", "two/deep")):
+            Path(folder).mkdir(parents=True)
+            Path(folder, "a.flac").write_bytes(flac(clip(seed=number)))
+            Path(folder, "metadata.csv").write_text(f"file_name,id,speaker,text\na.flac,000{number},007,0\n")
+        tokenize("one", "two")
+        rows = rows_of()
+        assert list(rows) == ["0000", "0001"]
+        assert {(row["speaker"], row["text"]) for row in rows.values()} == {("007", "0")}
+
+    @pytest.mark.parametrize(
+        ("lines", "message"),
+        [(b"a.flac,caf\xe9", "cannot be read"), (b"a.flac,one\na.flac,two", "tells more than once about a.flac")],
+    )
+    def test_metadata_that_cannot_be_used(self, capsys, lines, message):
+        Path("in").mkdir()
+        Path("in/a.flac").write_bytes(flac(clip()))
+        Path("in/metadata.csv").write_bytes(b"file_name,text\n" + lines)
+        assert f"in/metadata.csv: {message}" in refusal(capsys, "in")
+
     def test_archives(self, expected):
         Path("shards").mkdir()
         for number, (text, audio) in enumerate(self.clips.items()):
@@ -316,7 +336,7 @@ class TestSources:
         Path("all/metadata.csv").write_text("file_name,text\na.flac,A\n")
         Path("all/some/metadata.csv").write_text("file_name,text\nb.flac,B\n")
         tokenize("all", "all/some", "./all", "all/a.flac")
-        assert {name: row["text"] for name, row in rows_of().items()} == {"a.flac": "A", "some/b.flac": None}
+        assert {name: row["text"] for name, row in rows_of().items()} == {"a.flac": "A", "some/b.flac": "B"}
 
     def test_several_sources_keep_their_order_and_names(self):
         for name in ("b/x.wav", "a/x.wav", "c.wav"):
@@ -344,6 +364,8 @@ class TestSources:
         assert "no column 'audio', only text" in refusal(capsys, "texts.parquet")
         assert "no column 'nr'" in refusal(capsys, "data.parquet", "--id-column", "nr")
         assert "no column 'nr'" in refusal(capsys, "listed", "--id-column", "nr")
+        with pytest.raises(SystemExit):
+            refusal(capsys, "data.parquet", "--split", "a/b")
         assert "is in ., which is read" in refusal(capsys, ".")
 
 
@@ -417,18 +439,22 @@ class TestRejects:
             "broken.parquet": "damaged",
         }
 
-    def test_half_a_letter_in_an_archive(self):
+    def test_odd_samples_of_an_archive(self):
         with tarfile.open("a.tar", "w") as archive:
             for name, content in {
                 "0.flac": flac(clip()),
                 "0.json": rb'{"text": "cut \ud83d"}',
                 "1.flac": flac(clip()),
+                "2.a.flac": flac(clip()),
+                "2.b.flac": flac(clip()),
             }.items():
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
         tokenize("a.tar")
-        assert list(rows_of()) == ["a.tar/1"] and rejects_of()["a.tar/0"].startswith("bad text")
+        assert list(rows_of()) == ["a.tar/1"]
+        reasons = rejects_of()
+        assert reasons["a.tar/0"].startswith("bad text") and "two recordings" in reasons["a.tar/2"]
 
     def test_clips_that_the_model_refuses(self, monkeypatch, capsys):
         source = parquet("data.parquet", [row("a"), row("odd", flac(clip(0.7))), row("b")])

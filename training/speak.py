@@ -16,6 +16,7 @@ from transformers.utils import logging
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
 
 from modeling_taae import TaaeProcessor
+from modeling_taae.arguments import number
 from modeling_taae.audio_io import TaaeInputError, one_line, read_audio, write_audio
 from modeling_taae.codec import load_codec
 
@@ -93,8 +94,6 @@ def speak(options: argparse.Namespace) -> None:
     Raises:
         TaaeInputError: if a model, the prompt or an option cannot be used.
     """
-    if not (options.seconds > 0 and options.temperature > 0):
-        raise TaaeInputError("--seconds and --temperature: expected numbers above 0")
     model, processor = load_speaker(options.model)
     codec = load_codec(options.codec)
     if (wanted := getattr(model.config, CODEC_IDENTITY, codec.identity)) != codec.identity:
@@ -108,7 +107,10 @@ def speak(options: argparse.Namespace) -> None:
         (prompt,) = processor.encode_speech(read_audio(options.prompt, rate), rate)
     torch.manual_seed(options.seed)
     frames = max(1, round(options.seconds * codec.model.config.frame_rate))
-    codes = generate_speech(model, processor, options.text, prompt, frames, options.temperature)
+    try:
+        codes = generate_speech(model, processor, options.text, prompt, frames, options.temperature)
+    except ValueError as error:
+        raise TaaeInputError(f"{options.text!r}: cannot be said ({one_line(error)})") from error
     (waveform,) = processor.decode_speech([codes])
     write_audio(options.output, waveform, rate)
 
@@ -121,8 +123,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help=".wav or .flac")
     parser.add_argument("--prompt", metavar="FILE", help="speech to go on from")
     parser.add_argument("--codec", metavar="M", help="that the tokens are of (default: as for `taae`)")
-    parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="the most that it says (default: 10)")
-    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="below 1, less varied (default: 1)")
+    longest = "the most that it says (default: 10)"
+    parser.add_argument("--seconds", type=number(0.01, 3600), default=10.0, metavar="S", help=longest)
+    varied = "below 1, less varied (default: 1)"
+    parser.add_argument("--temperature", type=number(0.01, 100), default=1.0, metavar="T", help=varied)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="another one, another voice (default: 0)")
     options = parser.parse_args(arguments)
     logging.set_verbosity_error()
@@ -131,6 +135,8 @@ def main(arguments: list[str] | None = None) -> int:
     except TaaeInputError as error:
         print(f"speak.py: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

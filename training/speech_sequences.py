@@ -106,7 +106,10 @@ class TokenCorpus:
         if self._texts_are_a_file:
             known = read_transcripts(self.texts)
             return [known.get(name, "") for name in self.rows["id"]]
-        return [str(text or "").strip() for text in self.rows[self.texts]]
+        texts = ["" if text is None else text for text in self.rows[self.texts]]
+        if any(isinstance(text, bytes) for text in texts):
+            raise TaaeInputError(f"{self.folder}: column {self.texts} holds bytes; expected texts")
+        return [str(text).strip() for text in texts]
 
 
 class SpeechSequences(torch.utils.data.Dataset):

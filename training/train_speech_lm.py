@@ -117,7 +117,12 @@ def make_language_model(budget: Budget, processor: TaaeProcessor, codec_identity
     """A Llama of random weights.
 
     It has rows for all tokens from the start, since there are no trained ones that new rows could be the mean of.
+
+    Raises:
+        TaaeInputError: if its width cannot be shared among its heads.
     """
+    if budget.hidden_size % budget.heads:
+        raise TaaeInputError(f"--budget.hidden_size {budget.hidden_size}: is no multiple of {budget.heads} heads")
     set_seed(budget.seed)
     config = LlamaConfig(
         vocab_size=len(processor.tokenizer),
@@ -219,7 +224,7 @@ def write_samples(settings: Settings, model: PreTrainedModel, sequences: SpeechS
         half, limit = clip[:, : max(1, clip.shape[1] // 2)], settings.budget.crop_frames
         spoken = {
             "spoken": generate_speech(model, processor, text, frames=limit),
-            "continued": generate_speech(model, processor, text, half, limit - half.shape[1]),
+            "continued": generate_speech(model, processor, text, half, max(1, limit - half.shape[1])),
             "original": clip,
         }
         for kind, waveform in zip(spoken, processor.decode_speech(list(spoken.values())), strict=True):
@@ -320,6 +325,9 @@ def main(arguments: list[str] | None = None) -> int:
     except TaaeInputError as error:
         print(f"train_speech_lm.py: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("train_speech_lm.py: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
+        return 130
     rates = result["bit_rate"]
     print(
         f"{settings.output_dir}: {rates['free']:.0f} bits per second of speech, {rates['grammar']:.0f} with the "
