@@ -106,9 +106,11 @@ def open_files(
     """
     files, tables = [], []
     for path in map(Path, map(os.path.abspath, paths)):
-        inside = sorted(search_directory(path, SUFFIXES | TABLE_SUFFIXES)) if path.is_dir() else [path]
-        tables += [file for file in inside if path.is_dir() and file.name in METADATA_READERS]
-        files += [file for file in inside if file.name not in METADATA_READERS and file.suffix.lower() in SUFFIXES]
+        # A file that is named outright is tried whatever it is called.
+        inside = sorted(search_directory(path, SUFFIXES)) if path.is_dir() else [path]
+        files += [file for file in inside if file.name not in METADATA_READERS]
+        if path.is_dir():
+            tables += [file for file in search_directory(path, TABLE_SUFFIXES) if file.name in METADATA_READERS]
     metadata = read_metadata(tables)
     if id_column is not None and tables:
         check_column(id_column, metadata.column_names, name, "--id-column")

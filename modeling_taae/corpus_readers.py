@@ -86,7 +86,8 @@ def read_metadata(tables: list[Path]) -> pa.Table:
             read.append(content.set_column(content.column_names.index("file_name"), "file_name", pa.array(names)))
         except (OSError, KeyError, TypeError, pa.ArrowException) as error:
             raise TaaeInputError(
-                f"{table}: cannot be read ({one_line(error)}); expected a table with a column file_name"
+                f"{table}: cannot be read ({one_line(error)}); expected a table with a column file_name, so call it "
+                "something else if it is for something else"
             ) from error
     try:
         return pa.concat_tables(read, promote_options="permissive")

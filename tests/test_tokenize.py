@@ -251,6 +251,12 @@ class TestSources:
         assert rows["deep/B.flac"]["speaker"] == "BB" and rows["unknown.flac"]["text"] is None
         assert rejects_of()["deep/gone.flac"].startswith("missing")
 
+    def test_a_file_that_is_named_is_tried_whatever_it_is_called(self):
+        Path("in").mkdir()
+        Path("in/speech.dat").write_bytes(flac(clip()))
+        tokenize("in/speech.dat")
+        assert list(rows_of()) == ["speech.dat"]
+
     def test_metadata_is_text_as_it_stands(self):
         for number, folder in enumerate(("one", "two/deep")):
             Path(folder).mkdir(parents=True)
