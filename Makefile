@@ -112,13 +112,13 @@ language-models: $(VENV)/train.stamp  ## compare presets and layouts as tokens o
 		--texts $(SPEECH)/transcripts.parquet --with_texts '[4x729_1000bps]' --codec $(CARD) \
 		--results $(CARD)/results $(BUDGET)
 
-page: web  ## measure what the 8-bit weights of the page change
+page: $(VENV)/eval.stamp web  ## measure what the 8-bit weights of the page change
 	$(BIN)/python hub_cards/web/measure.py $(SPEECH)/test-*.parquet --model $(CARD)
 
 pictures: $(VENV)/eval.stamp  ## draw the model card's pictures
 	$(BIN)/python hub_cards/make_pictures.py $(CARD) --speech $(SPEECH)/test-*.parquet
 
-benchmark: $(VENV)/train.stamp  ## measure how fast training and inference are, for training/README.md
+benchmark: $(VENV)/train.stamp $(VENV)/export.stamp  ## measure how fast training and inference are, for training/README.md
 	$(BIN)/python training/benchmark.py --json training/benchmark.json --readme training/README.md
 
 stages: $(VENV)/train.stamp $(VENV)/eval.stamp  ## train what shows the stages of training at nano size, for training/README.md: hours

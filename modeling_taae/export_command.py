@@ -41,5 +41,5 @@ def check_packages(file_format: str) -> None:
     missing = [name for name in PACKAGES if find_spec(name) is None] if file_format.startswith("onnx") else []
     if missing:
         raise TaaeInputError(
-            f"--format {file_format}: needs {', '.join(missing)}; run `pip install modeling_taae[export]`"
+            f"--format {file_format}: needs {', '.join(missing)}; run `pip install 'modeling_taae[export]'`"
         )

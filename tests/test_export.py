@@ -264,7 +264,7 @@ class TestFailures:
     def test_missing_packages_are_named(self, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path, capsys) -> None:
         monkeypatch.setattr(export_command, "PACKAGES", ("onnx", "no_such_package"))
         assert cli.main(["export", str(folder), "-o", str(tmp_path)]) == 2
-        assert "needs no_such_package; run `pip install modeling_taae[export]`" in capsys.readouterr().err
+        assert "needs no_such_package; run `pip install 'modeling_taae[export]'`" in capsys.readouterr().err
 
     def test_a_folder_without_a_pair(self, exported: Path, tmp_path: Path) -> None:
         with pytest.raises(TaaeInputError, match="expected one exported encoder, .* found none"):

@@ -21,6 +21,7 @@ import torch
 from browsers import chromium, fits, visitor
 
 from modeling_taae import TaaeConfig, TaaeFeatureExtractor, TaaeModel
+from modeling_taae.audio_io import TaaeInputError
 from modeling_taae.export import round_weights
 from modeling_taae.exported_codec import ExportedCodec
 from modeling_taae.feature_extraction_taae import integrated_loudness, normalize_loudness
@@ -320,6 +321,47 @@ def test_what_went_wrong_is_told(visit):
     page.get_by_role("button", name="Record").click()
     page.get_by_text("The microphone may not be used").wait_for()
     assert page.get_by_role("button", name="Record").is_enabled()
+
+
+def test_a_forced_reload_is_no_dead_end(visit):
+    """After it, no service worker controls the page, and none will."""
+    page = visit()
+    page.context.new_cdp_session(page).send("Page.reload", {"ignoreCache": True})
+    page.wait_for_function("navigator.serviceWorker.controller === null")
+    page.locator("#record:enabled").wait_for()
+
+
+def test_another_link_ends_what_is_under_way(visit):
+    page = visit()
+    record, second = page.get_by_role("button", name="Record"), re.compile(r"[1-9]\.\d s")
+    record.focus()
+    page.keyboard.press("Space")
+    page.locator("#clock", has_text=second).wait_for()
+    page.keyboard.press("Space")  # the button keeps the focus
+    page.get_by_text("Your link is ready.").wait_for()
+    page.evaluate("document.querySelector('#decoded').loop = true, document.querySelector('#decoded').play()")
+    record.click()
+    page.get_by_role("button", name="Stop").wait_for()
+    assert page.evaluate("document.querySelector('#decoded').paused")
+    page.evaluate("location.hash = 'VEFBRQE'")
+    page.get_by_text("This link was cut short").wait_for()
+    page.locator("#record:enabled", has_text="Record").wait_for()
+    assert page.url.endswith("#VEFBRQE") and not page.locator("#sent").is_visible()
+
+
+def test_a_browser_that_cannot_run_the_codec_is_told(browser, site, serve, tmp_path):
+    copy = shutil.copytree(site, tmp_path / "dist")
+    (copy / "codec.js").write_text("import 'nowhere.js';\n")
+    with visitor(browser) as page:
+        page.goto(serve(copy))
+        page.get_by_text("this browser cannot run the codec").wait_for()
+
+
+def test_only_a_page_is_replaced(build, tmp_path):
+    (tmp_path / "own.txt").write_text("of somebody")
+    with pytest.raises(TaaeInputError, match="holds something else"):
+        build.build(build.MODEL, tmp_path)
+    assert (tmp_path / "own.txt").exists()
 
 
 def test_a_new_version_takes_the_place_of_the_old(visit, site, serve, build, tmp_path):

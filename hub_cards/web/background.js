@@ -3,6 +3,7 @@ export function startWorker() {
   const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
   const waiting = new Map();
   let tasks = 0;
+  let broken = null; // an error, once the worker cannot do anything any more
   worker.onmessage = ({ data: { id, result, seconds, error } }) => {
     const { resolve, reject } = waiting.get(id);
     waiting.delete(id);
@@ -10,10 +11,12 @@ export function startWorker() {
     else reject(new Error(error));
   };
   worker.onerror = () => {
-    waiting.forEach(({ reject }) => reject(new Error("this browser cannot run the codec; a newer one can")));
+    broken = new Error("this browser cannot run the codec; a newer one can");
+    waiting.forEach(({ reject }) => reject(broken));
   };
   return (task, argument) =>
     new Promise((resolve, reject) => {
+      if (broken) return reject(broken);
       waiting.set(++tasks, { resolve, reject });
       worker.postMessage({ id: tasks, task, argument });
     });

@@ -23,8 +23,9 @@ PAGE = Path(__file__).parent
 MODEL = PAGE.parent / "taae-speech-16k-nano"
 CACHE = PAGE.parents[1] / ".cache"
 NOT_SERVED = {"build.py", "measure.py"}
+VERSION_FILE = "files.js"
 # What the page does not ask for, and the service worker itself, which a browser keeps by other rules.
-NOT_KEPT = {"README.md", "files.js", "sw.js"}
+NOT_KEPT = {"README.md", VERSION_FILE, "sw.js"}
 # A link's tokens have to be few: one a frame.
 BOTTLENECK = "1x46656_400bps"
 
@@ -38,11 +39,14 @@ class NoRuntimeError(TaaeInputError):
 
 
 def build(model: Path, target: Path) -> None:
-    """Writes the page with a model; what was in the target before is gone.
+    """Writes the page with a model, in place of a page that was in the target before.
 
     Raises:
-        TaaeInputError: if the model or the runtime cannot be had.
+        TaaeInputError: if the model or the runtime cannot be had, or the target holds anything but such a page.
     """
+    target = target.resolve()
+    if target.exists() and not (target.is_dir() and ((target / VERSION_FILE).is_file() or not any(target.iterdir()))):
+        raise TaaeInputError(f"{target}: holds something else than this page; choose a new folder with -o")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         site = Path(folder) / target.name
@@ -65,10 +69,10 @@ def fetch_runtime(cache: Path) -> Path:
     """
     package = cache / f"{RUNTIME.replace('@', '-')}.tgz"
     if not package.is_file():
-        if shutil.which("npm") is None:
+        if (npm := shutil.which("npm")) is None:
             raise NoRuntimeError(f"{RUNTIME} is fetched with npm, which is not there; on Debian: apt-get install npm")
         with tempfile.TemporaryDirectory() as folder:
-            command = ["npm", "pack", "--silent", RUNTIME]
+            command = [npm, "pack", "--silent", RUNTIME]
             result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
             fetched = Path(folder) / package.name
             if result.returncode or not fetched.is_file():
@@ -112,7 +116,7 @@ def list_files(site: Path) -> None:
     for file in files:
         digest.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
     names = ["./", *(file.name for file in files)]
-    (site / "files.js").write_text(
+    (site / VERSION_FILE).write_text(
         f'const VERSION = "{digest.hexdigest()[:16]}";\nconst FILES = {json.dumps(names)};\n'
     )
 
@@ -122,7 +126,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="build.py", description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=MODEL, help="a model's folder (default: %(default)s)")
     parser.add_argument(
-        "-o", "--output", type=Path, default=PAGE / "dist", help="folder to write (default: %(default)s)"
+        "-o",
+        "--output",
+        type=Path,
+        default=PAGE / "dist",
+        help="folder to write, new or of a page before (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
     try:

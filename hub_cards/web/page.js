@@ -14,6 +14,9 @@ const find = (selector) => document.querySelector(selector);
 const codec = startWorker();
 let model;
 let stop = null; // of the recording that runs, an AbortController
+let last = Promise.resolve(); // what the visitor asked for last, until it is done
+let focused = false; // whether the button had the focus when it was disabled
+const LEFT = "left"; // why a recording ends that nobody wants any more
 
 /** Something that the visitor can do something about; the message says what. */
 class Problem extends Error {}
@@ -31,7 +34,10 @@ async function main() {
   find("#copy").onclick = () => copyLink().catch(complain);
   find("#share").onclick = () => navigator.share({ url: location.href }).catch(() => {}); // if the dialogue is closed
   find("#share").hidden = !navigator.share;
-  addEventListener("hashchange", () => attempt(receive));
+  addEventListener("hashchange", () => {
+    stop?.abort(LEFT);
+    attempt(receive);
+  });
   await attempt(receive);
 }
 
@@ -41,12 +47,24 @@ async function fetchModel() {
   return response.json();
 }
 
-/** Does something that the visitor asked for, in place of what was there before. */
-async function attempt(task) {
-  for (const part of ["#received", "#sent", "#problem"]) find(part).hidden = true;
-  find("#record").disabled = true;
-  await task().catch(complain);
-  find("#record").disabled = false;
+/** Does something that the visitor asked for, in place of what was there before, and after what is still under way. */
+function attempt(task) {
+  last = last.then(async () => {
+    for (const player of document.querySelectorAll("audio")) player.pause(); // what is hidden would play on
+    for (const part of ["#received", "#sent", "#problem"]) find(part).hidden = true;
+    enable(false);
+    await task().catch(complain);
+    enable(true);
+  });
+  return last;
+}
+
+/** Whether the button can be pressed. What is disabled loses the focus, so it gets it back. */
+function enable(isEnabled) {
+  const button = find("#record");
+  if (!isEnabled && !button.disabled) focused = document.activeElement === button;
+  button.disabled = !isEnabled;
+  if (isEnabled && focused && document.activeElement === document.body) button.focus();
 }
 
 /** Waits until the page is kept, so that it is fetched only once; without waiting where a browser keeps no pages. */
@@ -57,11 +75,20 @@ async function keepForOffline() {
     else navigator.serviceWorker.addEventListener("controllerchange", resolve, { once: true });
   });
   try {
-    await navigator.serviceWorker.register("sw.js");
-    await controlled;
+    const registration = await navigator.serviceWorker.register("sw.js", { updateViaCache: "none" });
+    const worker = registration.installing ?? registration.waiting;
+    // Without one there is nothing to wait for: after a forced reload nothing ever controls the page.
+    if (worker) await Promise.race([controlled, discarded(worker)]);
   } catch (error) {
     console.warn(`The page will not work offline: ${error.message}`);
   }
+}
+
+/** Waits until a service worker has failed. */
+function discarded(worker) {
+  return new Promise((resolve) => {
+    worker.addEventListener("statechange", () => worker.state === "redundant" && resolve());
+  });
 }
 
 /** Makes a voice of the page's link, if there is one in it. */
@@ -75,11 +102,14 @@ async function receive() {
     `${duration(voice.samples)} from ${fragment.length} characters. ` +
     `Decoded in ${seconds.toFixed(2)} s in this browser.`;
   find("#received").hidden = false;
+  tell("A voice for you is ready.");
 }
 
 /** Records a voice, makes a link of it, and makes the link the page's own. */
 async function send() {
+  if (!navigator.mediaDevices) throw new Problem("Browsers give the microphone to pages under https: only.");
   const samples = await recordVoice();
+  if (samples === null) return;
   checkVoice(samples);
   tell("Encoding…");
   const { result: tokens, seconds } = await codec("encode", atModelLoudness(samples));
@@ -94,17 +124,20 @@ async function send() {
     `${duration(samples.length)} became ${fragment.length} characters, the whole link has ${location.href.length}. ` +
     `Encoded in ${seconds.toFixed(2)} s and decoded in ${decoded.seconds.toFixed(2)} s in this browser.`;
   find("#sent").hidden = false;
+  tell("Your link is ready.");
 }
 
-/** Records until the button is pressed again or the time is up. */
+/** Records until the button is pressed again or the time is up; null if the visitor has gone on to another link. */
 async function recordVoice() {
   stop = new AbortController();
+  const { signal } = stop;
   tell("Waiting for the microphone…");
   try {
-    return await record(model.sampling_rate, LONGEST, stop.signal, showRecording);
+    const samples = await record(model.sampling_rate, LONGEST, signal, showRecording);
+    return signal.reason === LEFT ? null : samples;
   } finally {
     stop = null;
-    find("#record").disabled = true;
+    enable(false);
     find("#record").textContent = "Record";
     find("#record").classList.remove("active");
     find("#level div").style.width = 0;
@@ -119,7 +152,7 @@ function showRecording(block, seconds) {
   find("#clock").textContent = `${seconds.toFixed(1)} s`;
   find("#record").textContent = "Stop";
   find("#record").classList.add("active");
-  find("#record").disabled = false;
+  enable(true);
   tell("Recording: speak now.");
 }
 

@@ -47,6 +47,7 @@ function collect(port, samplingRate, seconds, stop, onBlock) {
       port.onmessage = null;
       resolve(samples.slice(0, length));
     };
+    if (stop.aborted) return finish();
     stop.addEventListener("abort", finish, { once: true });
     port.onmessage = ({ data: block }) => {
       const part = block.subarray(0, samples.length - length);

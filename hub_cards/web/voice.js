@@ -67,7 +67,8 @@ function checkModel(bytes, expected, model) {
     const digits = [...bytes.subarray(...IDENTITY)].map((byte) => byte.toString(16).padStart(2, "0"));
     throw new LinkError(
       `This voice was made with another model (${digits.join("")}) than this page has (${model.identity}), ` +
-        "which would make noise of it. Open the link at the page that it was made with."
+        "which would make noise of it. Reload this page once while online; if that does not help, open the link at the " +
+        "page that it was made with."
     );
   }
   if (differs(0, expected.length)) {
