@@ -16,7 +16,8 @@ from .corpus_readers import METADATA_READERS, Archives, Recordings, Row, Streame
 from .utterances import check_column, matching_paths, stream_rows
 
 # What there may be in folders, and what may tell about it.
-SUFFIXES = AUDIO_SUFFIXES | {".parquet", ".tar"}
+CONTAINERS = frozenset({".parquet", ".tar"})
+SUFFIXES = AUDIO_SUFFIXES | CONTAINERS
 TABLE_SUFFIXES = frozenset(Path(name).suffix for name in METADATA_READERS)
 
 
@@ -106,11 +107,12 @@ def open_files(
     """
     files, tables = [], []
     for path in map(Path, map(os.path.abspath, paths)):
-        # A file that is named outright is tried whatever it is called.
-        inside = sorted(search_directory(path, SUFFIXES)) if path.is_dir() else [path]
-        files += [file for file in inside if file.name not in METADATA_READERS]
+        found = [path]  # tried whatever it is called
         if path.is_dir():
-            tables += [file for file in search_directory(path, TABLE_SUFFIXES) if file.name in METADATA_READERS]
+            inside = sorted(search_directory(path, SUFFIXES | TABLE_SUFFIXES))
+            tables += [file for file in inside if file.name in METADATA_READERS]
+            found = [file for file in inside if file.suffix.lower() in SUFFIXES]
+        files += [file for file in found if file.name not in METADATA_READERS]
     metadata = read_metadata(tables)
     if id_column is not None and tables:
         check_column(id_column, metadata.column_names, name, "--id-column")
@@ -133,7 +135,7 @@ def open_files(
 def kind_of(file: Path) -> str:
     """Which reader a file is for."""
     suffix = file.suffix.lower()
-    return suffix if suffix in {".parquet", ".tar"} else "audio"
+    return suffix if suffix in CONTAINERS else "audio"
 
 
 def fingerprint_of(files: Iterable[Path], root: Path) -> str:

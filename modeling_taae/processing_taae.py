@@ -388,11 +388,7 @@ def _as_list(audio_codes: Tensor | np.ndarray | Sequence | None, mask: Tensor | 
     """The clips of an argument that is one clip, (tokens_per_frame, frames), several, perhaps padded, or None."""
     if audio_codes is None:
         return []
-    is_one = isinstance(audio_codes, (Tensor, np.ndarray)) and audio_codes.ndim == 2
-    if isinstance(audio_codes, (list, tuple)) and audio_codes and isinstance(audio_codes[0], (list, tuple)):
-        # Lists of lists are a clip; those one deeper are clips.
-        is_one = not (audio_codes[0] and isinstance(audio_codes[0][0], (list, tuple)))
-    clips = [audio_codes] if is_one else list(audio_codes)
+    clips = [audio_codes] if _dimensions(audio_codes) == 2 else list(audio_codes)
     if mask is None:
         return clips
     clips, mask = [torch.as_tensor(codes) for codes in clips], torch.atleast_2d(torch.as_tensor(mask)).bool()
@@ -402,6 +398,13 @@ def _as_list(audio_codes: Tensor | np.ndarray | Sequence | None, mask: Tensor | 
             f"not {tuple(mask.shape)}."
         )
     return [codes[:, real] for codes, real in zip(clips, mask, strict=True)]
+
+
+def _dimensions(codes: Tensor | np.ndarray | Sequence) -> int:
+    """How many dimensions an array has, or nested lists, perhaps of arrays."""
+    if isinstance(codes, (list, tuple)):
+        return 1 + (_dimensions(codes[0]) if codes else 0)
+    return getattr(codes, "ndim", 0)
 
 
 def _refuse_truncation(arguments: dict) -> None:

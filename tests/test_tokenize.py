@@ -60,6 +60,15 @@ def parquet(path: str, rows: list[dict], **options) -> str:
     return path
 
 
+def tar(path: str, members: dict[str, bytes]) -> str:
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
 def many_rows(number: int) -> list[dict]:
     """Rows of several lengths, a bad one in every ten."""
     audio = [flac(clip(0.4 + 0.2 * n, seed=n)) for n in range(4)]
@@ -287,11 +296,7 @@ class TestSources:
                 "0001.npy": b"x",
                 "._0001.flac": b"",
             }
-            with tarfile.open(f"shards/{number}.tar", "w") as archive:
-                for name, content in members.items():
-                    info = tarfile.TarInfo(name)
-                    info.size = len(content)
-                    archive.addfile(info, io.BytesIO(content))
+            tar(f"shards/{number}.tar", members)
         tokenize("shards")
         rows = rows_of()
         assert list(rows) == ["0.tar/0001", "1.tar/0001", "2.tar/0001"]
@@ -430,11 +435,7 @@ class TestRejects:
 
     def test_damaged_containers_give_what_can_be_read(self):
         audio = [flac(clip(0.5, seed=n)) for n in range(4)]
-        with tarfile.open("cut.tar", "w") as archive:
-            for number, content in enumerate(audio):
-                info = tarfile.TarInfo(f"{number}.flac")
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
+        tar("cut.tar", {f"{number}.flac": content for number, content in enumerate(audio)})
         os.truncate("cut.tar", 2 * 512 + len(audio[0]) + len(audio[1]) + 2000)
         parquet("whole.parquet", [row("a")])
         Path("broken.parquet").write_bytes(Path("whole.parquet").read_bytes()[:-20])
@@ -446,18 +447,8 @@ class TestRejects:
         }
 
     def test_odd_samples_of_an_archive(self):
-        with tarfile.open("a.tar", "w") as archive:
-            for name, content in {
-                "0.flac": flac(clip()),
-                "0.json": rb'{"text": "cut \ud83d"}',
-                "1.flac": flac(clip()),
-                "2.a.flac": flac(clip()),
-                "2.b.flac": flac(clip()),
-            }.items():
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
-        tokenize("a.tar")
+        members = {"0.flac": flac(clip()), "0.json": rb'{"text": "cut \ud83d"}', "1.flac": flac(clip())}
+        tokenize(tar("a.tar", members | {"2.a.flac": flac(clip()), "2.b.flac": flac(clip())}))
         assert list(rows_of()) == ["a.tar/1"]
         reasons = rejects_of()
         assert reasons["a.tar/0"].startswith("bad text") and "two recordings" in reasons["a.tar/2"]
