@@ -13,7 +13,7 @@ from datasets.fingerprint import Hasher
 
 from .audio_io import AUDIO_SUFFIXES, TaaeInputError, as_text, one_line, search_directory
 from .corpus_readers import METADATA_READERS, Archives, Recordings, Row, StreamedRows, Tables, read_metadata
-from .utterances import check_column, matching_paths, stream_rows
+from .utterances import Origin, check_column, is_below, matching_paths, origin_of, stream_rows
 
 # What there may be in folders, and what may tell about it.
 CONTAINERS = frozenset({".parquet", ".tar"})
@@ -105,31 +105,39 @@ def open_files(
     Raises:
         TaaeInputError: if there is no file, or one lacks a column.
     """
-    files, tables = [], []
-    for path in map(Path, map(os.path.abspath, paths)):
+    tables: list[Path] = []
+    owners: dict[Path, Path] = {}  # files that were found, with the source's path that holds them
+    paths = [Path(os.path.abspath(path)) for path in paths]
+    for path in paths:
         found = [path]  # tried whatever it is called
         if path.is_dir():
             inside = sorted(search_directory(path, SUFFIXES | TABLE_SUFFIXES))
             tables += [file for file in inside if file.name in METADATA_READERS]
             found = [file for file in inside if file.suffix.lower() in SUFFIXES]
-        files += [file for file in found if file.name not in METADATA_READERS]
+        owners |= {file: path for file in found if file.name not in METADATA_READERS}
     metadata = read_metadata(tables)
     if id_column is not None and tables:
         check_column(id_column, metadata.column_names, name, "--id-column")
-    files += map(Path, metadata["file_name"].to_pylist())
+    named = {file for file in map(Path, metadata["file_name"].to_pylist()) if file not in owners}
+    holders = {file: next((path for path in paths if is_below(file, path)), None) for file in named}
+    outside = {file for file, path in holders.items() if path is None}
+    owners |= holders
+    files = list(owners)
     if not files and not tables:
         raise TaaeInputError(f"{name}: holds no audio, no Parquet and no tar file; expected one of them")
-    files = [file for file in dict.fromkeys(files) if file not in taken]
+    files = [file for file in files if file not in taken]
     taken.update(files)
     recordings, parquets, archives = (
-        [file for file in files if kind_of(file) == kind] for kind in ("audio", ".parquet", ".tar")
+        [file for file in files if ("audio" if file in outside else kind_of(file)) == kind]
+        for kind in ("audio", ".parquet", ".tar")
     )
     readers = [
-        Recordings(recordings, root, metadata, id_column),
-        Tables(parquets, root, audio_column, id_column),
+        Recordings(recordings, outside, root, metadata, id_column),
+        Tables({file: origin_of(file, owners[file]) for file in parquets}, root, audio_column, id_column),
         Archives(archives, root, id_column),
     ]
-    return [reader for reader in readers if len(reader)], fingerprint_of([*files, *tables], root)
+    fingerprint = fingerprint_of([file for file in [*files, *tables] if file not in outside], root)
+    return [reader for reader in readers if len(reader)], fingerprint
 
 
 def kind_of(file: Path) -> str:
@@ -157,4 +165,5 @@ def open_dataset(name: str, split: str, subset: str | None, audio_column: str, i
     if id_column is not None and rows.column_names:
         check_column(id_column, rows.column_names, name, "--id-column")
     fingerprint = Hasher.hash(load_dataset_builder(name, subset).config.data_files)
-    return [StreamedRows(rows, split, audio_column, id_column)], fingerprint
+    origin = Origin(Path(name)) if os.path.isdir(name) else Origin(dataset=name)
+    return [StreamedRows(rows, origin, split, audio_column, id_column)], fingerprint

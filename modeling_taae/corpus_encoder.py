@@ -185,10 +185,11 @@ class CorpusEncoder:
         if row.problem:
             return Clip(row, problem=row.problem)
         try:
-            audio, row.audio = decode_cell(row.audio, row.id, self.sampling_rate), None
+            audio, row.audio = decode_cell(row.audio, row.id, self.sampling_rate, row.origin), None
         except (TaaeInputError, PermissionError) as error:
             reason = one_line(error).removeprefix(f"{row.id}: ")
-            return Clip(row, problem=reason if reason.startswith("missing: ") else f"bad audio: {reason}")
+            told = reason.startswith(("missing: ", "outside: "))
+            return Clip(row, problem=reason if told else f"bad audio: {reason}")
         except OSError as error:  # a reject for good, perhaps for a disk that is away for a moment
             raise TaaeInputError(
                 f"{row.id}: cannot be read ({error.strerror or error}); see to it, then run the same command again"

@@ -21,7 +21,7 @@ from pyarrow import csv, parquet
 from pyarrow import json as json_lines
 
 from .audio_io import AUDIO_SUFFIXES, TaaeInputError, as_text, one_line
-from .utterances import COLUMNS, as_dictionaries, check_column
+from .utterances import COLUMNS, NOWHERE, Origin, as_dictionaries, check_column
 
 # Rows that a unit has at least, where the source leaves the choice. A run that is killed repeats its unfinished units.
 UNIT_ROWS = 128
@@ -58,13 +58,15 @@ class Row:
         audio: what [`decode_cell`] takes.
         columns: the source's own, without the audio.
         problem: why there is no audio; empty if nothing is known against it.
+        origin: where the source lies, below which paths are opened.
     """
 
     id: str
     source: str
-    audio: dict | str | bytes | None = None
+    audio: dict | str | bytes | Path | None = None
     columns: dict = field(default_factory=dict)
     problem: str = ""
+    origin: Origin = NOWHERE
 
 
 def read_metadata(tables: list[Path]) -> pa.Table:
@@ -124,16 +126,17 @@ class Recordings:
 
     Args:
         files: their full paths.
+        outside: those of them that a table names, but which lie elsewhere; they are not opened.
         root: the folder where names begin.
         metadata: a table with a column `file_name` of full paths.
         id_column: as for [`Corpus`].
     """
 
-    def __init__(self, files: list[Path], root: Path, metadata: pa.Table, id_column: str | None):
+    def __init__(self, files: list[Path], outside: set[Path], root: Path, metadata: pa.Table, id_column: str | None):
         self.columns = {row.pop("file_name"): row for row in metadata.to_pylist()}
         self.types = metadata.drop_columns(["file_name"]).schema
-        self.files = sorted(map(str, files))
-        self.missing = {file for file in self.files if not os.path.lexists(file)}
+        self.files, self.outside = sorted(map(str, files)), set(map(str, outside))
+        self.missing = {file for file in self.files if file not in self.outside and not os.path.lexists(file)}
         self.root, self.id_column, self.unit_rows = root, id_column, UNIT_ROWS
 
     def __len__(self) -> int:
@@ -146,12 +149,15 @@ class Recordings:
     def rows(self, unit: int) -> Iterator[Row]:
         """So many files, whether or not they are audio."""
         for file in self.files[unit * self.unit_rows :][: self.unit_rows]:
-            # Not a reject: a disk that is not mounted any more would make one of each file.
-            if not os.path.lexists(file) and file not in self.missing:
-                raise TaaeInputError(f"{file}: is gone since the run began; see to it, then run the same command again")
             name = as_text(os.path.relpath(file, self.root))
             columns = self.columns.get(file, {})
-            yield Row(row_id(columns, self.id_column, name), name, {"path": file, "bytes": None}, columns)
+            row = Row(row_id(columns, self.id_column, name), name, Path(file), columns)
+            if file in self.outside:
+                row.audio, row.problem = None, "outside: its path leads out of the corpus's folder; move the file there"
+            # Not a reject: a disk that is not mounted any more would make one of each file.
+            elif not os.path.lexists(file) and file not in self.missing:
+                raise TaaeInputError(f"{file}: is gone since the run began; see to it, then run the same command again")
+            yield row
 
 
 class OwnColumns:
@@ -186,7 +192,7 @@ class Tables:
     """Parquet files; a unit is a few row groups in a row.
 
     Args:
-        files: their full paths.
+        origins: what the cells of each file may name, by the file's full path.
         root: the folder where names begin.
         audio_column, id_column: as for [`Corpus`].
 
@@ -194,11 +200,11 @@ class Tables:
         TaaeInputError: if a file has no such column.
     """
 
-    def __init__(self, files: list[Path], root: Path, audio_column: str, id_column: str | None):
-        self.root, self.audio_column, self.id_column = root, audio_column, id_column
+    def __init__(self, origins: dict[Path, Origin], root: Path, audio_column: str, id_column: str | None):
+        self.origins, self.root, self.audio_column, self.id_column = origins, root, audio_column, id_column
         self.own: dict[Path, OwnColumns] = {}
         self.units: list[tuple[Path, list[int], int]] = []  # a file, its row groups, the number of their first row
-        for file in files:
+        for file in origins:
             try:
                 with parquet.ParquetFile(file) as table:
                     features = Features.from_arrow_schema(table.schema_arrow)
@@ -238,8 +244,8 @@ class Tables:
             rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
             for number, row in enumerate(rows, first):
                 columns = own.of(row)
-                fallback = f"{name}#{number}"
-                yield Row(row_id(columns, self.id_column, fallback), name, row[self.audio_column], columns)
+                identifier = row_id(columns, self.id_column, f"{name}#{number}")
+                yield Row(identifier, name, row[self.audio_column], columns, origin=self.origins[file])
 
 
 def row_group_units(groups: list[int]) -> Iterator[tuple[list[int], int]]:
@@ -320,12 +326,13 @@ class StreamedRows:
 
     Args:
         rows: with their audio undecoded.
+        origin: what its cells may name.
         split: which one it is.
         audio_column, id_column: as for [`Corpus`].
     """
 
-    def __init__(self, rows: IterableDataset, split: str, audio_column: str, id_column: str | None):
-        self.split, self.audio_column, self.id_column = split, audio_column, id_column
+    def __init__(self, rows: IterableDataset, origin: Origin, split: str, audio_column: str, id_column: str | None):
+        self.origin, self.split, self.audio_column, self.id_column = origin, split, audio_column, id_column
         self.own = OwnColumns(rows.features, audio_column) if rows.features else None
         self.streamed = rows.select_columns([audio_column, *self.own.schema.names]) if self.own else rows
 
@@ -344,7 +351,7 @@ class StreamedRows:
             for number, row in enumerate(as_dictionaries(shard)):
                 audio = row.pop(self.audio_column)
                 columns = self.own.of(row) if self.own else row
-                yield Row(row_id(columns, self.id_column, f"{name}#{number}"), name, audio, columns)
+                yield Row(row_id(columns, self.id_column, f"{name}#{number}"), name, audio, columns, origin=self.origin)
         # Whatever it is, the network may be the reason, so nothing is rejected.
         except (OSError, ValueError, *DAMAGED) as error:
             raise TaaeInputError(

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import fsspec
 import numpy as np
@@ -39,6 +39,73 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 FILE_SUFFIXES = AUDIO_SUFFIXES | {".parquet", ".tar"}
 # A duration column may be off by so many seconds before the file is called mismatched.
 DURATION_TOLERANCE = 0.1
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a corpus lies, and so what its cells and metadata may name: they are other people's text.
+
+    Args:
+        folder: the folder whose files may be opened, however deep; None for no file.
+        dataset: the Hub data set whose files may be fetched, at the addresses that `datasets` streams from; None for
+            no address.
+        near: the folder where relative paths begin, below `folder`; None for `folder` itself.
+    """
+
+    folder: Path | None = None
+    dataset: str | None = None
+    near: Path | None = None
+
+    def open(self, path: str, name: str) -> BinaryIO:
+        """Opens a file that a cell names.
+
+        Args:
+            path: a path, or an address of the data set.
+            name: what errors call it.
+
+        Raises:
+            TaaeInputError: if it is missing, or not one of the corpus's own files.
+            OSError: if it cannot be read.
+        """
+        if "://" in path:
+            if not self.holds_address(path):
+                raise TaaeInputError(
+                    f"{name}: outside: {as_text(path)} is an address, and addresses that a corpus names are not "
+                    "fetched; download the recordings into its folder"
+                )
+            return fsspec.open(path, "rb").open()
+        file = Path(self.near or self.folder or "", path)
+        if self.folder is not None and not is_below(file, self.folder):
+            raise TaaeInputError(
+                f"{name}: outside: {as_text(path)} does not lie in the corpus's folder, and nothing else is opened; "
+                "move the recordings there"
+            )
+        if self.folder is None or not file.is_file():
+            raise TaaeInputError(f"{name}: missing: there is no file {as_text(path)}")
+        return file.open("rb")
+
+    def holds_address(self, address: str) -> bool:
+        """Whether `datasets` makes such an address for a file of this data set, or for a member of its archives."""
+        if self.dataset is None or ".." in re.split(r"[/\\]", address):
+            return False
+        place = rf"hf://datasets/{re.escape(self.dataset)}(@[\w.%~-]+)?/[^:]+"
+        return re.fullmatch(rf"((zip|tar)://[^:]+::)?{place}", address) is not None
+
+
+def origin_of(file: Path, source: Path) -> Origin:
+    """What the cells of a table may name: files below the folder that is the source, or holds it."""
+    return Origin(source if source.is_dir() else source.parent, near=file.parent)
+
+
+def is_below(file: Path, folder: Path) -> bool:
+    """Whether a file lies in a folder, however deep, once links are followed."""
+    try:
+        return Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder))
+    except ValueError:  # a path with a NUL character
+        return False
+
+
+NOWHERE = Origin()
 
 
 @dataclass
@@ -99,17 +166,17 @@ class Utterances:
     def __iter__(self) -> Iterator[Utterance]:
         seen: Counter[str] = Counter()
         rows = chain.from_iterable(read() for _, read in self.readers)
-        for number, row in enumerate(islice(rows, self.limit)):
+        for number, (row, origin) in enumerate(islice(rows, self.limit)):
             facts = known_columns(row)
             name = facts.pop("id", f"{number:06d}")
             if name in self.texts:
                 facts.setdefault("text", self.texts[name])
             seen[name] += 1
-            yield self._utterance(name if seen[name] == 1 else f"{name}#{seen[name]}", row, facts)
+            yield self._utterance(name if seen[name] == 1 else f"{name}#{seen[name]}", row, facts, origin)
 
-    def _utterance(self, name: str, row: dict, facts: dict[str, str]) -> Utterance:
+    def _utterance(self, name: str, row: dict, facts: dict[str, str], origin: Origin) -> Utterance:
         try:
-            audio = decode_cell(row[self.audio_column], name, self.sampling_rate)
+            audio = decode_cell(row[self.audio_column], name, self.sampling_rate, origin)
         except (TaaeInputError, OSError) as error:
             return Utterance(name, None, one_line(error).removeprefix(f"{name}: "), facts)
         if not self.strict:
@@ -126,24 +193,26 @@ class Utterances:
         paths = matching_paths(source)
         if not paths:
             return self._hub_reader(source)
-        files = list(chain.from_iterable(files_of(path) for path in paths))
-        tables = [str(file) for _, file in files if file.suffix == ".parquet"]
-        recordings = [(name, file) for name, file in files if file.suffix != ".parquet"]
+        files = [(name, file, path) for path in paths for name, file in files_of(path)]
+        tables = [(str(file), origin_of(file, path)) for _, file, path in files if file.suffix == ".parquet"]
+        recordings = [(name, file) for name, file, _ in files if file.suffix != ".parquet"]
         if not files:
             raise TaaeInputError(f"{source}: holds no audio and no Parquet file; expected one of them")
 
-        def read() -> Iterator[dict]:
-            for table in tables:
-                yield from as_dictionaries(stream_rows(self.audio_column, "parquet", data_files=table, split="train"))
+        def read() -> Iterator[tuple[dict, Origin]]:
+            for table, origin in tables:
+                rows = stream_rows(self.audio_column, "parquet", data_files=glob.escape(table), split="train")
+                yield from ((row, origin) for row in as_dictionaries(rows))
             for name, file in recordings:
-                yield {"id": name, self.audio_column: {"path": str(file), "bytes": None}}
+                yield {"id": name, self.audio_column: file}, Origin()
 
-        return sum(map(count_rows, tables)) + len(recordings), read
+        return sum(count_rows(table) for table, _ in tables) + len(recordings), read
 
     def _hub_reader(self, source: str) -> tuple:
         rows = stream_rows(self.audio_column, source, self.subset, split=self.split)
         splits = getattr(rows.info, "splits", None) or {}
-        return getattr(splits.get(self.split), "num_examples", 0) or 0, lambda: as_dictionaries(rows)
+        number, origin = getattr(splits.get(self.split), "num_examples", 0) or 0, Origin(dataset=source)
+        return number, lambda: ((row, origin) for row in as_dictionaries(rows))
 
 
 def matching_paths(source: str) -> list[Path]:
@@ -199,19 +268,28 @@ def check_column(column: str, columns: Iterable[str], name: str, option: str) ->
         raise TaaeInputError(f"{name}: has no column {column!r}, only {', '.join(columns)}; choose one with {option}")
 
 
-def decode_cell(audio: dict | str | bytes | None, name: str, sampling_rate: int) -> np.ndarray:
-    """Audio as data sets hold it to (samples,) float32.
+def decode_cell(
+    audio: dict | str | bytes | Path | None, name: str, sampling_rate: int, origin: Origin = NOWHERE
+) -> np.ndarray:
+    """Decodes audio as data sets hold it to (samples,) float32.
 
     Args:
-        audio: bytes of an audio file, its path or address, or both in a dictionary with the keys `bytes` and `path`.
+        audio: the bytes of an audio file, its path or address, or both in a dictionary with the keys `bytes` and
+            `path`. A `Path` is a file that was found, and is opened wherever it lies.
         name: what errors call it.
         sampling_rate: samples per second of the result, in Hz.
+        origin: where the corpus lies, below which paths are opened.
 
     Raises:
-        TaaeInputError: if there is no audio, or it cannot be decoded.
+        TaaeInputError: if there is no audio, it cannot be decoded, or it names something that is not the corpus's.
         OSError: if the file cannot be read.
     """
     match audio:
+        case Path():
+            if not audio.is_file():
+                raise TaaeInputError(f"{name}: missing: there is no such file")
+            with audio.open("rb") as file:
+                return decode_audio(file, name, sampling_rate)
         case bytes() | None:
             content, path = audio, None
         case str():
@@ -225,11 +303,9 @@ def decode_cell(audio: dict | str | bytes | None, name: str, sampling_rate: int)
             raise TaaeInputError(f"{name}: holds {kind} for its audio; expected the bytes or the path of an audio file")
     if content is not None:
         return decode_audio(io.BytesIO(content), name, sampling_rate)
-    # Where `datasets` streams files, paths are addresses, some of them within archives.
-    is_address = "://" in (path or "")
-    if not is_address and not (path and os.path.isfile(path)):
-        raise TaaeInputError(f"{name}: missing: there is neither audio nor a file at its path")
-    with fsspec.open(path, "rb") if is_address else open(path, "rb") as file:
+    if not path:
+        raise TaaeInputError(f"{name}: missing: there is neither audio nor a path")
+    with origin.open(path, name) as file:
         return decode_audio(file, name, sampling_rate)
 
 

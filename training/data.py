@@ -8,8 +8,10 @@ that it would have seen. `TrainingCrops` decodes its corpora once, to disk; `Str
 """
 
 import itertools
+import os
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +23,7 @@ from tqdm import tqdm
 from modeling_taae import TaaeFeatureExtractor
 from modeling_taae.audio_io import TaaeInputError, one_line, to_pcm16
 from modeling_taae.feature_extraction_taae import GATING_BLOCK, normalize_loudness
-from modeling_taae.utterances import decode_cell, fault, files_of, matching_paths
+from modeling_taae.utterances import Origin, decode_cell, fault, files_of, matching_paths
 from training.augmentation import INT16_FULL_SCALE, Augmenter
 from training.recipe import Corpus, Data, RecipeError
 
@@ -107,6 +109,18 @@ def with_audio_bytes(rows: Dataset | IterableDataset, corpus: Corpus) -> Dataset
     )
 
 
+def corpus_origin(corpus: Corpus) -> Origin:
+    """What the cells of a corpus may name."""
+    paths = matching_paths(corpus.source)
+    if not paths:
+        return Origin(dataset=corpus.source)
+    files = [file for path in paths for _, file in files_of(path)]
+    if not any(file.suffix == ".parquet" for file in files):
+        return Origin(Path(os.path.abspath(os.sep)))  # recordings that were found, wherever links lead
+    folders = {path if path.is_dir() else path.parent for path in paths}
+    return Origin(Path(os.path.commonpath(map(os.path.abspath, folders))))
+
+
 def audio_cell(row: dict, audio_column: str) -> dict:
     """A row whose audio is bare bytes, or a bare path, as a dictionary of both."""
     value = row[audio_column]
@@ -114,10 +128,12 @@ def audio_cell(row: dict, audio_column: str) -> dict:
     return {audio_column: {"bytes": None if is_path else value, "path": value if is_path else None}}
 
 
-def decode_row(audio: dict | None, sampling_rate: int, target_loudness: float | None) -> np.ndarray | None:
+def decode_row(
+    audio: dict | None, sampling_rate: int, target_loudness: float | None, origin: Origin
+) -> np.ndarray | None:
     """One row's audio as (samples,) int16 at a rate in Hz and a loudness in LUFS; None if it cannot be decoded."""
     try:
-        samples = decode_cell(audio, "", sampling_rate)
+        samples = decode_cell(audio, "", sampling_rate, origin)
     except (TaaeInputError, OSError):
         return None
     if target_loudness is not None:
@@ -125,10 +141,17 @@ def decode_row(audio: dict | None, sampling_rate: int, target_loudness: float | 
     return to_pcm16(samples)
 
 
-def decode_batch(batch: dict, audio_column: str, sampling_rate: int, target_loudness: float | None) -> dict:
+def decode_batch(
+    batch: dict, audio_column: str, sampling_rate: int, target_loudness: float | None, origin: Origin
+) -> dict:
     """Rows of encoded audio -> as many rows of samples as can be decoded."""
-    decoded = (decode_row(audio, sampling_rate, target_loudness) for audio in batch[audio_column])
+    decoded = (decode_row(audio, sampling_rate, target_loudness, origin) for audio in batch[audio_column])
     return {"samples": [samples for samples in decoded if samples is not None]}
+
+
+def with_origin(rows: IterableDataset, number: int) -> IterableDataset:
+    """Rows that say which corpus they are of, which is lost when streams are interleaved."""
+    return rows.map(lambda row: {"corpus": number})
 
 
 class DecodedCorpus:
@@ -156,6 +179,7 @@ class DecodedCorpus:
                 "audio_column": corpus.audio_column,
                 "sampling_rate": extractor.sampling_rate,
                 "target_loudness": extractor.target_loudness,
+                "origin": corpus_origin(corpus),
             },
             num_proc=min(workers, len(rows)) or None,
             desc=f"Decoding {corpus.source}",
@@ -240,9 +264,10 @@ class StreamedCrops(torch.utils.data.IterableDataset):
     ):
         # Columns of one name, whatever each corpus calls them, so that they can be interleaved.
         streams = [
-            load_corpus(corpus, streaming=True).rename_column(corpus.audio_column, "crop_source")
-            for corpus in data.corpora
+            with_origin(load_corpus(corpus, streaming=True).rename_column(corpus.audio_column, "crop_source"), number)
+            for number, corpus in enumerate(data.corpora)
         ]
+        self.origins = list(map(corpus_origin, data.corpora))
         rows = interleave_datasets(
             streams,
             probabilities=list(corpus_probabilities(data.corpora)),
@@ -268,7 +293,7 @@ class StreamedCrops(torch.utils.data.IterableDataset):
             start, tried, skipped = index, 0, 0
             for row in self.rows:
                 if index >= self.first:
-                    samples = decode_row(row["crop_source"], *self.target)
+                    samples = decode_row(row["crop_source"], *self.target, self.origins[row["corpus"]])
                     tried, skipped = tried + 1, skipped + (samples is None)
                     yield self._crop(index, samples)
                 index += 1
@@ -312,8 +337,9 @@ def validation_clips(
     short, are left out.
     """
     rows = load_corpus(corpus, streaming)
+    origin = corpus_origin(corpus)
     for row in rows.take(utterances):
-        samples = decode_row(row[corpus.audio_column], extractor.sampling_rate, extractor.target_loudness)
+        samples = decode_row(row[corpus.audio_column], extractor.sampling_rate, extractor.target_loudness, origin)
         if samples is None:
             continue
         clip = samples[: LONGEST_VALIDATION * extractor.sampling_rate].astype(np.float32) / INT16_FULL_SCALE

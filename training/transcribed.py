@@ -10,7 +10,7 @@ from datasets import Dataset
 from modeling_taae import TaaeFeatureExtractor
 from training.augmentation import INT16_FULL_SCALE
 from training.ctc import split_units
-from training.data import CorpusError, corpus_probabilities, decode_row, load_corpus
+from training.data import CorpusError, corpus_origin, corpus_probabilities, decode_row, load_corpus
 from training.recipe import Corpus, Ctc
 
 ATTEMPTS = 100  # draws without a recording that can be used, after which a corpus is given up
@@ -40,12 +40,13 @@ class TranscribedCorpus:
             raise CorpusError(f"No recording of {corpus.source!r} has a text in {settings.text_column!r}.")
         self.rows: Dataset = rows.select(kept)
         self.texts = [texts[row] for row in kept]
+        self.origin = corpus_origin(corpus)
         self.source, self.audio_column, self.max_seconds = corpus.source, corpus.audio_column, settings.max_seconds
 
     def utterance(self, row: int, extractor: TaaeFeatureExtractor) -> tuple[np.ndarray, str] | None:
         """A recording (samples,) float32 and its text; None if it is too long or cannot be decoded."""
         audio = self.rows[row][self.audio_column]
-        samples = decode_row(audio, extractor.sampling_rate, extractor.target_loudness)
+        samples = decode_row(audio, extractor.sampling_rate, extractor.target_loudness, self.origin)
         if samples is None or len(samples) > self.max_seconds * extractor.sampling_rate:
             return None
         return samples.astype(np.float32) / INT16_FULL_SCALE, self.texts[row]
