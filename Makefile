@@ -67,7 +67,7 @@ prior: $(VENV)/train.stamp  ## train the published model's prior for entropy cod
 	$(BIN)/python training/make_entropy_prior.py $(CARD) $(TRAINING_SPEECH)
 
 entropy: $(VENV)/eval.stamp  ## measure how small files are with it, on SPEECH
-	$(BIN)/python hub_cards/make_entropy_results.py $(CARD) --speech $(SPEECH)/test-*.parquet
+	$(BIN)/python training/benchmarks/file_sizes.py $(CARD) --speech $(SPEECH)/test-*.parquet
 
 results: $(VENV)/eval.stamp  ## evaluate the published model beside its peers, on SPEECH
 	$(BIN)/taae evaluate $(SPEECH)/test-*.parquet --model $(CARD) --bottleneck $(BOTTLENECKS) \
@@ -76,7 +76,7 @@ results: $(VENV)/eval.stamp  ## evaluate the published model beside its peers, o
 presets: $(VENV)/eval.stamp  ## evaluate every preset of the published model, and draw quality against bit rate
 	$(BIN)/taae evaluate $(SPEECH)/test-*.parquet --model $(CARD) --bottleneck $(STAGES) --limit 60 \
 		--peers $(filter-out pcm16,$(PEERS)) $(TRIALS) -o $(CARD)/results/presets
-	$(BIN)/python hub_cards/make_pictures.py $(CARD)
+	$(BIN)/python hub_cards/cards/make_pictures.py $(CARD)
 
 protocols: $(VENV)/eval.stamp  ## try the published model with noise, rooms, lengths, unseen languages, tandems and losses
 	$(BIN)/taae evaluate $(SPEECH)/test-*.parquet --model $(CARD) --limit 30 --noise $(SPEECH)/robustness-*.parquet \
@@ -88,27 +88,27 @@ protocols: $(VENV)/eval.stamp  ## try the published model with noise, rooms, len
 		--peers codec2-700C opus-6k $(TRIALS) -o $(CARD)/results/transmission
 
 probes: $(VENV)/eval.stamp  ## measure what the published model's tokens carry: language, gender, speaker, phonemes
-	$(BIN)/python hub_cards/make_probes.py $(CARD) --phonemes $(SPEECH)/transcripts.parquet \
+	$(BIN)/python training/benchmarks/probes.py $(CARD) --phonemes $(SPEECH)/transcripts.parquet \
 		--speech $(SPEECH)/test-*.parquet $(SPEECH)/validation-*.parquet $(SPEECH)/train_more-*.parquet \
 		--train $(SPEECH)/train-0000[01]-*.parquet
 
 exports: $(VENV)/eval.stamp $(VENV)/export.stamp  ## export the published model in every format, and measure it on speech
-	$(BIN)/python hub_cards/make_export_results.py $(CARD) --speech $(SPEECH)/test-*.parquet --limit 30
+	$(BIN)/python training/benchmarks/exports.py $(CARD) --speech $(SPEECH)/test-*.parquet --limit 30
 
 provenance: $(VENV)/train.stamp  ## write down what the run RUN trained on, and its curves
-	$(BIN)/python hub_cards/make_provenance.py $(CARD) --run $(RUN) --trained-on "$(TRAINED_ON)" \
+	$(BIN)/python hub_cards/cards/make_provenance.py $(CARD) --run $(RUN) --trained-on "$(TRAINED_ON)" \
 		--watts $(WATTS) $(if $(AFTER),--after $(AFTER)) \
 		--data $(TRAINING_SPEECH)
 
 determinism: $(VENV)/eval.stamp  ## count the tokens that change with threads, batches, dtype, attention and compiler
-	$(BIN)/python training/benchmark_determinism.py $(CARD) --speech $(SPEECH)/test-*.parquet
+	$(BIN)/python training/benchmarks/determinism.py $(CARD) --speech $(SPEECH)/test-*.parquet
 
 language-models: $(VENV)/train.stamp  ## compare presets and layouts as tokens of small language models, on SPEECH
 	for preset in $(PRESETS); do for part in train validation; do \
 		$(BIN)/taae tokenize $(SPEECH)/$$part-0000[01]-*.parquet --model $(CARD) --bottleneck $$preset \
 			-o $(LANGUAGE_MODELS)/tokens/$$preset/$$part || exit; \
 	done; done
-	$(BIN)/python training/compare_speech_lms.py --tokens $(LANGUAGE_MODELS)/tokens --output_dir $(LANGUAGE_MODELS) \
+	$(BIN)/python training/speech_lm/compare.py --tokens $(LANGUAGE_MODELS)/tokens --output_dir $(LANGUAGE_MODELS) \
 		--texts $(SPEECH)/transcripts.parquet --with_texts '[4x729_1000bps]' --codec $(CARD) \
 		--results $(CARD)/results $(BUDGET)
 
@@ -116,13 +116,13 @@ page: $(VENV)/eval.stamp web  ## measure what the 8-bit weights of the page chan
 	$(BIN)/python hub_cards/web/measure.py $(SPEECH)/test-*.parquet --model $(CARD)
 
 pictures: $(VENV)/eval.stamp  ## draw the model card's pictures
-	$(BIN)/python hub_cards/make_pictures.py $(CARD) --speech $(SPEECH)/test-*.parquet
+	$(BIN)/python hub_cards/cards/make_pictures.py $(CARD) --speech $(SPEECH)/test-*.parquet
 
 benchmark: $(VENV)/train.stamp $(VENV)/export.stamp  ## measure how fast training and inference are, for training/README.md
-	$(BIN)/python training/benchmark.py --json training/benchmark.json --readme training/README.md
+	$(BIN)/python training/benchmarks/benchmark.py --json training/benchmarks/benchmark.json --readme training/README.md
 
 stages: $(VENV)/train.stamp $(VENV)/eval.stamp  ## train what shows the stages of training at nano size, for training/README.md: hours
-	$(BIN)/python training/run_stages.py --json training/results/stages.json --readme training/README.md
+	$(BIN)/python training/experiments/stages.py --json training/experiments/results/stages.json --readme training/README.md
 
 card: $(VENV)/eval.stamp  ## write the cards of the model, from results and provenance, of the metrics and the Space
 	$(BIN)/python hub_cards/make_card.py $(CARD) hub_cards/space $(wildcard hub_cards/metrics/*)

@@ -14,8 +14,9 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from modeling_taae.audio_io import TaaeInputError, read_audio, write_audio
+from modeling_taae.audio_io import read_audio, write_audio
 from modeling_taae.codec import Codec, load_codec
+from modeling_taae.errors import TaaeInputError
 from modeling_taae.taae_file import TaaeFile
 
 MODEL = Path(__file__).parent / "taae-speech-16k-nano"

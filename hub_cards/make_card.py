@@ -9,13 +9,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from metric_card import is_metric, metric_files
-from model_card import CardError, model_files
-from space_card import space_files
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout's hub_cards/ is not installed
 
-from modeling_taae.audio_io import write_bytes
+from hub_cards.cards.metric_card import is_metric, metric_files
+from hub_cards.cards.model_card import CardError, model_files
+from hub_cards.cards.space_card import space_files
 from modeling_taae.codec import load_codec
-from modeling_taae.conversion_card import CONVERSION, conversion_card
+from modeling_taae.files import write_bytes
+from modeling_taae.hub.conversion_card import CONVERSION, conversion_card
 
 
 def make_files(folder: Path) -> dict[Path, str]:

@@ -1,19 +1,16 @@
 """Files in and out: any audio that libsndfile reads becomes mono float32, and targets are replaced in one step."""
 
 import io
-import os
 import re
-import sys
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
 import soxr
 
-STANDARD_STREAM = "-"
+from .errors import TaaeInputError
+from .files import display_name, is_standard_stream, open_input, write_bytes
 
 # What a directory is searched for. A file that is named outright is tried whatever it is called.
 AUDIO_SUFFIXES = frozenset(
@@ -33,61 +30,6 @@ MP3_TOLERANCE = 0.2  # seconds
 UNKNOWN_SIZE = 0x7FFF0000
 # FLAC from a pipe says nothing; libsndfile then promises more than any file can hold.
 UNKNOWN_FRAMES = 1 << 62
-
-
-class TaaeInputError(ValueError):
-    """A file or an argument that cannot be used; the message says what it is, what was expected and what to do."""
-
-
-def as_text(path: str | Path) -> str:
-    """A path as tables and pages can hold it: bytes of its name that are no UTF-8 become \\xNN."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def one_line(error: Exception) -> str:
-    """An error's message, without line breaks."""
-    return " ".join(str(error).split())
-
-
-def is_standard_stream(path: str | Path) -> bool:
-    """Whether a path is `-`, which stands for standard input or standard output."""
-    return str(path) == STANDARD_STREAM
-
-
-def display_name(path: str | Path) -> str:
-    """What messages call an input."""
-    return "standard input" if is_standard_stream(path) else str(path)
-
-
-def open_input(source: str | Path) -> BinaryIO:
-    """Opens a file, a pipe or, for `-`, standard input for reading, always seekable.
-
-    Raises:
-        TaaeInputError: if it cannot be opened or has no bytes.
-    """
-    try:
-        # The caller closes the file.
-        file = io.BytesIO(sys.stdin.buffer.read()) if is_standard_stream(source) else open(source, "rb")
-        if not file.seekable():
-            file = io.BytesIO(file.read())
-        empty = not file.read(1)
-        file.seek(0)
-    except OSError as error:
-        reason = error.strerror or error
-        raise TaaeInputError(f"{source}: cannot be read ({reason}); expected a file, so check the path") from error
-    if empty:
-        raise TaaeInputError(f"{display_name(source)}: is empty (0 bytes); expected a file with content")
-    return file
-
-
-def read_bytes(source: str | Path) -> bytes:
-    """The content of a file or, for `-`, of standard input.
-
-    Raises:
-        TaaeInputError: if it cannot be read or has no bytes.
-    """
-    with open_input(source) as file:
-        return file.read()
 
 
 def read_audio(source: str | Path, sampling_rate: int = 16_000) -> np.ndarray:
@@ -204,137 +146,3 @@ def write_audio(target: str | Path, audio: np.ndarray, sampling_rate: int) -> No
     buffer = io.BytesIO()
     soundfile.write(buffer, to_pcm16(audio), sampling_rate, format=audio_format(target), subtype="PCM_16")
     write_bytes(target, buffer.getvalue())
-
-
-def write_bytes(target: str | Path, data: bytes) -> None:
-    """Writes a file in one step: whoever looks finds the old content or the new one, never a part.
-
-    Folders on the way are made. `-` is standard output; devices and pipes are written to directly.
-
-    Raises:
-        TaaeInputError: if the target cannot be written.
-    """
-    if is_standard_stream(target):
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-        return
-    path = Path(target)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not path.is_file():
-            path.write_bytes(data)
-        else:
-            # Through links: what they point to is replaced, not the link.
-            _replace(Path(os.path.realpath(path)), data)
-    except OSError as error:
-        # Making folders below a file says "File exists".
-        reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror or error
-        raise TaaeInputError(f"{target}: cannot be written ({reason}); choose another target with -o") from error
-
-
-def _replace(path: Path, data: bytes) -> None:
-    # In the same folder, because a rename is atomic within one file system only.
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-        if path.exists():  # what was private stays so
-            temporary.chmod(path.stat().st_mode)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-class Job(NamedTuple):
-    """One file to make of another."""
-
-    source: Path
-    target: Path
-
-
-def plan_jobs(inputs: list[str], output: str | None, suffixes: frozenset[str], target_suffix: str) -> list[Job]:
-    """Says which file becomes which.
-
-    Args:
-        inputs: files, directories (searched to any depth for files with one of `suffixes`), or `-` alone.
-        output: the target of a single file, the directory of several, `-`, or None for a place beside each input.
-        suffixes: what counts as an input inside a directory, in lower case.
-        target_suffix: suffix of targets whose name is not given.
-
-    Raises:
-        TaaeInputError: if nothing is found, or targets are ambiguous, clash or would overwrite an input.
-    """
-    if STANDARD_STREAM in inputs:
-        if len(inputs) > 1:
-            raise TaaeInputError("- (standard input) was given among other inputs; give it alone")
-        return [Job(Path(STANDARD_STREAM), Path(output or STANDARD_STREAM))]
-    if len(inputs) == 1 and output and not os.path.isdir(inputs[0]) and not _names_directory(output):
-        jobs = [Job(Path(inputs[0]), Path(output))]
-    else:
-        jobs = _plan_directory(inputs, output, suffixes, target_suffix)
-    _check_targets(jobs)
-    return jobs
-
-
-def _names_directory(output: str) -> bool:
-    return os.path.isdir(output) or output.endswith(("/", os.sep))
-
-
-def _plan_directory(inputs: list[str], output: str | None, suffixes: frozenset[str], target_suffix: str) -> list[Job]:
-    if output and (output == STANDARD_STREAM or os.path.exists(output) and not os.path.isdir(output)):
-        raise TaaeInputError(f"-o {output}: is one target for several inputs; expected a directory")
-    jobs = []
-    for root in map(Path, inputs):
-        sources = sorted(search_directory(root, suffixes, output)) if root.is_dir() else [root]
-        if not sources:
-            raise TaaeInputError(f"{root}: holds no file to read; expected files named {', '.join(sorted(suffixes))}")
-        for source in sources:
-            inside = source.relative_to(root) if root.is_dir() else Path(source.name)
-            target = Path(output) / inside if output else source
-            jobs.append(Job(source, target.with_suffix(target_suffix)))
-    return jobs
-
-
-def search_directory(root: Path, suffixes: frozenset[str], output: str | None = None) -> Iterator[Path]:
-    """Files below a folder, however deep and through links, with one of these suffixes, in no particular order.
-
-    Args:
-        root: the folder.
-        suffixes: in lower case.
-        output: a folder to leave out, where it is one below the other: what an earlier run made is no input.
-
-    Raises:
-        TaaeInputError: if a folder below it, or itself, cannot be read.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise TaaeInputError(
-            f"{error.filename}: cannot be read ({error.strerror}); change its permissions, or name the other folders"
-        ) from error
-
-    seen = set() if output is None else {os.path.realpath(output)} - {os.path.realpath(root)}
-    for folder, below, names in os.walk(root, onerror=refuse, followlinks=True):
-        place = os.path.realpath(folder)
-        if place in seen:  # links may lead back to where they are
-            below.clear()
-            continue
-        seen.add(place)
-        below.sort()
-        for path in (Path(folder, name) for name in names):
-            # Hidden files are not meant: macOS leaves a ._speech.wav without audio beside each file on foreign disks.
-            if path.suffix.lower() in suffixes and not path.name.startswith("."):
-                yield path
-
-
-def _check_targets(jobs: list[Job]) -> None:
-    sources = {os.path.realpath(job.source): job.source for job in jobs}
-    targets: dict[str, Path] = {}
-    for source, target in jobs:
-        place = os.path.realpath(target)
-        if place in sources:
-            raise TaaeInputError(f"{target}: is an input and would be overwritten; choose another target with -o")
-        if place in targets:
-            raise TaaeInputError(
-                f"{targets[place]} and {source} would both become {target}; rename one or treat them one by one"
-            )
-        targets[place] = source

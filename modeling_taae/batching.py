@@ -8,9 +8,9 @@ one machine and build, with one number of threads, gives it the same tokens ever
 - On a CPU a block is a single clip at its own length. It shares no product with another, so this assumes nothing about
   the kernels. Beside the best padded batches, on one thread, the model of 13M parameters takes 1.6 times as long for
   clips of 2.5 s, which is 4 ms for each second of speech, 1.2 times at 6 s and 1.1 times at 14 s; layers of the 950M
-  model take 1.1 times as long at 6 s (`training/benchmark_determinism.py`). Finer blocks cost more: products over tiles
-  of steps, because a clip's last tile is never full, and windows of audio, because each needs all that it depends on
-  beside it, which is 9 s to both sides with 13M parameters and 61 s with 950M.
+  model take 1.1 times as long at 6 s (`training/benchmarks/determinism.py`). Finer blocks cost more: products over
+  tiles of steps, because a clip's last tile is never full, and windows of audio, because each needs all that it
+  depends on beside it, which is 9 s to both sides with 13M parameters and 61 s with 950M.
 - On a GPU, which one clip leaves idle, lengths are rounded up to whole seconds, and a block is as many clips of such a
   length as make up a fixed number of seconds. If there are fewer in the end, empty rows stand in for the others. This
   rests on kernels that treat the rows of a tensor alike, which a test checks where there is a GPU.

@@ -11,8 +11,8 @@ from huggingface_hub import snapshot_download
 from transformers import AutoFeatureExtractor, AutoModel
 from transformers.utils import logging
 
-from .audio_io import TaaeInputError, one_line
-from .entropy_prior import PRIOR_FILE, EntropyPrior, find_prior
+from .entropy.prior import PRIOR_FILE, EntropyPrior, find_prior
+from .errors import TaaeInputError, one_line
 from .feature_extraction_taae import TaaeFeatureExtractor
 from .modeling_taae import TaaeModel
 from .taae_file import TaaeFile, TaaeFileError, model_identity, parse_bottleneck

@@ -48,12 +48,13 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
-from .audio_io import TaaeInputError, display_name, read_bytes, write_bytes
+from .errors import TaaeInputError
+from .files import display_name, read_bytes, write_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .entropy_prior import EntropyPrior
+    from .entropy.prior import EntropyPrior
     from .modeling_taae import TaaeModel
 
 MAGIC = b"TAAE"

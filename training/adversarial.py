@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from modeling_taae.configuration_taae import NAMED_SIZES
-from training.companion import Companion
+from training.auxiliary import Companion
 from training.discriminator import DiscriminatorError, MultiResolutionDiscriminator
 from training.losses import codec_hinge_loss, discriminator_hinge_loss, feature_matching_loss
 from training.recipe import Recipe

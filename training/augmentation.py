@@ -11,7 +11,8 @@ import soundfile
 import soxr
 import torch
 
-from modeling_taae.audio_io import TaaeInputError, read_audio
+from modeling_taae.audio_io import read_audio
+from modeling_taae.errors import TaaeInputError
 from training.recipe import Augmentation, RecipeError
 
 # Where the equaliser's gain is drawn, in Hz; in between it follows the logarithm of the frequency.

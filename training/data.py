@@ -21,9 +21,10 @@ from datasets.distributed import split_dataset_by_node
 from tqdm import tqdm
 
 from modeling_taae import TaaeFeatureExtractor
-from modeling_taae.audio_io import TaaeInputError, one_line, to_pcm16
+from modeling_taae.audio_io import to_pcm16
+from modeling_taae.data.utterances import Origin, decode_cell, fault, files_of, matching_paths
+from modeling_taae.errors import TaaeInputError, one_line
 from modeling_taae.feature_extraction_taae import GATING_BLOCK, normalize_loudness
-from modeling_taae.utterances import Origin, decode_cell, fault, files_of, matching_paths
 from training.augmentation import INT16_FULL_SCALE, Augmenter
 from training.recipe import Corpus, Data, RecipeError
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from training.codec import load_model, prepare_model
+from training.model import load_model, prepare_model
 from training.recipe import Recipe, RecipeError
 from training.sharding import sharding_asked
 

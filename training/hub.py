@@ -11,11 +11,12 @@ from pathlib import Path
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from modeling_taae import TaaeConfig, TaaeModel, cli, report
-from modeling_taae.audio_io import TaaeInputError
+from modeling_taae import TaaeConfig, TaaeModel, cli
+from modeling_taae.cli.push import PushError, push_folder
 from modeling_taae.configuration_taae import NAMED_SIZES
-from modeling_taae.conversion_card import presets
-from modeling_taae.push_command import PushError, push_folder
+from modeling_taae.errors import TaaeInputError
+from modeling_taae.evaluation import report
+from modeling_taae.hub.conversion_card import presets
 from modeling_taae.taae_file import format_bottleneck
 from training.publish import publish
 from training.recipe import Recipe, RecipeError

@@ -18,18 +18,18 @@ from tqdm import tqdm, trange
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
 
-from modeling_taae.audio_io import TaaeInputError
 from modeling_taae.codec import Codec, load_codec
-from modeling_taae.entropy_coding import (
+from modeling_taae.data.utterances import Utterances
+from modeling_taae.entropy.coding import (
     LARGEST_ACTIVATION,
     VALUE_UNIT,
     WEIGHT_UNIT,
     DigitPredictor,
     digit_values,
 )
-from modeling_taae.entropy_prior import GRIDS, EntropyPrior
+from modeling_taae.entropy.prior import GRIDS, EntropyPrior
+from modeling_taae.errors import TaaeInputError
 from modeling_taae.quantization_taae import NATIVE, FiniteScalarQuantizer
-from modeling_taae.utterances import Utterances
 
 PAST, HIDDEN, WIDTH = 4, 128, 64
 BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 1024, 2e-3, 1e-2

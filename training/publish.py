@@ -18,10 +18,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
 
 from modeling_taae import TaaeFeatureExtractor, TaaeModel
-from modeling_taae.audio_io import TaaeInputError
 from modeling_taae.codec import load_codec
-from modeling_taae.entropy_prior import PRIOR_FILE, find_prior
-from modeling_taae.utterances import Utterances
+from modeling_taae.data.utterances import Utterances
+from modeling_taae.entropy.prior import PRIOR_FILE, find_prior
+from modeling_taae.errors import TaaeInputError
 from training.ctc import CTCHead
 from training.discriminator import MultiResolutionDiscriminator
 

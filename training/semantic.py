@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from modeling_taae import TaaeFeatureExtractor, TaaeModel
 from modeling_taae.configuration_taae import NAMED_SIZES
-from training.companion import Companion
+from training.auxiliary import Companion
 from training.ctc import CTCHead, error_rate, split_units
 from training.recipe import Recipe
 from training.transcribed import TranscribedSpeech, first_utterances

@@ -24,7 +24,8 @@ from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
 
-from modeling_taae.audio_io import TaaeInputError, one_line, write_bytes
+from modeling_taae.errors import TaaeInputError, one_line
+from modeling_taae.files import write_bytes
 from training.adversarial import Adversary
 from training.checkpoints import (
     CheckpointError,
@@ -33,12 +34,12 @@ from training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from training.codec import load_extractor, load_model, prepare_model
 from training.cuda_graph import ReplayedPasses, check_replayable
 from training.data import StreamedCrops, TrainingCrops
 from training.dry_run import check_room, dry_run
 from training.hub import HubError, check_hub, publish_on_hub
 from training.losses import ReconstructionLoss, weighted_sum
+from training.model import load_extractor, load_model, prepare_model
 from training.optimization import (
     DivergenceError,
     DivergenceWatch,

@@ -19,10 +19,11 @@ from huggingface_hub.errors import EntryNotFoundError
 from limits import RateLimit, read_recording
 from pictures import show_bytes, show_clip, show_tokens
 
-from modeling_taae.audio_io import TaaeInputError, to_pcm16, write_audio
+from modeling_taae.audio_io import to_pcm16, write_audio
 from modeling_taae.codec import Codec, default_model, load_codec
-from modeling_taae.html_report import spectrum
-from modeling_taae.peers import MissingToolError, System, align, make_peer, model_name
+from modeling_taae.errors import TaaeInputError
+from modeling_taae.evaluation.codecs import MissingToolError, System, align, make_peer, model_name
+from modeling_taae.evaluation.html_report import spectrum
 from modeling_taae.quantization_taae import BOTTLENECK_PRESETS
 from modeling_taae.taae_file import TaaeFile
 

@@ -9,7 +9,8 @@ from contextlib import suppress
 import numpy as np
 import soundfile
 
-from modeling_taae.audio_io import TaaeInputError, decode_audio
+from modeling_taae.audio_io import decode_audio
+from modeling_taae.errors import TaaeInputError
 from modeling_taae.feature_extraction_taae import integrated_loudness
 
 # In seconds. The shortest is a little more than loudness can be measured on.

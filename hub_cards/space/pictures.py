@@ -7,8 +7,8 @@ import torch
 from matplotlib import image
 from matplotlib.figure import Figure
 
-from modeling_taae.html_report import RANGE_DB, spectrum
-from modeling_taae.html_report import encoded as in_base64
+from modeling_taae.evaluation.html_report import RANGE_DB, spectrum
+from modeling_taae.evaluation.html_report import encoded as in_base64
 from modeling_taae.quantization_taae import ResidualFSQ
 from modeling_taae.taae_file import CHECKSUM, TaaeFile, read_description
 

@@ -14,10 +14,11 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from modeling_taae.audio_io import TaaeInputError, write_bytes
 from modeling_taae.codec import load_codec
-from modeling_taae.export import export_codec
-from modeling_taae.exported_codec import ExportedCodec
+from modeling_taae.errors import TaaeInputError
+from modeling_taae.export.export import export_codec
+from modeling_taae.export.runtime import ExportedCodec
+from modeling_taae.files import write_bytes
 
 PAGE = Path(__file__).parent
 MODEL = PAGE.parent / "taae-speech-16k-nano"

@@ -14,14 +14,15 @@ import numpy as np
 from build import MODEL, PAGE
 from tqdm import tqdm
 
-from modeling_taae.audio_io import TaaeInputError, write_bytes
 from modeling_taae.codec import load_codec
-from modeling_taae.export import round_weights
-from modeling_taae.exported_codec import ExportedCodec
-from modeling_taae.metrics import stoi
-from modeling_taae.report import between
+from modeling_taae.data.utterances import Utterances
+from modeling_taae.errors import TaaeInputError
+from modeling_taae.evaluation.metrics import stoi
+from modeling_taae.evaluation.report import between
+from modeling_taae.export.export import round_weights
+from modeling_taae.export.runtime import ExportedCodec
+from modeling_taae.files import write_bytes
 from modeling_taae.taae_file import model_identity
-from modeling_taae.utterances import Utterances
 
 README = PAGE / "README.md"
 PLACE = ("<!-- measured: written by measure.py -->\n", "<!-- /measured -->")

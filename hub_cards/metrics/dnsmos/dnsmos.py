@@ -4,7 +4,7 @@ Reddy et al., "DNSMOS P.835", ICASSP 2022, arXiv 2110.01763; models of the packa
 They were trained for noise suppression, so that they judge how clean speech is rather than whether it is the same.
 """
 
-from modeling_taae import evaluate_modules
+from modeling_taae.evaluation import hub_modules as evaluate_modules
 
 
 class Dnsmos(evaluate_modules.ClipMetric):

@@ -4,7 +4,7 @@ Hann windows of 1024 samples at 16 kHz, hop 256, Slaney's mel scale and area nor
 least 1e-4. Lower is better. Implementations differ in every one of these, so compare only figures made alike.
 """
 
-from modeling_taae import evaluate_modules
+from modeling_taae.evaluation import hub_modules as evaluate_modules
 
 
 class MelDistance(evaluate_modules.ClipMetric):

@@ -4,7 +4,7 @@ Computed by the package pesq. MOS-LQO, 1.04 to 4.64 and 1.02 to 4.56; higher is 
 narrow-band is higher for the same speech, so always say which. Not defined where it finds no speech.
 """
 
-from modeling_taae import evaluate_modules
+from modeling_taae.evaluation import hub_modules as evaluate_modules
 
 
 class Pesq(evaluate_modules.ClipMetric):

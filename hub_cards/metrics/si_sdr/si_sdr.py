@@ -4,7 +4,7 @@ Le Roux et al., "SDR - half-baked or well done?", ICASSP 2019, arXiv 1811.02508.
 waveform itself: a codec that invents the phase is far below zero, however it sounds.
 """
 
-from modeling_taae import evaluate_modules
+from modeling_taae.evaluation import hub_modules as evaluate_modules
 
 
 class SiSdr(evaluate_modules.ClipMetric):

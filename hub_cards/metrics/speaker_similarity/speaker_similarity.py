@@ -11,7 +11,8 @@ import datasets
 import evaluate
 import numpy as np
 
-from modeling_taae import evaluate_modules, judges
+from modeling_taae.evaluation import hub_modules as evaluate_modules
+from modeling_taae.evaluation import model_metrics as judges
 
 
 class SpeakerSimilarity(evaluate.Metric):

@@ -4,7 +4,7 @@ Yamamoto et al., "Parallel WaveGAN", ICASSP 2020, arXiv 1910.11480. Hann windows
 magnitudes at least 1e-4. Lower is better.
 """
 
-from modeling_taae import evaluate_modules
+from modeling_taae.evaluation import hub_modules as evaluate_modules
 
 
 class StftDistance(evaluate_modules.ClipMetric):

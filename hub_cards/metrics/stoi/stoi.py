@@ -4,7 +4,7 @@ Taal et al., "An algorithm for intelligibility prediction of time-frequency weig
 higher is better. Not defined for clips with less than 0.4 s of sound.
 """
 
-from modeling_taae import evaluate_modules
+from modeling_taae.evaluation import hub_modules as evaluate_modules
 
 
 class Stoi(evaluate_modules.ClipMetric):

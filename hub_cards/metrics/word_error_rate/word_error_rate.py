@@ -10,7 +10,7 @@ import sys
 import datasets
 import evaluate
 
-from modeling_taae.judges import character_errors, normalize_text, word_errors
+from modeling_taae.evaluation.model_metrics import character_errors, normalize_text, word_errors
 
 
 class WordErrorRate(evaluate.Metric):

@@ -1,0 +1,290 @@
+"""Sections of a model card that are made of further results in the model's folder: a text each, empty without them.
+
+They are the quality of every preset against its bit rate (`make presets`), harder trials (`make protocols`), what
+tokens carry (`make probes`), and what the curves of training (`make provenance`) say of its limits.
+"""
+
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from modeling_taae.evaluation import report
+from modeling_taae.evaluation.conditions import PLAIN
+from modeling_taae.evaluation.metrics import ALL_METRICS
+
+PRESETS, PROBES, RATE_PICTURE = "results/presets", "results/probes.json", "rates.png"
+# Where trials are, and what their utterances as they are are called in the one table of all.
+TRIALS = {
+    "results/robustness": PLAIN,
+    "results/transmission": PLAIN,
+    "results/multilingual": "{languages} languages, {unheard} not in training",
+}
+TRIAL_METRICS = ("pesq_wb", "stoi")
+MUSIC, MUSIC_METRIC = "music", "mel_distance"
+FEATURES = ("tokens", "log-mel")
+NO_MEAN = dict.fromkeys(("mean", "low", "high"))
+GENDERS = {"f": "female", "m": "male"}
+# Below this share of the loss, what a model has not heard is not harder for it than what it has.
+SMALL_GAP = 0.02
+VALIDATION_METRICS = ("pesq_wb", "stoi", "mel_distance")
+
+Curves = dict[str, list[tuple[int, float]]]  # steps and values, by name
+
+
+class CardError(ValueError):
+    """A card that cannot be made, because something it needs is missing or of another model."""
+
+
+def read_json(path: Path, remedy: str) -> dict:
+    """A JSON file's content.
+
+    Raises:
+        CardError: if there is none.
+    """
+    if not path.is_file():
+        raise CardError(f"{path}: is missing; {remedy}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_results(path: Path, identity: str, remedy: str) -> dict:
+    """A JSON file of results of a model.
+
+    Args:
+        path: the file.
+        identity: the model's.
+        remedy: what to do if there is none, or one of other weights.
+
+    Raises:
+        CardError: in these cases.
+    """
+    results = read_json(path, remedy)
+    evaluated = {each["model_identity"] for each in results.get("systems", [results]) if "model_identity" in each}
+    if evaluated != {identity}:
+        raise CardError(f"{path}: holds results of other weights than those of the model ({identity}); {remedy}")
+    return results
+
+
+def preset_section(folder: Path, identity: str) -> str:
+    """Quality against bit rate of every preset and of other codecs; empty without results."""
+    if not (folder / PRESETS / "results.json").is_file():
+        return ""
+    results = read_results(folder / PRESETS / "results.json", identity, "run `make presets`")
+    picture = f"![Quality against bit rate, for this model and other codecs]({RATE_PICTURE})\n\n"
+    text = (
+        "The presets of this one checkpoint, further stages (levels of each dimension @ scale) and other codecs, on "
+        f"the first {results['data']['scored']} utterances of {code(results['data']['sources'])}, with "
+        f"{100 * results['intervals']['level']:g} % intervals. {same_audio(results)} The figures are in "
+        f"[{PRESETS}/report.md]({PRESETS}/report.md)."
+    )
+    return (picture if (folder / RATE_PICTURE).is_file() else "") + text
+
+
+def code(names: Iterable[str]) -> str:
+    """Names of files and the like, each as code."""
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def same_audio(results: dict) -> str:
+    """Which stages decode to the same audio, going by their figures, in a sentence; empty if none do."""
+    groups = defaultdict(list)
+    for system in results["systems"]:
+        if system["kind"] == "TAAE":
+            groups[json.dumps(system["metrics"])].append(f"`{system['bottleneck']}`")
+    return " ".join(
+        f"{', '.join(names[:-1])} and {names[-1]} give the same audio, in other vocabularies."
+        for names in groups.values()
+        if len(names) > 1
+    )
+
+
+def trial_section(folder: Path, identity: str, bottleneck: str, languages: Collection[str]) -> str:
+    """The model and other codecs under harder conditions; empty without results.
+
+    Args:
+        folder: the model's.
+        identity: its weights'.
+        bottleneck: its own, which is shown.
+        languages: those that it was trained on.
+
+    Raises:
+        CardError: if results are of other weights.
+    """
+    results = {
+        name: read_results(folder / name / "results.json", identity, "run `make protocols`")
+        for name in TRIALS
+        if (folder / name / "results.json").is_file()
+    }
+    if not results:
+        return ""
+    rows: dict[str, dict[str, dict]] = defaultdict(dict)
+    first = next(iter(results.values()))
+    origins = [f"{what} is from {code(sources)}" for what, sources in first["data"].get("added", {}).items()]
+    for name, result in results.items():
+        spoken = result["systems"][0]["by"]["language"].keys()
+        plain = TRIALS[name].format(languages=len(spoken), unheard=len(spoken - set(languages)))
+        for trial, codec, means in trials(result, bottleneck, plain):
+            rows[trial][codec] = means
+        if result["data"]["sources"] != first["data"]["sources"]:
+            origins.append(f'"{plain}" is {code(result["data"]["sources"])}')
+    links = ", ".join(f"[{name}/report.md]({name}/report.md)" for name in results)
+    return "\n\n".join(
+        [
+            f"The first {first['data']['scored']} utterances of {code(first['data']['sources'])}, made harder, and set "
+            "end to end for other lengths. The reference is what a codec is given, noise and echo included: the "
+            "figures say what is lost in coding. A lost frame is replaced by the one before it."
+            f"{''.join(f' {origin[0].upper()}{origin[1:]}.' for origin in origins)}{music_text(rows, first)}",
+            trial_table({trial: row for trial, row in rows.items() if trial != MUSIC}, first["metrics"]),
+            f"Means; intervals and further tables are in {links}.",
+        ]
+    )
+
+
+def trials(results: dict, bottleneck: str, plain: str) -> list[tuple[str, str, dict]]:
+    """The trials of an evaluation: what each is called, the codec, and the means of its metrics.
+
+    Args:
+        results: the content of results.json.
+        bottleneck: the one of the model that is shown.
+        plain: what to call utterances as they are.
+    """
+    found = []
+    for system in results["systems"]:
+        if system.get("bottleneck", bottleneck) != bottleneck:
+            continue
+        codec = "this model" if "bottleneck" in system else system.get("codec", system["name"])
+        conditions = {name: group["metrics"] for name, group in system["by"]["condition"].items()}
+        trial = system.get("trial", plain)
+        found += [(name, codec, means) for name, means in (conditions or {trial: system["metrics"]}).items()]
+    return found
+
+
+def trial_table(rows: dict[str, dict[str, dict]], facts: dict) -> str:
+    """Trials against codecs, for each of a few metrics.
+
+    Args:
+        rows: means of metrics by trial and codec.
+        facts: of the metrics.
+    """
+    codecs = list(dict.fromkeys(codec for row in rows.values() for codec in row))
+    cells = [(name, codec) for name in TRIAL_METRICS if name in facts for codec in codecs]
+    lines = []
+    for trial, row in rows.items():
+        clips = max(means[name]["n"] for means in row.values() for name in means)
+        means = [(name, row.get(codec, {}).get(name, NO_MEAN)) for name, codec in cells]
+        lines.append([trial, str(clips), *(report.figure(mean, facts[name], False) for name, mean in means)])
+    heading = [f"{report.metric_heading(facts[name])} {codec}" for name, codec in cells]
+    return report.table(["trial", "clips", *heading], lines)
+
+
+def music_text(rows: dict[str, dict[str, dict]], results: dict) -> str:
+    """What music becomes, in a sentence; empty if it was not tried."""
+    if MUSIC not in rows or MUSIC_METRIC not in results["metrics"]:
+        return ""
+    facts = results["metrics"][MUSIC_METRIC]
+    music, speech = (
+        report.figure(next(iter(rows[trial].values()))[MUSIC_METRIC], facts, False) for trial in (MUSIC, PLAIN)
+    )
+    return f" A few chords of music end up at a {facts['label']} of {music}, where speech as recorded is at {speech}."
+
+
+def probe_section(folder: Path, identity: str) -> str:
+    """What small models find in the tokens; empty without results."""
+    if not (folder / PROBES).is_file():
+        return ""
+    results = read_results(folder / PROBES, identity, "run `make probes`")
+    rows = []
+    for fact in ("language", "gender", "speaker"):
+        if fact in results:
+            found = results[fact]
+            counts = [str(found["tokens"][name]) for name in ("classes", "utterances")]
+            values = [found[kind]["balanced_accuracy"] for kind in FEATURES]
+            rows.append([f"{fact}, accuracy ↑", *counts, *map(percent, [*values, 1 / found["tokens"]["classes"]])])
+    if "phonemes" in results:
+        found = results["phonemes"]
+        values = [found[kind]["phoneme_error_rate"] for kind in FEATURES]
+        counts = ["–", str(found["tokens"]["utterances"])]
+        rows.append(["phonemes, error rate ↓", *counts, *map(percent, [*values, found["tokens"]["chance"]])])
+    return "\n\n".join(
+        [
+            f"What small models tell from the tokens of `{results['bottleneck']}`, and from log-mel spectra of the "
+            f"same frames, of the speech in {code(results['speech'])}:",
+            report.table(["what", "classes", "utterances", "tokens", "log-mel", "chance"], rows),
+            probe_notes(results),
+        ]
+    )
+
+
+def probe_notes(results: dict) -> str:
+    """How the probes were made."""
+    notes = [
+        "Accuracy is the mean over classes, of logistic regression on means and deviations over an utterance, in five "
+        "folds; no speaker is in two of them, but where speakers are told.",
+    ]
+    if "language" in results:
+        labels = ", ".join(results["language"]["labels"])
+        notes.append(f"The languages are {labels}; their recordings differ in more than the language.")
+    if "phonemes" in results:
+        found = results["phonemes"]
+        notes.append(
+            f"Phonemes come from two convolutions trained with CTC on {found['trained_on']:,} utterances of "
+            f"{found['source']}, of other speakers; a guess is as many of the most frequent one."
+        )
+    return " ".join([*notes, "What such models miss may be there for larger ones."])
+
+
+def percent(share: float) -> str:
+    """A share as text."""
+    return f"{100 * share:.0f} %"
+
+
+def gender_text(ours: dict, results: dict) -> str:
+    """How the model serves speakers of each gender, in a sentence; empty where the data do not tell.
+
+    Args:
+        ours: the results at the model's own bottleneck.
+        results: the content of results.json.
+    """
+    groups = ours["by"].get("gender", {})
+    shown = {name: results["metrics"][name] for name in TRIAL_METRICS if name in results["metrics"]}
+    if len(groups) < 2 or not shown:
+        return ""
+    parts = []
+    for name, group in groups.items():
+        means = ((facts["label"], report.figure(group["metrics"][metric], facts)) for metric, facts in shown.items())
+        figures = ", ".join(f"{label} {figure}" for label, figure in means)
+        parts.append(f"{figures} for {group['utterances']} of {GENDERS.get(name, name)} speakers")
+    return f"Of the utterances whose speaker's gender is told: {'; '.join(parts)}."
+
+
+def read_curves(path: Path) -> Curves:
+    """The curves in a CSV file by the name of their column; none if there is no such file."""
+    if not path.is_file():
+        return {}
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [name for name in (rows[0] if rows else {}) if name != "step"]
+    return {name: [(int(row["step"]), float(row[name])) for row in rows if row[name]] for name in names}
+
+
+def gap_text(curves: Curves) -> str:
+    """How the loss on speech that trained the model compares with that on other speech; empty without such curves."""
+    if not curves.get("validation/gap"):
+        return ""
+    loss, gap = (curves[f"validation/{name}"][-1][1] for name in ("loss", "gap"))
+    text = f"At the end the loss is {loss:.2f} on speech that did not train it and {loss - gap:.2f} on as much that did"
+    if gap < SMALL_GAP * loss:
+        return f"{text}: time and size limit it, more than the amount of speech."
+    return f"{text}: it begins to learn its training speech by heart, and more speech would help it."
+
+
+def score_text(curves: Curves, start: int, end: int) -> str:
+    """The last scores on validation speech after a step, up to another, in a sentence; empty without any."""
+    scores = []
+    for name in VALIDATION_METRICS:
+        values = [value for step, value in curves.get(f"validation/{name}", []) if start < step <= end]
+        if values:
+            metric = ALL_METRICS[name]
+            scores.append(f"{metric.label} {values[-1]:.{metric.decimals}f}")
+    return f" At its end, on validation speech: {', '.join(scores)}." if scores else ""

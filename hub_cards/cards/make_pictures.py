@@ -1,0 +1,166 @@
+"""Draws the pictures of a model card: `python hub_cards/cards/make_pictures.py FOLDER [--speech SOURCE]`.
+
+curves.png is drawn from the folder's curves.csv and training.json, rates.png from results/presets, and spectrogram.png,
+with `--speech`, from a recording and what the model makes of it.
+"""
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's hub_cards/ is not installed
+
+from hub_cards.cards.card_sections import PRESETS, RATE_PICTURE, Curves, read_curves
+from hub_cards.cards.make_provenance import stages
+from hub_cards.demo import draw
+from modeling_taae.codec import load_codec
+from modeling_taae.data.utterances import Utterances
+from modeling_taae.errors import TaaeInputError
+from modeling_taae.evaluation import report
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Panels of curves.png: a title, and the curves in it by the name of their column. A panel without curves is left out.
+PANELS = {
+    "log-mel loss": {"train/log_mel": "training", "validation/log_mel": "validation"},
+    "magnitude loss": {"train/magnitude": "training", "validation/magnitude": "validation"},
+    "STOI": {"validation/stoi": "validation"},
+    "PESQ": {"validation/pesq_wb": "wide-band", "validation/pesq_nb": "narrow-band"},
+}
+# Rates in bit/s that rates.png has a tick at.
+RATE_TICKS = (250, 500, 1_000, 2_000, 4_000)
+# Points of a training curve are averaged, this many of them in all.
+SMOOTH_POINTS = 200
+
+
+def averaged(curve: list[tuple[int, float]]) -> list[tuple[float, float]]:
+    """A curve with no more than `SMOOTH_POINTS` points, each the mean of those it stands for."""
+    size = -(-len(curve) // SMOOTH_POINTS) or 1
+    groups = [curve[start : start + size] for start in range(0, len(curve), size)]
+    return [tuple(sum(column) / len(group) for column in zip(*group, strict=True)) for group in groups]
+
+
+def draw_curves(curves: Curves, target: Path, training: dict) -> None:
+    """Draws the panels that there are curves for, side by side, into a PNG that names the model they led to.
+
+    Args:
+        curves: steps and values, by name.
+        target: the picture.
+        training: the content of training.json; where one stage ends and another begins, a line is drawn.
+    """
+    from matplotlib.figure import Figure
+
+    panels = {title: {n: label for n, label in names.items() if curves.get(n)} for title, names in PANELS.items()}
+    panels = {title: names for title, names in panels.items() if names}
+    if not panels:
+        raise TaaeInputError(f"there is no curve to draw; expected a column such as {next(iter(PANELS.values()))}")
+    figure = Figure(figsize=(4 * len(panels), 3), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, names) in zip(axes, panels.items(), strict=True):
+        for name, label in names.items():
+            axis.plot(*zip(*averaged(curves[name]), strict=True), label=label, linewidth=1)
+        for end in accumulate(stage["steps"] for stage in stages(training)[:-1]):
+            axis.axvline(end, color="0.7", linewidth=1, linestyle=":")
+        axis.set(title=title, xlabel="step")
+        if len(names) > 1:
+            axis.legend()
+    figure.savefig(target, dpi=120, metadata={"model_identity": training["model_identity"]})
+
+
+def draw_rates(results: dict, target: Path) -> None:
+    """Draws each metric against the nominal bit rate, with intervals; codecs of a kind are joined by lines.
+
+    Args:
+        results: the content of a results.json.
+        target: the picture.
+    """
+    from matplotlib.figure import Figure
+
+    kinds = defaultdict(list)
+    for system in sorted(results["systems"], key=lambda system: system["nominal_bit_rate"]):
+        kinds[system["kind"]].append(system)
+    metrics = results["metrics"]
+    figure = Figure(figsize=(4.5 * len(metrics), 4.5), layout="constrained")
+    axes = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for axis, (metric, facts) in zip(axes, metrics.items(), strict=True):
+        for kind, systems in kinds.items():
+            # Names of ours stand on the better side of their points, of the others on the worse one.
+            above = (kind == "TAAE") == (facts["better"] == "higher")
+            draw_rate_curve(axis, systems, metric, above, label=kind)
+        axis.set(title=report.metric_heading(facts), xlabel="bit/s (nominal)", xscale="log")
+        axis.set_xticks(RATE_TICKS, [f"{rate:,}" for rate in RATE_TICKS])
+        axis.set_xticks([], minor=True)
+        axis.margins(x=0.1, y=0.5)
+    axes[0].legend(loc="upper left")
+    figure.savefig(target, dpi=120, metadata={"model_identity": kinds["TAAE"][0]["model_identity"]})
+
+
+def draw_rate_curve(axis: "Axes", systems: list[dict], metric: str, above: bool, label: str) -> None:
+    """Draws one metric of codecs, in order of their rates, with their names above or below."""
+    rates = [system["nominal_bit_rate"] for system in systems]
+    values = [system["metrics"][metric] for system in systems]
+    means = [value["mean"] for value in values]
+    errors = [[value["mean"] - value["low"] for value in values], [value["high"] - value["mean"] for value in values]]
+    axis.errorbar(rates, means, errors, label=label, marker="o", linewidth=1, markersize=4, capsize=2)
+    for system, rate, value in zip(systems, rates, values, strict=True):
+        axis.annotate(
+            system.get("bottleneck", system["name"]),
+            (rate, value["high" if above else "low"]),
+            xytext=(0, 4 if above else -4),
+            textcoords="offset points",
+            rotation=90,
+            fontsize=7,
+            ha="center",
+            va="bottom" if above else "top",
+        )
+
+
+def draw_spectrogram(folder: Path, speech: list[str], name: str | None) -> None:
+    """Draws an utterance before and after the codec: the one of that id, or the first that can be used.
+
+    Raises:
+        TaaeInputError: if there is none.
+    """
+    codec = load_codec(str(folder), device="cpu")
+    rate = codec.model.config.sampling_rate
+    for utterance in Utterances(speech, rate):
+        if utterance.audio is not None and name in (None, utterance.id):
+            break
+    else:
+        raise TaaeInputError(f"{' '.join(speech)}: holds no utterance {name or 'that can be used'}")
+    inputs = codec.extractor(utterance.audio, sampling_rate=rate)
+    heard = inputs["input_values"][0, 0, : len(utterance.audio)].numpy()
+    encoded = codec.encode(utterance.audio)
+    decoded = codec.decode(encoded)
+    titles = (f"{utterance.id}", f"the same at {encoded.bit_rate:.0f} bit/s")
+    draw(folder / "spectrogram.png", dict(zip(titles, (heard, decoded), strict=True)), rate, codec.identity)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Draws what there is data for, and returns the exit status."""
+    parser = argparse.ArgumentParser(prog="make_pictures.py", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="the model's folder")
+    parser.add_argument("--speech", nargs="+", metavar="SOURCE", help="Parquet files or audio for spectrogram.png")
+    parser.add_argument("--id", help="which utterance of it (default: the first)")
+    options = parser.parse_args(arguments)
+    try:
+        if (curves := options.folder / "curves.csv").is_file():
+            training = json.loads((options.folder / "training.json").read_text(encoding="utf-8"))
+            draw_curves(read_curves(curves), options.folder / "curves.png", training)
+        if (presets := options.folder / PRESETS / "results.json").is_file():
+            draw_rates(json.loads(presets.read_text(encoding="utf-8")), options.folder / RATE_PICTURE)
+        if options.speech:
+            draw_spectrogram(options.folder, options.speech, options.id)
+    except TaaeInputError as error:
+        print(f"make_pictures.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

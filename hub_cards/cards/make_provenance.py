@@ -1,0 +1,273 @@
+"""Writes down where a model comes from: `python hub_cards/cards/make_provenance.py FOLDER --run RUN --data FILES …`.
+
+From a run's TensorBoard log come curves.csv (a line per step that was logged) and training.json (steps, hours, batches,
+recipe, and the identity of the weights that it led to, those in the folder); from the Parquet files that it was trained
+on, training_data.json (hours, speakers and licences by source). Where the run went on from a published model, `--after`
+names that model's folder as it was: its stages and curves come first. The model card is made from these, and they
+stand beside it.
+"""
+
+import argparse
+import bisect
+import csv
+import glob
+import io
+import json
+import math
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's hub_cards/ is not installed
+
+from hub_cards.cards.card_sections import read_curves as read_csv
+from hub_cards.cards.card_sections import read_json
+from modeling_taae.codec import load_codec
+from modeling_taae.files import write_bytes
+
+# Assumed, not measured: what a server's core draws at work, with its share of memory, power supply and cooling.
+WATTS = 10
+# A run that writes nothing for so many seconds was not running.
+LONGEST_PAUSE = 600
+# Fields of recipes that runs were logged with, before they were called what they are now.
+RENAMED_FIELDS = {"data.level_jitter": "data.augmentation.level"}
+COLUMNS = ("source", "license", "language", "duration", "speaker_id")
+# The folders of an absolute path, of which others learn nothing.
+FOLDERS = re.compile(r"(^|['\"])/(?:[^'\"]*/)?")
+
+Curves = dict[str, dict[int, tuple[float, float]]]
+
+
+class ProvenanceError(ValueError):
+    """A run or data that tell nothing."""
+
+
+def read_curves(run: Path, until: int | None = None) -> Curves:
+    """Curves of a run: by name and step, the wall time in seconds and the value.
+
+    A run that was killed and resumed from a checkpoint has logged some steps twice: what was lost with the interruption
+    is left out here as well.
+
+    Args:
+        run: the run's folder.
+        until: last step to look at; None for all.
+
+    Raises:
+        ProvenanceError: if there is no log.
+    """
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from tensorboard.plugins.scalar.metadata import PLUGIN_NAME as SCALARS
+    from tensorboard.util.tensor_util import make_ndarray
+
+    events = []
+    for file in sorted((run / "log").glob("events.out.tfevents.*")):
+        for event in EventFileLoader(str(file)).Load():
+            for value in event.summary.value:
+                if value.metadata.plugin_data.plugin_name != SCALARS:  # samples of what was decoded, and pictures
+                    continue
+                events.append((event.wall_time, event.step, value.tag, float(make_ndarray(value.tensor))))
+    kept = []
+    for event in sorted(events):
+        while kept and kept[-1][1] > event[1]:
+            kept.pop()
+        kept.append(event)
+    curves: Curves = defaultdict(dict)
+    for wall_time, step, name, value in kept:
+        if until is None or step <= until:
+            curves[name][step] = wall_time, value
+    if not curves:
+        raise ProvenanceError(f"{run / 'log'}: holds no TensorBoard log with a step in it")
+    return dict(sorted(curves.items()))
+
+
+def curves_as_csv(curves: Curves) -> str:
+    """A line per step; a curve that has no value there leaves its cell empty."""
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerow(["step", *curves])
+    for step in sorted(set().union(*curves.values())):
+        values = (curve[step][1] if step in curve else None for curve in curves.values())
+        writer.writerow([step, *("" if value is None else f"{value:.6g}" for value in values)])
+    return content.getvalue()
+
+
+def after_stages(before: list[dict], earlier: Path, curves: Curves) -> Curves:
+    """The curves of a run behind those of the stages before it, whose steps go on counting.
+
+    Args:
+        before: facts of these stages.
+        earlier: their curves.csv, which tells no times.
+        curves: those of the run.
+    """
+    taken = sum(stage["steps"] for stage in before)
+    joined = {name: {step: (math.nan, value) for step, value in curve} for name, curve in read_csv(earlier).items()}
+    for name, curve in curves.items():
+        joined[name] = joined.get(name, {}) | {step + taken: point for step, point in curve.items()}
+    return dict(sorted(joined.items()))
+
+
+def stages(training: dict) -> list[dict]:
+    """The stages that led to a model, first to last, from the content of its training.json."""
+    last = {name: value for name, value in training.items() if name not in ("model_identity", "before")}
+    return [*training.get("before", []), last]
+
+
+def training_facts(run: Path, curves: Curves, trained_on: str, watts: float) -> dict:
+    """What the card tells about a run: steps, hours at work, batches, machine, power, and the recipe.
+
+    Returns:
+        `steps`; `hours` at work and `process_hours`, the same times the processes that were at work; `batches`, how
+        many `crops` a step took until which step; `frames` of crops in all; `trained_on`; `watts`; `recipe`, as it was
+        logged last.
+
+    Raises:
+        ProvenanceError: if the log does not tell with what the run was started.
+    """
+    starts = read_starts(run)
+    began = [time for time, _ in starts]
+
+    def recipe_at(time: float) -> dict:
+        return starts[max(bisect.bisect(began, time) - 1, 0)][1]
+
+    times = sorted(time for curve in curves.values() for time, _ in curve.values())
+    spans = zip(times, times[1:], strict=False)
+    worked = [(later - earlier, later) for earlier, later in spans if later - earlier < LONGEST_PAUSE]
+    batches, frames, last = [], 0, 0
+    for step, time in sorted({step: time for curve in curves.values() for step, (time, _) in curve.items()}.items()):
+        recipe = recipe_at(time)
+        crops = recipe["batch_size"] * recipe["gradient_accumulation_steps"] * recipe["processes"]
+        if not batches or batches[-1]["crops"] != crops:
+            batches.append({"crops": crops})
+        batches[-1]["until_step"] = step
+        frames, last = frames + (step - last) * crops * recipe["data.crop_frames"], step
+    return {
+        "steps": last,
+        "hours": round(sum(seconds for seconds, _ in worked) / 3600, 2),
+        "process_hours": round(sum(seconds * recipe_at(time)["processes"] for seconds, time in worked) / 3600, 2),
+        "batches": batches,
+        "frames": frames,
+        "trained_on": trained_on,
+        "watts": watts,
+        "recipe": {name: value for name, value in recipe_at(times[-1]).items() if name != "processes"},
+    }
+
+
+class LogLoader(yaml.SafeLoader):
+    """Reads the numbers of logs in which those that a recipe restricts are of types of its own as well."""
+
+
+LogLoader.add_multi_constructor(
+    "tag:yaml.org,2002:python/object/new:jsonargparse.typing.",
+    lambda loader, name, node: loader.construct_sequence(node)[0],
+)
+
+
+def read_starts(run: Path) -> list[tuple[float, dict]]:
+    """When a run was started or resumed, in seconds, each time with its recipe and its number of `processes`.
+
+    Recipes are by dotted names, under those that fields have now; of files, names are left.
+
+    Raises:
+        ProvenanceError: if there is none, or one that does not tell of how many processes it was.
+    """
+    starts = []
+    for file in (run / "log").glob("*/hparams.yml"):
+        recipe = yaml.load(file.read_text(encoding="utf-8"), LogLoader)
+        if "processes" not in recipe:
+            raise ProvenanceError(
+                f"{file}: does not tell of how many processes the run was, as older trainers did not; add a line such "
+                "as `processes: 1`"
+            )
+        recipe.pop("output_dir", None)
+        recipe = {RENAMED_FIELDS.get(name, name): without_folders(value) for name, value in recipe.items()}
+        starts.append((float(file.parent.name), recipe))
+    if not starts:
+        raise ProvenanceError(f"{run / 'log'}: holds no hparams.yml, which tells the recipe")
+    return sorted(starts, key=lambda start: start[0])
+
+
+def without_folders(value: object) -> object:
+    """A field of a recipe, absolute paths in it without their folders."""
+    return FOLDERS.sub(r"\1", value) if isinstance(value, str) else value
+
+
+def training_data(files: list[str]) -> dict:
+    """Hours by source and by language of Parquet files with the columns of `COLUMNS`.
+
+    Raises:
+        ProvenanceError: if there is no row.
+    """
+    from pyarrow import parquet
+
+    rows = [row for file in files for row in parquet.read_table(file, columns=list(COLUMNS)).to_pylist()]
+    if not rows:
+        raise ProvenanceError("the training data hold no row; check --data")
+    sources, languages = defaultdict(list), defaultdict(float)
+    for row in rows:
+        sources[row["source"], row["license"]].append(row)
+        languages[row["language"]] += row["duration"] / 3600
+    described = [
+        {
+            "name": name,
+            "license": license_name,
+            "languages": sorted({row["language"] for row in members}),
+            "utterances": len(members),
+            "hours": round(sum(row["duration"] for row in members) / 3600, 4),
+            "speakers": count_speakers(row["speaker_id"] for row in members),
+        }
+        for (name, license_name), members in sources.items()
+    ]
+    return {
+        "files": sorted(Path(file).name for file in files),
+        "languages": {language: round(hours, 4) for language, hours in sorted(languages.items())},
+        "sources": sorted(described, key=lambda source: -source["hours"]),
+    }
+
+
+def count_speakers(names: Iterable[str | None]) -> int:
+    """How many speakers are told apart."""
+    return len({name for name in names if name and not name.endswith("unknown")})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes what the options ask for, and returns the exit status."""
+    parser = argparse.ArgumentParser(prog="make_provenance.py", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="the model's folder")
+    parser.add_argument("--run", type=Path, help="folder of the run that trained it")
+    parser.add_argument("--after", type=Path, metavar="FOLDER", help="of the published model that the run went on from")
+    parser.add_argument("--until", type=int, metavar="STEP", help="the weights' step, if the run went on after it")
+    parser.add_argument("--trained-on", default="one machine", metavar="TEXT", help="such as 'two cores of an EPYC'")
+    parser.add_argument("--watts", type=float, default=WATTS, help="drawn per process, assumed (default: %(default)s)")
+    parser.add_argument("--data", nargs="+", default=[], metavar="FILES", help="Parquet files or patterns")
+    options = parser.parse_args(arguments)
+    try:
+        if options.run:
+            curves = read_curves(options.run, options.until)
+            facts = training_facts(options.run, curves, options.trained_on, options.watts)
+            if options.after:
+                remedy = "this folder does not tell how its model was trained, so name another with --after"
+                facts["before"] = stages(read_json(options.after / "training.json", remedy))
+                curves = after_stages(facts["before"], options.after / "curves.csv", curves)
+            facts = {"model_identity": load_codec(str(options.folder), device="cpu").identity, **facts}
+            write_bytes(options.folder / "curves.csv", curves_as_csv(curves).encode())
+            write_json(options.folder / "training.json", facts)
+        if options.data:
+            files = sorted({file for pattern in options.data for file in glob.glob(pattern)})
+            write_json(options.folder / "training_data.json", training_data(files))
+    except ValueError as error:
+        print(f"make_provenance.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Writes JSON that people can read, in one step."""
+    write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

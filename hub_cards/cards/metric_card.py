@@ -1,0 +1,68 @@
+"""The card of a metric: what `make_card.py` writes into a folder with an `evaluate` module.
+
+On the Hub such a folder is a Space, from which `evaluate.load` takes the module; so it also has a page.
+"""
+
+import html
+import inspect
+from pathlib import Path
+
+from huggingface_hub import SpaceCard, SpaceCardData
+
+from modeling_taae.evaluation.metrics import ALL_METRICS
+from modeling_taae.evaluation.tables import metric_facts
+
+TEMPLATE = Path(__file__).resolve().parent / "templates" / "metric_card.md"
+PAGE = """<!doctype html>
+<meta charset="utf-8"><title>{title}</title>
+<h1>{title}</h1>
+<p>{summary}</p>
+<p>It is loaded with <code>evaluate.load</code>; the <a href="README.md">card</a> says how.</p>
+"""
+
+
+def is_metric(folder: Path) -> bool:
+    """Whether a folder holds an `evaluate` module, which has the folder's name."""
+    return (folder / f"{folder.name}.py").is_file()
+
+
+def metric_files(folder: Path) -> dict[Path, str]:
+    """What is to be written, by path, for a metric's folder."""
+    import evaluate
+
+    metric = evaluate.load(str(folder))
+    title = inspect.getdoc(type(metric)).rstrip(".")
+    summary = metric.description.partition("\n")[0]
+    names = getattr(metric, "names", ())
+    content = SpaceCard.from_template(
+        SpaceCardData(
+            title=title,
+            emoji="🎧",
+            colorFrom="indigo",
+            colorTo="green",
+            sdk="static",
+            license="apache-2.0",
+            tags=["evaluate", "metric", "speech", "audio-codec"],
+            description=summary,
+        ),
+        template_path=str(TEMPLATE),
+        title=title,
+        name=folder.name,
+        description=metric.description.strip(),
+        arguments=", ".join(f"{name}={name}" for name in metric.features),
+        usage=paragraphs(metric.inputs_description),
+        values=[{"name": name, **metric_facts(ALL_METRICS[name])} for name in names],
+    )
+    page = PAGE.format(title=html.escape(title), summary=html.escape(summary.replace("`", "")))
+    return {folder / "README.md": str(content).rstrip() + "\n", folder / "index.html": page}
+
+
+def paragraphs(text: str) -> str:
+    """A docstring's `Args:` and `Returns:` as Markdown: a heading in bold, a list of what stands below it."""
+    lines = []
+    for line in inspect.cleandoc(text).splitlines():
+        if line.endswith(":") and not line.startswith(" "):
+            lines.append(f"**{line.removesuffix(':')}**\n")
+        else:
+            lines.append(f"- {line.strip()}" if line.startswith(" ") else line)
+    return "\n".join(lines)

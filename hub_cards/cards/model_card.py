@@ -1,0 +1,331 @@
+"""The card of a model that was trained here: what `make_card.py` writes into a folder with training.json.
+
+Its figures come from the files in the folder: config.json and the weights, results/results.json (`taae evaluate`),
+further results if there are any (`card_sections.py`), training.json and training_data.json (`make_provenance.py`).
+Written are README.md, LICENSE and, where the project's own README has a place for it, the table of results there.
+"""
+
+import math
+from pathlib import Path
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from hub_cards.cards.card_sections import (
+    CardError,
+    Curves,
+    gap_text,
+    gender_text,
+    preset_section,
+    probe_section,
+    read_curves,
+    read_json,
+    read_results,
+    score_text,
+    trial_section,
+)
+from hub_cards.cards.make_provenance import WATTS, stages
+from modeling_taae.codec import Codec, load_codec
+from modeling_taae.configuration_taae import NAMED_SIZES
+from modeling_taae.evaluation import report
+from modeling_taae.hub.conversion_card import presets
+
+ROOT = Path(__file__).resolve().parent
+TEMPLATES = ROOT / "templates"
+README = ROOT.parent / "README.md"
+COMPARISON = (
+    "<!-- comparison: written by `make card` from the results in hub_cards/{name} -->\n",
+    "<!-- /comparison -->",
+)
+LICENSE = "cc-by-sa-4.0"
+TAGS = ["audio", "speech", "audio-codec", "neural-audio-codec", "speech-tokenizer", "fsq", "taae"]
+SHOWN_METRICS = ("pesq_wb", "pesq_nb", "stoi", "si_sdr", "mel_distance", "dnsmos_ovrl", "dnsmos_p808")
+STANDING_METRIC = "stoi"
+
+
+def model_files(folder: Path) -> dict[Path, str]:
+    """What is to be written, by path.
+
+    Args:
+        folder: the model's.
+
+    Raises:
+        CardError: if results or provenance are missing, or the results are of other weights.
+    """
+    codec = load_codec(str(folder), device="cpu")
+    results = read_results(folder / "results" / "results.json", codec.identity, "run `make results`")
+    files = {
+        folder / "README.md": card(folder, codec, results),
+        folder / "LICENSE": (TEMPLATES / f"{LICENSE}.txt").read_text(encoding="utf-8"),
+    }
+    comparison = project_readme(folder.name, results)
+    return files | ({README: comparison} if comparison else {})
+
+
+def card(folder: Path, codec: Codec, results: dict) -> str:
+    """The model card's text."""
+    config = codec.model.config
+    training = read_json(folder / "training.json", "run `make provenance`")
+    data = read_json(folder / "training_data.json", "run `make provenance`")
+    curves = read_curves(folder / "curves.csv")
+    ours = default_system(codec, results)
+    shown = [name for name in SHOWN_METRICS if name in results["metrics"]]
+    hours = sum(source["hours"] for source in data["sources"])
+    by_language = sorted(data["languages"].items(), key=lambda item: -item[1])
+    card_data = ModelCardData(
+        language=[language for language, _ in by_language],
+        license=LICENSE,
+        library_name="transformers",
+        pipeline_tag="audio-to-audio",
+        tags=TAGS,
+        metrics=list(results["metrics"]),
+        model_name=folder.name,
+        eval_results=evaluation_results(ours, results),
+    )
+    content = ModelCard.from_template(
+        card_data,
+        template_path=str(TEMPLATES / "model_card.md"),
+        name=folder.name,
+        causal=config.causal,
+        origin=origin(training),
+        sampling_rate=config.sampling_rate,
+        frame_milliseconds=f"{1000 / config.frame_rate:g}",
+        kilohertz=f"{config.sampling_rate / 1000:g}",
+        frame_rate=f"{config.frame_rate:g}",
+        parameters=f"{codec.model.num_parameters() / 1e6:.1f} million",
+        training_hours=f"{hours:.0f}",
+        presets=presets(codec.model),
+        setting=report.setting(results),
+        quality=report.quality_table(results, shown),
+        footnote=report.footnote(results),
+        standing=standing(ours, results),
+        default_rate=report.number(ours["nominal_bit_rate"], 0),
+        languages=language_table(ours, results, shown),
+        rate_curve=preset_section(folder, codec.identity),
+        trials=trial_section(folder, codec.identity, ours["bottleneck"], data["languages"]),
+        probes=probe_section(folder, codec.identity),
+        genders=gender_text(ours, results),
+        speed="\n\n".join(report.speed_section(results)[1:]),
+        spectrogram=(folder / "spectrogram.png").is_file(),
+        curves=(folder / "curves.png").is_file(),
+        gap=gap_text(curves),
+        discriminator=(folder / "discriminator.safetensors").is_file(),
+        training=training_text(training, curves, config.frame_rate),
+        cost=cost_text(training),
+        spread=spread(ours, results),
+        sources=source_rows(data),
+        main_language={"en": "English"}.get(by_language[0][0], by_language[0][0]),
+        main_share=f"{100 * by_language[0][1] / hours:.0f}",
+    )
+    return str(content).rstrip() + "\n"
+
+
+def default_system(codec: Codec, results: dict) -> dict:
+    """The results at the model's own bottleneck.
+
+    Raises:
+        CardError: if it was not evaluated.
+    """
+    for system in results["systems"]:
+        if system.get("bottleneck") == codec.model.config.bottleneck:
+            return system
+    raise CardError(f"the bottleneck {codec.model.config.bottleneck} was not evaluated; run `make results`")
+
+
+def standing(ours: dict, results: dict) -> str:
+    """Where the model stands among its peers, in a sentence; empty without peers."""
+    facts = results["metrics"].get(STANDING_METRIC)
+    peers = [system for system in results["systems"] if system["kind"] not in ("TAAE", "PCM")]
+    if facts is None or not peers:
+        return ""
+
+    def value(system: dict) -> float:
+        mean = system["metrics"][STANDING_METRIC]["mean"]
+        return -math.inf if mean is None else mean
+
+    def listed(systems: list[dict]) -> str:
+        return (
+            ", ".join(f"{system['name']} ({value(system):.{facts['decimals']}f})" for system in systems)
+            or "none of them"
+        )
+
+    peers.sort(key=value)
+    worse = [system for system in peers if value(system) <= value(ours)]
+    better = [system for system in peers if value(system) > value(ours)]
+    return (
+        f"By {facts['label']}, this model at {report.number(ours['nominal_bit_rate'], 0)} bit/s "
+        f"({value(ours):.{facts['decimals']}f}) is better than {listed(worse)} and worse than {listed(better)}."
+    )
+
+
+def language_table(ours: dict, results: dict, shown: list[str]) -> str:
+    """The default bottleneck's figures by language; empty where there is one language or none."""
+    groups = ours["by"]["language"]
+    if len(groups) < 2:
+        return ""
+    facts = {name: results["metrics"][name] for name in shown}
+    rows = [
+        [language, str(group["utterances"]), *(report.figure(group["metrics"][name], facts[name]) for name in shown)]
+        for language, group in groups.items()
+    ]
+    return report.table(["language", "utterances", *map(report.metric_heading, facts.values())], rows)
+
+
+def training_text(training: dict, curves: Curves, frame_rate: float) -> str:
+    """How the model was trained and how good it was then, a paragraph for each stage."""
+    texts, start = [], 0
+    for stage in stages(training):
+        end = start + stage["steps"]
+        texts.append(stage_text(stage, frame_rate) + score_text(curves, start, end))
+        start = end
+    if len(texts) > 1:
+        texts = [f"**Stage {number}.** {text}" for number, text in enumerate(texts, 1)]
+    return "\n\n".join([*texts, "The recipes are in training/recipes of the project, the settings in training.json."])
+
+
+def stage_text(stage: dict, frame_rate: float) -> str:
+    """How one stage trained, in a paragraph."""
+    recipe = stage["recipe"]
+    losses = {name.removeprefix("losses."): value for name, value in recipe.items() if name.startswith("losses.")}
+    for name, part in PARTS_OF_LOSSES.items():
+        if not any(field.startswith(f"{part}.") for field in recipe):
+            losses.pop(name, None)
+    if not losses.get("waveform"):
+        losses.pop("waveform_decay_steps", None)
+    weights = ", ".join(
+        f"{name} {value:g}" for name, value in losses.items() if isinstance(value, int | float) and value
+    )
+    crop_seconds = recipe["data.crop_frames"] / frame_rate
+    changes = [f"{name.removeprefix('config.')} {recipe[name]}" for name in recipe if name.startswith("config.")]
+    changes += ["the decoder alone"] if recipe.get("freeze_encoder") else []
+    return (
+        f"{stage['steps']:,} optimiser steps in {time_text(stage['hours'])} on {stage['trained_on']}"
+        f"{''.join(f', {change}' for change in changes)}, each on "
+        f"{crops_text(stage['batches'])} of {crop_seconds:.2f} s at -20 LUFS ({augmentation_text(recipe)}), "
+        f"{stage['frames'] / frame_rate / 3600:,.0f} hours in all; "
+        f"AdamW, learning rate {recipe['optimizer.learning_rate']:g}; "
+        f"activations in {PRECISIONS.get(recipe['mixed_precision'], recipe['mixed_precision'])}, "
+        f"averaged weights (EMA) kept. Settings of the losses: {weights}."
+    )
+
+
+def time_text(hours: float) -> str:
+    """Hours, or minutes where that says more."""
+    return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+
+
+def augmentation_text(recipe: dict) -> str:
+    """How crops were changed, in words."""
+    settings = {name: recipe.get(f"data.augmentation.{name}") for name in AUGMENTATIONS}
+    drawn = [AUGMENTATIONS[name].format(value) for name, value in settings.items() if value not in SWITCHED_OFF]
+    level = f"give or take {recipe['data.augmentation.level']:g} dB"
+    if not drawn:
+        return level
+    share = recipe.get("data.augmentation.probability", 0.5)
+    return f"{level}; {share:.0%} of them, drawn anew for each, changed in {', '.join(drawn)}"
+
+
+# Changes of crops in words, with what the recipe says of them.
+AUGMENTATIONS = {
+    "speed": "speed by up to {:.0%}",
+    "equalization": "timbre by up to {:g} dB",
+    "polarity": "polarity",
+    "noise": "noise",
+    "room": "echo",
+}
+SWITCHED_OFF = (None, "None", False, 0)
+
+
+def crops_text(batches: list[dict]) -> str:
+    """How many crops there were a step, in words."""
+    *earlier, last = batches
+    until = "".join(f"{batch['crops']} (until step {batch['until_step']:,}), then " for batch in earlier)
+    return f"{until}{last['crops']} crops"
+
+
+PRECISIONS = {"no": "float32", "bf16": "bfloat16"}
+# Losses that count only where the recipe has the part that they come from.
+PARTS_OF_LOSSES = {
+    "adversarial": "discriminator",
+    "feature_matching": "discriminator",
+    "perceptual": "perceptual",
+    "ctc": "ctc",
+}
+
+
+def source_rows(data: dict) -> list[dict]:
+    """Rows of the table of training data.
+
+    Raises:
+        CardError: if nobody is credited for a source.
+    """
+    credits = yaml.safe_load((TEMPLATES / "sources.yaml").read_text(encoding="utf-8"))
+    rows = []
+    for source in data["sources"]:
+        if source["name"] not in credits:
+            raise CardError(f"{TEMPLATES / 'sources.yaml'}: has no credit for {source['name']}; add one")
+        shown = {"hours": f"{source['hours']:.2f}", "languages": ", ".join(source["languages"])}
+        speakers = {"speakers": str(source["speakers"] or "not told")}
+        rows.append({**source, **shown, **speakers, **credits[source["name"]]})
+    return rows
+
+
+def spread(ours: dict, results: dict) -> str:
+    """How far groups of utterances lie apart, in a sentence; empty where there is one group of each kind."""
+    facts = results["metrics"].get(STANDING_METRIC)
+    parts = []
+    for grouping in ("language", "source") if facts else ():
+        means = {name: group["metrics"][STANDING_METRIC]["mean"] for name, group in ours["by"][grouping].items()}
+        ranked = sorted((mean, name) for name, mean in means.items() if mean is not None)
+        if len(ranked) > 1:
+            low, high = (f"{mean:.{facts['decimals']}f} ({name})" for mean, name in (ranked[0], ranked[-1]))
+            parts.append(f"from {low} to {high} by {grouping}")
+    return f"On the test set, {facts['label']} goes {' and '.join(parts)}." if parts else ""
+
+
+def origin(training: dict) -> str:
+    """What training started from."""
+    size = stages(training)[0]["recipe"].get("size", "nano")
+    return "trained from scratch" if size in NAMED_SIZES else f"trained on from `{Path(size).name}`"
+
+
+def cost_text(training: dict) -> str:
+    """What training cost in time and energy, with the assumptions that the energy rests on."""
+    spent = [(stage["process_hours"], stage.get("watts", WATTS)) for stage in stages(training)]
+    parts = " and ".join(f"{time_text(hours)} of a process at an assumed {watts:g} W" for hours, watts in spent)
+    energy = sum(hours * watts for hours, watts in spent) / 1000
+    return (
+        f"{parts}, memory and cooling included, which is {energy:.2g} kWh. Nothing was metered; evaluation, and runs "
+        "that led to nothing, come on top."
+    )
+
+
+def evaluation_results(ours: dict, results: dict) -> list[EvalResult]:
+    """The Hub's metadata for results, one entry per metric of the model's own bottleneck.
+
+    The Hub's newer form, .eval_results, is for benchmarks that are data sets on the Hub. This one has a field for what
+    else was evaluated on: its type is the way in which it was read, and its name says which files.
+    """
+    sources, utterances = ", ".join(results["data"]["sources"]), results["data"]["scored"]
+    parquet = all(source.endswith(".parquet") for source in results["data"]["sources"])
+    return [
+        EvalResult(
+            task_type="audio-to-audio",
+            task_name=f"speech coding at {ours['nominal_bit_rate']:.0f} bit/s",
+            dataset_type="parquet" if parquet else "audiofolder",
+            dataset_name=f"{sources}, {utterances} utterances (not on the Hub)",
+            metric_type=name,
+            metric_name=results["metrics"][name]["label"],
+            metric_value=value["mean"],
+            metric_args={"bottleneck": ours["bottleneck"]},
+        )
+        for name, value in ours["metrics"].items()
+        if value["mean"] is not None
+    ]
+
+
+def project_readme(name: str, results: dict) -> str | None:
+    """The project's README with its comparison filled in; None where it has no place for this model's."""
+    shown = [metric for metric in ("pesq_wb", "pesq_nb", "stoi") if metric in results["metrics"]]
+    body = "\n\n".join([report.setting(results), report.quality_table(results, shown), report.footnote(results)])
+    return report.between((COMPARISON[0].format(name=name), COMPARISON[1]), README, body)

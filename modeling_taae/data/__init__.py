@@ -1,0 +1,1 @@
+"""Recorded speech, whatever it is stored in."""

@@ -1,0 +1,18 @@
+"""What is wrong with a user's input, in one line."""
+
+import os
+from pathlib import Path
+
+
+class TaaeInputError(ValueError):
+    """A file or an argument that cannot be used; the message says what it is, what was expected and what to do."""
+
+
+def as_text(path: str | Path) -> str:
+    """A path as tables and pages can hold it: bytes of its name that are no UTF-8 become \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def one_line(error: Exception) -> str:
+    """An error's message, without line breaks."""
+    return " ".join(str(error).split())

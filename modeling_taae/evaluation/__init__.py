@@ -1,0 +1,1 @@
+"""Codecs on speech: metrics, tables, reports and pages to listen to."""

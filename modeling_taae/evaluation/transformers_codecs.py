@@ -1,0 +1,125 @@
+"""Codecs of the Transformers library as peers: Mimi, EnCodec, DAC, X-codec 2, and what is built like them."""
+
+import inspect
+import math
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+import soxr
+import torch
+
+from ..errors import TaaeInputError
+from ..taae_file import weights_identity
+from .codecs import SAMPLING_RATE, Encoded, model_name
+from .model_metrics import load
+
+
+class TransformersSystem:
+    """A codec that AutoModel loads, with options of its `encode` after a question mark.
+
+    `kyutai/mimi?num_quantizers=8`, `facebook/encodec_24khz?bandwidth=1.5`, `descript/dac_16khz?n_quantizers=2`.
+    The codec works at its own rate; the clip is resampled there and back.
+
+    Args:
+        name: folder or Hub name, with options.
+        device: as torch spells it.
+
+    Raises:
+        TaaeInputError: if it cannot be loaded, or is no codec with `encode` and `decode`.
+    """
+
+    delay = None
+
+    def __init__(self, name: str, device: str = "cpu"):
+        from transformers import AutoFeatureExtractor, AutoModel
+
+        source, _, query = name.partition("?")
+        self.options = {key: float(value) if "." in value else int(value) for key, value in parse_qsl(query)}
+        self.model = load(lambda: AutoModel.from_pretrained(source), source).to(device).eval()
+        kind = self.model.config.model_type
+        if kind in EXTRACTORS:
+            self.extractor = EXTRACTORS[kind](self.model.config)
+        else:
+            self.extractor = load(lambda: AutoFeatureExtractor.from_pretrained(source), source)
+        if not hasattr(self.model, "encode") or not hasattr(self.model, "decode"):
+            raise TaaeInputError(f"--peers {name}: is a {kind}, which is no codec with encode and decode")
+        self.rate = self.model.config.sampling_rate
+        self.codebook_size = codebook_size(self.model.config)
+        self.name = model_name(source) + (f"?{query}" if query else "")
+        self.facts = {
+            "kind": f"Transformers {kind}",
+            "weights": weights_identity(self.model.state_dict()),
+            "parameters": self.model.num_parameters(),
+            "device": self.model.device.type,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "resampling": "none"
+            if self.rate == SAMPLING_RATE
+            else f"soxr, 16 kHz to {self.rate / 1000:g} kHz and back",
+            "file": "bare codes, each in its share of bits",
+        }
+        second = self.encode(np.zeros(SAMPLING_RATE, np.float32)).codes.size
+        two_seconds = self.encode(np.zeros(2 * SAMPLING_RATE, np.float32)).codes.size
+        self.nominal_bit_rate = (two_seconds - second) * math.log2(self.codebook_size)
+
+    @torch.inference_mode()
+    def encode(self, audio: np.ndarray) -> Encoded:
+        """Encodes at the codec's rate."""
+        samples = soxr.resample(audio, SAMPLING_RATE, self.rate)
+        inputs = self.extractor(samples, sampling_rate=self.rate, return_tensors="pt").to(self.model.device)
+        taken = inspect.signature(self.model.encode).parameters
+        wanted = {name: value for name, value in inputs.items() if name in taken}
+        encoded = self.model.encode(**wanted, **self.options)
+        codes = encoded.audio_codes
+        # EnCodec has a leading dimension for chunks of long audio, which it does not use as published.
+        flat = codes.reshape(-1, codes.shape[-1]).cpu().numpy()
+        size = math.ceil(flat.size * math.log2(self.codebook_size) / 8)
+        return Encoded((encoded, inputs.get("padding_mask")), size, size, flat)
+
+    @torch.inference_mode()
+    def decode(self, encoded: Encoded) -> np.ndarray:
+        """Decodes and resamples."""
+        output, mask = encoded.content
+        if self.model.config.model_type == "encodec":
+            decoded = self.model.decode(output.audio_codes, output.audio_scales, mask)
+        else:
+            decoded = self.model.decode(audio_codes=output.audio_codes)
+        samples = decoded.audio_values.float().cpu().numpy().reshape(-1)
+        return soxr.resample(samples, self.rate, SAMPLING_RATE)
+
+
+def codebook_size(config: Any) -> int:
+    """How many values a code can take, whichever way a configuration says so."""
+    if levels := getattr(config, "quantization_levels", None):
+        return math.prod(levels)
+    return config.codebook_size
+
+
+class Xcodec2Inputs:
+    """What X-codec 2 reads, without torchaudio, which its own feature extractor needs.
+
+    Waveform: one zero more, then zero-padded to whole frames. Spectrum: Kaldi's 80 log-mel bands of the same with half
+    a frame of zeros at either end, normalised per band, two frames to a row.
+
+    Args:
+        config: the codec's.
+    """
+
+    def __init__(self, config: Any):
+        from transformers import SeamlessM4TFeatureExtractor
+
+        self.hop_length = config.hop_length
+        self.spectrum = SeamlessM4TFeatureExtractor(sampling_rate=config.sampling_rate, padding_value=1.0)
+
+    def __call__(self, audio: np.ndarray, sampling_rate: int, return_tensors: str) -> Any:
+        """(samples,) -> `input_values` (1, 1, samples) and `input_features` (1, frames, 160)."""
+        padded = np.pad(audio, (0, 1))
+        padded = np.pad(padded, (0, -len(padded) % self.hop_length))
+        surrounded = np.pad(padded, self.hop_length // 2)
+        inputs = self.spectrum(surrounded, sampling_rate=sampling_rate, return_tensors=return_tensors)
+        inputs.pop("attention_mask", None)
+        inputs["input_values"] = torch.from_numpy(padded)[None, None]
+        return inputs
+
+
+EXTRACTORS = {"xcodec2": Xcodec2Inputs}

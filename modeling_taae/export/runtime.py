@@ -1,0 +1,149 @@
+"""Runs what `taae export` wrote, arrays in and arrays out: ONNX in onnxruntime, programs of `torch.export` in torch."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import TaaeInputError, one_line
+
+METADATA_FILE = "metadata.json"
+
+# How onnxruntime computes with 8-bit weights: in float32, of which it makes them when it loads them, ...
+EXACT_OPTIONS = {"session.disable_quant_qdq": "1"}
+# ... or in 8 bits, with activations rounded in groups of so many.
+FAST_OPTIONS = {"session.qdq_matmulnbits_accuracy_level": "4", "session.qdq_matmulnbits_block_size": "128"}
+
+Graph = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
+
+
+class EncodedArrays(NamedTuple):
+    """What the encoder returns, as `TaaeModel.encode` does.
+
+    Args:
+        audio_codes: (batch, tokens_per_frame, frames) int64.
+        audio_codes_mask: (batch, frames) int64, 1 where a frame holds audio of its item.
+        latents: (batch, latent_dim, frames) float32.
+    """
+
+    audio_codes: np.ndarray
+    audio_codes_mask: np.ndarray
+    latents: np.ndarray
+
+
+class ExportedCodec:
+    """An exported encoder and decoder.
+
+    Args:
+        encoder, decoder: each from named inputs to outputs.
+        metadata: what the files say of themselves, see `modeling_taae.export.export`.
+    """
+
+    def __init__(self, encoder: Graph, decoder: Graph, metadata: dict[str, str]):
+        self.encoder, self.decoder, self.metadata = encoder, decoder, metadata
+        self.hop_length = int(metadata["hop_length"])
+
+    @classmethod
+    def load(cls, folder: str | Path, threads: int | None = None, fast: bool = False) -> "ExportedCodec":
+        """Loads encoder and decoder from a folder.
+
+        Args:
+            folder: what was given to `taae export -o`.
+            threads: of onnxruntime; None for one per core. Programs of `torch.export` follow `torch.set_num_threads`.
+            fast: whether 8-bit weights are multiplied with activations in 8 bits, which changes some tokens. Otherwise
+                they are made float32 when they are loaded, and give the same tokens in any runtime.
+
+        Raises:
+            TaaeInputError: if there is no such pair, or the two are not of one export.
+        """
+        encoders = sorted(path for path in Path(folder).glob("encoder.*") if path.suffix in READERS)
+        if len(encoders) != 1:
+            found = ", ".join(path.name for path in encoders) or "none"
+            raise TaaeInputError(
+                f"{folder}: expected one exported encoder, encoder.onnx or encoder.pt2, found {found}; "
+                "write one with `taae export`"
+            )
+        read, (path,) = READERS[encoders[0].suffix], encoders
+        (encoder, metadata), (decoder, other) = (
+            _read(read, side, threads, fast) for side in (path, path.with_stem("decoder"))
+        )
+        if metadata != other:
+            raise TaaeInputError(f"{folder}: encoder and decoder are not of the same export; export the model again")
+        return cls(encoder, decoder, metadata)
+
+    def encode(self, input_values: np.ndarray, padding_mask: np.ndarray | None = None) -> EncodedArrays:
+        """Turns audio into tokens.
+
+        Args:
+            input_values: (batch, 1, samples) float32, as the feature extractor returns it.
+            padding_mask: (batch, samples), 1 for each item's own samples, which come first; None where all are.
+        """
+        batch, _, samples = input_values.shape
+        mask = np.ones((batch, samples), np.int32) if padding_mask is None else padding_mask.astype(np.int32)
+        frames = -(-samples // self.hop_length)
+        # A program of torch.export is for several frames; what is padded and masked changes none of the others.
+        missing = max(2 * self.hop_length - samples, 0)
+        inputs = {
+            "input_values": np.pad(input_values, ((0, 0), (0, 0), (0, missing))),
+            "padding_mask": np.pad(mask, ((0, 0), (0, missing))),
+        }
+        return EncodedArrays(*(output[..., :frames] for output in self.encoder(inputs)))
+
+    def decode(self, audio_codes: np.ndarray, audio_codes_mask: np.ndarray | None = None) -> np.ndarray:
+        """Turns tokens into audio, (batch, 1, frames * hop_length) float32.
+
+        Args:
+            audio_codes: (batch, tokens_per_frame, frames) int64; what is no token is not noticed.
+            audio_codes_mask: (batch, frames), 1 for each item's own frames, which come first; None where all are.
+        """
+        batch, _, frames = audio_codes.shape
+        mask = np.ones((batch, frames), np.int64) if audio_codes_mask is None else audio_codes_mask.astype(np.int64)
+        missing = max(2 - frames, 0)
+        inputs = {
+            "audio_codes": np.pad(audio_codes, ((0, 0), (0, 0), (0, missing))),
+            "audio_codes_mask": np.pad(mask, ((0, 0), (0, missing))),
+        }
+        (audio,) = self.decoder(inputs)
+        return audio[..., : frames * self.hop_length]
+
+
+def _read(read: Callable, path: Path, *options) -> tuple[Graph, dict[str, str]]:
+    try:
+        return read(path, *options)
+    # Damaged files raise whatever their reader raises.
+    except Exception as error:
+        raise TaaeInputError(
+            f"{path}: cannot be loaded ({one_line(error)}); expected a file that `taae export` wrote"
+        ) from error
+
+
+def read_onnx(path: Path, threads: int | None, fast: bool) -> tuple[Graph, dict[str, str]]:
+    """An ONNX file as a function, and its metadata."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    for name, value in (FAST_OPTIONS if fast else EXACT_OPTIONS).items():
+        options.add_session_config_entry(name, value)
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda inputs: session.run(None, inputs), session.get_modelmeta().custom_metadata_map
+
+
+def read_program(path: Path, threads: int | None, fast: bool) -> tuple[Graph, dict[str, str]]:
+    """A program of `torch.export` as a function, and its metadata."""
+    import torch
+
+    files = {METADATA_FILE: ""}
+    module = torch.export.load(path, extra_files=files).module()
+
+    def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        with torch.inference_mode():
+            outputs = module(*map(torch.from_numpy, inputs.values()))
+        return [output.numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
+
+    return run, json.loads(files[METADATA_FILE])
+
+
+READERS = {".onnx": read_onnx, ".pt2": read_program}

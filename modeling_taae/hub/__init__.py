@@ -1,0 +1,1 @@
+"""Checkpoints from elsewhere, cards, and what may be published."""

@@ -1,0 +1,162 @@
+"""Where converted weights come from: the licence that they keep, and a card that says both.
+
+`taae convert` leaves `conversion.json` in the folder that it writes. The card is made of that file, of the weights and,
+once there are any, of the results of `taae evaluate`; so it can be made again.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from ..evaluation import report
+from ..modeling_taae import TaaeModel
+from ..quantization_taae import BOTTLENECK_PRESETS, NATIVE
+from ..taae_file import model_identity
+
+CONVERSION = "conversion.json"
+TEMPLATE = Path(__file__).with_name("converted_model_card.md")
+LICENSE_FILE = re.compile(r"(licen[cs]e|notice|copying)(\.\w+)?", re.IGNORECASE)
+NOTICE = "NOTICE"
+LICENSE_FIELDS = ("license", "license_name", "license_link")
+# What its section on distribution asks for, in the words that it prescribes.
+STABILITY_LICENSE = "stabilityai-ai-community"
+LICENSE_NAMES = {STABILITY_LICENSE: "Stability AI Community License"}
+STABILITY_NOTICE = (
+    "This Stability AI Model is licensed under the Stability AI Community License, Copyright © Stability AI Ltd. "
+    "All Rights Reserved"
+)
+CHANGES = (
+    "Changed by `taae convert`: tensors renamed, weight normalisation fused, stored in float32. No value was trained."
+)
+
+
+def write_provenance(source: Path, weights: Path, description: Path, destination: Path, model: TaaeModel) -> None:
+    """Writes what is known of the source into the folder of a converted model: its licence, `conversion.json`, a card.
+
+    Args:
+        source: the folder that was converted, with `weights` and `description` in it.
+        destination: the folder of the converted model.
+        model: the converted model.
+    """
+    license_files = [path for path in sorted(source.iterdir()) if LICENSE_FILE.fullmatch(path.name) and path.is_file()]
+    texts = {path.name: path.read_text(encoding="utf-8", errors="replace") for path in license_files}
+    license_fields = find_license(source, texts)
+    if license_fields.get("license_name") == STABILITY_LICENSE:
+        notices = [name for name in texts if name.lower().startswith("notice")]
+        notice = notices[0] if notices else NOTICE
+        lines = [texts.get(notice, "").rstrip() or STABILITY_NOTICE, CHANGES]
+        texts[notice] = "\n\n".join(lines) + "\n"
+    for name, text in texts.items():
+        (destination / name).write_text(text, encoding="utf-8")
+    from .. import __version__
+
+    conversion = {
+        "modeling_taae": __version__,
+        "source": {
+            "name": source.resolve().name,
+            "weights": weights.name,
+            "sha256": checksum(weights),
+            "description": description.name,
+        },
+        "license": license_fields,
+        "license_files": sorted(texts),
+    }
+    (destination / CONVERSION).write_text(json.dumps(conversion, indent=1) + "\n", encoding="utf-8")
+    (destination / "README.md").write_text(conversion_card(destination, model), encoding="utf-8")
+
+
+def find_license(source: Path, texts: dict[str, str]) -> dict[str, str]:
+    """The licence in the words of a card's header: as the source's card has it, else read off its text; may be empty.
+
+    Args:
+        source: the folder that was converted.
+        texts: of its licence files, by name.
+    """
+    card = source / "README.md"
+    if card.is_file():
+        try:
+            header = ModelCard(card.read_text(encoding="utf-8")).data.to_dict()
+        # Whatever it is that is wrong with somebody else's card.
+        except Exception:
+            header = {}
+        if header.get("license"):
+            return {name: header[name] for name in LICENSE_FIELDS if header.get(name)}
+    for name, text in texts.items():
+        if re.search(r"stability ai community license", text, re.IGNORECASE):
+            return dict(zip(LICENSE_FIELDS, ("other", STABILITY_LICENSE, name), strict=True))
+    return {}
+
+
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def conversion_card(folder: Path, model: TaaeModel) -> str:
+    """The card of a converted model.
+
+    Args:
+        folder: its folder, with `conversion.json` and perhaps results in it.
+        model: the model.
+    """
+    conversion = json.loads((folder / CONVERSION).read_text(encoding="utf-8"))
+    fields, config, identity = conversion["license"], model.config, model_identity(model)
+    results = results_of(folder, identity)
+    license_name = fields.get("license_name") or fields.get("license")
+    content = ModelCard.from_template(
+        ModelCardData(
+            **fields,
+            library_name="transformers",
+            pipeline_tag="audio-to-audio",
+            tags=["audio", "speech", "audio-codec", "speech-tokenizer", "fsq", "taae"],
+        ),
+        template_path=str(TEMPLATE),
+        name=folder.resolve().name,
+        version=conversion["modeling_taae"],
+        source=conversion["source"],
+        identity=identity,
+        parameters=f"{model.num_parameters() / 1e6:,.1f} million",
+        sampling_rate=config.sampling_rate,
+        kilohertz=f"{config.sampling_rate / 1000:g}",
+        frame_rate=f"{config.frame_rate:g}",
+        presets=presets(model),
+        license=LICENSE_NAMES.get(license_name, license_name),
+        license_files=" and ".join(f"[{name}]({name})" for name in conversion["license_files"]),
+        stability=license_name == STABILITY_LICENSE,
+        quality=results and report.quality_table(results),
+        setting=results and report.setting(results),
+        footnote=results and report.footnote(results),
+    )
+    return str(content).rstrip() + "\n"
+
+
+def results_of(folder: Path, identity: str) -> dict | None:
+    """The results in a model's folder; None if there are none of these weights."""
+    path = folder / "results" / "results.json"
+    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"systems": []}
+    evaluated = {system.get("model_identity") for system in results["systems"]}
+    return results if identity in evaluated else None
+
+
+def presets(model: TaaeModel) -> list[dict]:
+    """Rows of a card's table of bottlenecks, those that the model has."""
+    rows = []
+    for name in [*BOTTLENECK_PRESETS, NATIVE]:
+        try:
+            quantizer = model.bottleneck(name)
+        except ValueError:  # a preset for another number of latent dimensions
+            continue
+        rows.append(
+            {
+                "name": name,
+                "default": name == model.config.bottleneck,
+                "tokens": len(quantizer.stages),
+                "vocabulary": f"{quantizer.codebook_sizes[0]:,}",
+                "bit_rate": report.number(quantizer.bits_per_frame * model.config.frame_rate, 0),
+            }
+        )
+    return rows

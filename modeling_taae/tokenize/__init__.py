@@ -1,0 +1,1 @@
+"""Corpora of speech to data sets of tokens."""

@@ -1,0 +1,69 @@
+"""How well the tokens use their bits: entropies, and how many of the possible tokens occur.
+
+All entropies are plug-in estimates on the tokens at hand: too low where these are few, and optimistic as bit rates,
+because a coder's statistics would come from other speech.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ..quantization_taae import ResidualFSQ
+
+
+def token_statistics(codes: Sequence[np.ndarray], quantizer: ResidualFSQ, frame_rate: float) -> dict:
+    """Statistics of the tokens of several clips.
+
+    Args:
+        codes: (tokens_per_frame, frames) int64 of each clip.
+        quantizer: the bottleneck that made them.
+        frame_rate: in Hz.
+
+    Returns:
+        `frames`, how many tokens of each stage were counted; per stage, under `stages`: `vocabulary`, `used` (distinct
+        tokens), `digit_entropy` (per dimension, over its maximum); `entropy` and `conditional_entropy` in bit per
+        frame, summed over all digits as if they were independent of each other, the latter given the same digit of the
+        frame before; `entropy_bit_rate` and `conditional_bit_rate`, the same in bit/s.
+    """
+    stages, entropy, conditional = [], 0.0, 0.0
+    for index, stage in enumerate(quantizer.stages):
+        digits = [stage.unpack(torch.from_numpy(clip[index][None]))[0].numpy() for clip in codes]
+        entropies = np.array([digit_entropy(digits, d, levels) for d, levels in enumerate(stage.levels)])
+        entropy += entropies.sum()
+        conditional += sum(conditional_digit_entropy(digits, d, levels) for d, levels in enumerate(stage.levels))
+        stages.append(
+            {
+                "vocabulary": stage.codebook_size,
+                "used": len(np.unique(np.concatenate([clip[index] for clip in codes]))),
+                "digit_entropy": (entropies / np.log2(stage.levels)).tolist(),
+            }
+        )
+    return {
+        "frames": int(sum(clip.shape[1] for clip in codes)),
+        "stages": stages,
+        "entropy": float(entropy),
+        "conditional_entropy": float(conditional),
+        "entropy_bit_rate": float(entropy * frame_rate),
+        "conditional_bit_rate": float(conditional * frame_rate),
+    }
+
+
+def digit_entropy(digits: Sequence[np.ndarray], dimension: int, levels: int) -> float:
+    """Entropy of one dimension's digits in bit; `digits` holds each clip's (dimensions, frames)."""
+    return entropy_of_counts(sum(np.bincount(clip[dimension], minlength=levels) for clip in digits))
+
+
+def conditional_digit_entropy(digits: Sequence[np.ndarray], dimension: int, levels: int) -> float:
+    """Entropy of one dimension's digits in bit, given the frame before; first frames have none and do not count."""
+    pairs = np.zeros(levels * levels, dtype=np.int64)
+    for clip in digits:
+        before, after = clip[dimension, :-1], clip[dimension, 1:]
+        pairs += np.bincount(before * levels + after, minlength=levels * levels)
+    return entropy_of_counts(pairs) - entropy_of_counts(pairs.reshape(levels, levels).sum(axis=1))
+
+
+def entropy_of_counts(counts: np.ndarray) -> float:
+    """Entropy in bit of the distribution that counts show; 0 where nothing was counted."""
+    shares = counts[counts > 0] / max(counts.sum(), 1)
+    return float((shares * np.log2(1 / shares)).sum())

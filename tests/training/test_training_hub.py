@@ -1,0 +1,86 @@
+"""A run that is to be published on the Hub: what it needs is asked for at once, and what fails costs no model."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard, constants
+from support.hub_server import OWNER, TOKEN, HubServer
+from support.training_runs import ADVERSARIAL, make_trainer, train, write_corpus, write_recipe
+
+from training.hub import HubError, evaluate
+from training.recipe import RecipeError, parse_recipe
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("recipe")
+    (folder / "licence.txt").write_text("Do what you like.\n")
+    return write_recipe(folder, write_corpus(folder))
+
+
+@pytest.fixture
+def options(recipe_file, tmp_path) -> list[object]:
+    """A short run with a discriminator, to be published."""
+    place = ["--hub.repo", f"{OWNER}/tiny", "--hub.license", "cc0-1.0"]
+    place += ["--hub.license_file", Path(recipe_file).with_name("licence.txt")]
+    return [*place, *ADVERSARIAL, "--max_steps", 2, "--validation.samples", 0, "--output_dir", tmp_path / "run"]
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub on loopback that this process is logged in to, and that it tries again without waiting."""
+    with HubServer() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        yield server
+
+
+def test_the_card_is_of_the_subset_that_validates(recipe_file, options, monkeypatch):
+    corpus = '{"source": "facebook/voxpopuli", "subset": "nl", "split": "validation"}'
+    recipe, loaded = parse_recipe([recipe_file, *map(str, options), "--validation.corpus", corpus]), []
+
+    def load(*arguments: str, **settings: str) -> None:
+        loaded.append((*arguments, settings["split"]))
+        raise OSError("no network")
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    with pytest.raises(HubError, match="could not be evaluated"):
+        evaluate(recipe, Path("hub_cards/taae-speech-16k-nano"))
+    assert loaded == [("facebook/voxpopuli", "nl", "validation")]
+
+
+def test_a_run_publishes_its_model_with_a_card_that_shows_its_figures(recipe_file, options, hub, tmp_path):
+    """Privately; and a Hub that refuses at first costs nothing but a second start."""
+    hub.refusals["POST /api/repos/create"] = 403
+    with pytest.raises(HubError, match=rf"may not write there.* `taae push .*run/hub/tiny {OWNER}/tiny` publishes it"):
+        train(recipe_file, *options)
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+    hub.refusals.clear()
+    recipe = train(recipe_file, *options).recipe
+    repository = hub.repository(f"{OWNER}/tiny")
+    files = repository.files()
+    assert repository.private
+    assert {"model.safetensors", "discriminator.safetensors", "preprocessor_config.json", "LICENSE"} <= files.keys()
+    content = ModelCard(files["README.md"].decode())
+    assert content.data.license == "cc0-1.0" and "## How good it is" in content.text
+    assert "`discriminator.safetensors`" in content.text and "2 optimiser steps on crops of 0.64 s" in content.text
+    (tmp_path / "again.yaml").write_bytes(files["recipe.yaml"])
+    again = parse_recipe([str(tmp_path / "again.yaml")])
+    assert replace(again, output_dir=recipe.output_dir, hub=recipe.hub) == recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--validation.corpus", "null"), "name validation.corpus"),
+        (("--hub.license_file", "nowhere.txt"), "'nowhere.txt' is no file"),
+    ],
+)
+def test_what_publishing_needs_is_asked_for_before_the_run(change, message, recipe_file, options):
+    with pytest.raises(RecipeError, match=message):
+        make_trainer(recipe_file, *options, *change)

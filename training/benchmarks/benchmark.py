@@ -1,0 +1,130 @@
+"""Measures the speed of training and inference: `python training/benchmarks/benchmark.py [SECTION ...] [--json FILE]`.
+
+Beside each figure stands what the machine can do at most, the rate of its matrix products in the same precision on as
+many threads, measured in the same run. Weights are random and audio is noise: speed does not depend on them. Prints
+Markdown. A JSON file keeps those of its sections that are not measured anew, so they can be measured one by one.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's training/ is not installed
+
+from modeling_taae.evaluation.report import between, table
+from modeling_taae.evaluation.tables import environment, rounded
+from modeling_taae.files import write_bytes
+from training.benchmarks.inference import eight_bit_rows, latency_rows, long_audio_rows, speed_rows, startup_rows
+from training.benchmarks.tools import SECONDS, Bench
+from training.benchmarks.training import gradient_rows, step_rows
+
+Rows = Callable[[Bench], Iterator[dict]]
+SECTIONS: dict[str, tuple[str, Rows]] = {
+    "gradients": ("Forward and backward of the codec itself", gradient_rows),
+    "step": ("Where the time of a training step goes", step_rows),
+    "speed": ("Encoding and decoding", speed_rows),
+    "int8": ("Encoding and decoding with weights and activations in 8 bits, in onnxruntime", eight_bit_rows),
+    "long": ("Long recordings", long_audio_rows),
+    "startup": ("Starting the command line", startup_rows),
+    "latency": ("A frame of a stream through a causal model", latency_rows),
+}
+MARKERS = ("<!-- benchmark: written by training/benchmarks/benchmark.py -->\n", "<!-- /benchmark -->")
+GPU_MARKERS = (
+    "<!-- benchmark on a GPU: written by training/benchmarks/benchmark.py -->\n",
+    "<!-- /benchmark on a GPU -->",
+)
+
+
+def measure(bench: Bench, name: str) -> dict:
+    """A section: its rows, and the machine and its peaks at the time."""
+    start, rows = time.perf_counter(), list(SECTIONS[name][1](bench))
+    peaks = {str(dtype).removeprefix("torch."): peak / 1e9 for dtype, peak in bench.peaks.items()}
+    took = time.perf_counter() - start
+    return rounded({"environment": environment(), "gflops_at_peak": peaks, "took_seconds": took, "rows": rows})
+
+
+def markdown(results: dict[str, dict]) -> str:
+    """The tables, each below its machine."""
+    parts = []
+    for name in filter(results.get, SECTIONS):
+        section, machine = results[name], results[name]["environment"]
+        peaks = ", ".join(f"{peak:,.0f} in {dtype}" for dtype, peak in section["gflops_at_peak"].items())
+        where = machine["accelerator"] or f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores"
+        at_most = f"; matrix products of at most {peaks} GFLOP/s" if peaks else ""
+        heading = list(section["rows"][0])
+        rows = [[cell(row[column]) for column in heading] for row in section["rows"]]
+        packages = f"torch {machine['packages']['torch']}"
+        parts.append(f"**{SECTIONS[name][0]}** ({where}, {packages}{at_most})\n\n{table(heading, rows)}")
+    return "\n\n".join(parts)
+
+
+def cell(value: str | float | None) -> str:
+    """A value as text, numbers with three digits that count."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def place_of(results: dict[str, dict]) -> tuple[str, str]:
+    """Where the tables stand: those measured on a GPU have a place of their own."""
+    on_gpu = any(section["environment"]["accelerator"] for section in results.values())
+    return GPU_MARKERS if on_gpu else MARKERS
+
+
+def with_tables(readme: Path, tables: str, markers: tuple[str, str] = MARKERS) -> str:
+    """A text with tables between its markers, in place of what is there.
+
+    Raises:
+        ValueError: if it has no such markers.
+    """
+    if (text := between(markers, readme, tables)) is None:
+        raise ValueError(f"{readme} has no lines {markers[0].strip()} and {markers[1]} to put the tables between.")
+    return text
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="benchmark.py", description=__doc__.splitlines()[0])
+    listed = "; ".join(f"{name}: {title[0].lower()}{title[1:]}" for name, (title, _) in SECTIONS.items())
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"what to measure (default: all). {listed}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to keep the results")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="a text whose tables to replace by the results")
+    parser.add_argument("--show", action="store_true", help="measure nothing, and show the results kept in --json")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N", help="on CPUs (default: all cores)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=SECONDS,
+        metavar="S",
+        help="repeat each measurement for so long (default: %(default)s)",
+    )
+    parser.add_argument("--hour", action="store_true", help="also an hour of audio, which takes about that long")
+    options = parser.parse_args(arguments)
+    if unknown := sorted(set(options.sections) - SECTIONS.keys()):
+        parser.error(f"there is no section {unknown[0]}; choose from {', '.join(SECTIONS)}")
+    try:
+        results = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+        if options.readme:
+            with_tables(options.readme, "")  # finds out now whether it will do
+        wanted = [] if options.show else options.sections or list(SECTIONS)
+        torch.set_num_threads(options.threads)
+        for name in tqdm(wanted, disable=None, unit="section"):
+            results[name] = measure(Bench(options.hour, options.seconds), name)
+            if options.json:
+                write_bytes(options.json, (json.dumps(results, indent=1) + "\n").encode())
+        print(markdown(results))
+        if options.readme:
+            write_bytes(options.readme, with_tables(options.readme, markdown(results), place_of(results)).encode())
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""Measures what `taae export` writes: `python training/benchmarks/exports.py FOLDER --speech FILES`.
+
+Exports the model in each format, at its own bottleneck, and puts the files beside the model itself in PyTorch: size,
+speed, tokens of speech, and audio. Writes results/export.json in the model's folder, and the table in docs/export.md if
+that has a place for this model.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's training/ is not installed
+
+from modeling_taae import TaaeModel
+from modeling_taae.codec import load_codec
+from modeling_taae.data.utterances import Utterances
+from modeling_taae.errors import TaaeInputError
+from modeling_taae.evaluation.metrics import ALL_METRICS, score
+from modeling_taae.evaluation.report import between, table
+from modeling_taae.evaluation.tables import environment, rounded
+from modeling_taae.export.export import FORMATS, export_codec
+from modeling_taae.export.runtime import ExportedCodec
+from modeling_taae.files import write_bytes
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "export.md"
+PLACE = ("<!-- export: written by training/benchmarks/exports.py of {name} -->\n", "<!-- /export -->")
+METRICS = ("pesq_wb", "stoi")
+# One, so that processor time is the time that it takes.
+THREADS = 1
+
+
+@dataclass
+class Way:
+    """One way to run the model, and what it gave so far.
+
+    Args:
+        name: in the table.
+        encode: from (1, 1, samples) float32 to tokens (1, tokens_per_frame, frames).
+        decode: from these to audio (1, 1, samples) float32.
+        files: bytes of the encoder and of the decoder, or of both together.
+        seconds: of processor time, of encoding and of decoding.
+        equal: for each token whether it is the model's.
+        errors: energy of the difference to the model's audio of the model's tokens, by utterance, ...
+        energies: ... and of that audio.
+        scores: of each utterance encoded and decoded in this way.
+    """
+
+    name: str
+    encode: Callable[[np.ndarray], np.ndarray]
+    decode: Callable[[np.ndarray], np.ndarray]
+    files: list[int]
+    seconds: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    equal: list[bool] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+    energies: list[float] = field(default_factory=list)
+    scores: list[dict[str, float]] = field(default_factory=list)
+
+    def timed(self, direction: int, inputs: np.ndarray) -> np.ndarray:
+        """Encodes (0) or decodes (1), and counts the time."""
+        start = time.process_time()
+        outputs = (self.encode, self.decode)[direction](inputs)
+        self.seconds[direction] += time.process_time() - start
+        return outputs
+
+    def summary(self, duration: float) -> dict:
+        """What is written down of so many seconds of audio."""
+        error = sum(self.errors)
+        return {
+            "name": self.name,
+            "bytes": self.files,
+            "encode_time": self.seconds[0] / duration,
+            "decode_time": self.seconds[1] / duration,
+            "equal_tokens": mean(self.equal),
+            "signal_to_error": 10 * np.log10(sum(self.energies) / error) if error else None,
+            "metrics": {name: mean(scores[name] for scores in self.scores) for name in METRICS},
+        }
+
+
+def in_pytorch(model: TaaeModel, name: str) -> Way:
+    """The model itself."""
+
+    def encode(audio: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return model.encode(torch.from_numpy(audio)).audio_codes.numpy()
+
+    def decode(codes: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return model.decode(torch.from_numpy(codes)).audio_values.float().numpy()
+
+    return Way(name, encode, decode, [sum(parameter.nbytes for parameter in model.parameters())])
+
+
+def exported(folder: Path, name: str, fast: bool = False) -> Way:
+    """What was exported to a folder."""
+    codec = ExportedCodec.load(folder, THREADS, fast)
+    files = [sum(path.stat().st_size for path in folder.glob(f"{side}.*")) for side in ("encoder", "decoder")]
+    return Way(name, lambda audio: codec.encode(audio).audio_codes, codec.decode, files)
+
+
+def measure(folder: Path, sources: list[str], limit: int | None) -> dict:
+    """The content of export.json.
+
+    Raises:
+        TaaeInputError: if there is no such model, or no speech to be read.
+    """
+    torch.set_num_threads(THREADS)
+    codec = load_codec(str(folder), device="cpu")
+    speech = Utterances(sources, codec.extractor.sampling_rate, limit)
+    ways = [in_pytorch(codec.model, "PyTorch, float32")]
+    ways.append(in_pytorch(load_codec(str(folder), device="cpu").model.to(torch.bfloat16), "PyTorch, bfloat16"))
+    duration, utterances = 0.0, 0
+    with tempfile.TemporaryDirectory() as temporary:
+        for file_format in FORMATS:
+            export_codec(codec, Path(temporary, file_format), file_format)
+            ways.append(exported(Path(temporary, file_format), file_format))
+        ways.append(exported(Path(temporary, "onnx-int8"), "onnx-int8, activations in 8 bits", fast=True))
+        for utterance in tqdm(speech, unit="clip", disable=None):
+            if utterance.audio is not None:
+                inputs = codec.extractor(utterance.audio, sampling_rate=codec.extractor.sampling_rate)
+                compare(ways, inputs["input_values"].numpy(), len(utterance.audio))
+                duration, utterances = duration + len(utterance.audio) / codec.extractor.sampling_rate, utterances + 1
+    if not utterances:
+        raise TaaeInputError(f"{', '.join(sources)}: holds no speech that can be read")
+    results = {
+        "model_identity": codec.identity,
+        "bottleneck": codec.model.config.bottleneck,
+        "speech": [Path(source).name for source in sources],
+        "utterances": utterances,
+        "seconds": duration,
+        "threads": THREADS,
+        "ways": [way.summary(duration) for way in ways],
+        "environment": environment(),
+    }
+    return rounded(results)
+
+
+def compare(ways: list[Way], audio: np.ndarray, samples: int) -> None:
+    """Puts an utterance, (1, 1, samples) float32, through each way; the first is what the others are measured by."""
+    codes, decoded = None, None
+    for way in ways:
+        own_codes = way.timed(0, audio)
+        codes = own_codes if codes is None else codes
+        of_same_codes = way.timed(1, codes)
+        decoded = of_same_codes if decoded is None else decoded
+        way.equal += (own_codes == codes).ravel().tolist()
+        way.errors.append(float(np.square(of_same_codes - decoded).sum()))
+        way.energies.append(float(np.square(decoded).sum()))
+        way.scores.append(score(audio[0, 0, :samples], way.decode(own_codes)[0, 0, :samples], METRICS))
+
+
+def export_table(results: dict) -> str:
+    """The results as Markdown."""
+    heading = ["", "MB", "encode", "decode", "equal tokens", "audio", *(ALL_METRICS[name].label for name in METRICS)]
+    rows = [
+        [
+            way["name"],
+            " + ".join(f"{size / 1e6:.1f}" for size in way["bytes"]),
+            f"{way['encode_time']:.4f}",
+            f"{way['decode_time']:.4f}",
+            f"{100 * way['equal_tokens']:.2f} %",
+            "the same" if way["signal_to_error"] is None else f"{way['signal_to_error']:.0f} dB",
+            *(f"{value:.{ALL_METRICS[name].decimals}f}" for name, value in way["metrics"].items()),
+        ]
+        for way in results["ways"]
+    ]
+    speech = ", ".join(f"`{name}`" for name in results["speech"])
+    return (
+        f"{table(heading, rows)}\n\n"
+        f"Encoder + decoder of {results['model_identity']} at {results['bottleneck']}, on {results['utterances']} "
+        f"utterances of {speech}, {results['seconds'] / 60:.1f} minutes. Encode and decode: processor time per second "
+        f"of audio, one thread of {results['environment']['processor']}. Equal tokens, and the ratio of signal to "
+        "difference where both decode the same tokens: against PyTorch in float32. The last columns: speech encoded "
+        "and decoded so, against the recording."
+    )
+
+
+def page(name: str, results: dict) -> str | None:
+    """The page about exports with the table filled in; None where it has no place for this model's."""
+    return between((PLACE[0].format(name=name), PLACE[1]), PAGE, export_table(results))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures, writes, prints the table and returns the exit status: 2 where that is not possible."""
+    parser = argparse.ArgumentParser(prog="make_export_results.py", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="the model's folder")
+    parser.add_argument("--speech", nargs="+", required=True, metavar="FILES", help="speech to put through it")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N utterances only")
+    options = parser.parse_args(arguments)
+    try:
+        results = measure(options.folder, options.speech, options.limit)
+    except TaaeInputError as error:
+        print(f"make_export_results.py: error: {error}", file=sys.stderr)
+        return 2
+    write_bytes(options.folder / "results" / "export.json", (json.dumps(results, indent=1) + "\n").encode())
+    if (filled := page(options.folder.resolve().name, results)) is not None:
+        write_bytes(PAGE, filled.encode())
+    print(export_table(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

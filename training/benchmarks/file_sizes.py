@@ -1,0 +1,150 @@
+"""Measures how small `.taae` files are: `python training/benchmarks/file_sizes.py FOLDER --speech FILES`.
+
+Encodes speech with every bottleneck, writes each clip as files of version 1 and, with the model's prior, of version 2,
+and reads them back; what does not come back as it was is an error. Writes results/entropy.json in the model's folder,
+and the table in docs/taae_format.md if that has a place for this model.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's training/ is not installed
+
+from modeling_taae.codec import Codec, load_codec
+from modeling_taae.data.utterances import Utterances
+from modeling_taae.entropy.prior import PRIOR_FILE, EntropyPrior
+from modeling_taae.errors import TaaeInputError
+from modeling_taae.evaluation.report import between, table
+from modeling_taae.files import write_bytes
+from modeling_taae.taae_file import CODED_BOTTLENECKS, TaaeFile, pack_tokens
+from modeling_taae.tokenize.statistics import token_statistics
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "taae_format.md"
+PLACE = ("<!-- entropy: written by training/benchmarks/file_sizes.py of {name} -->\n", "<!-- /entropy -->")
+
+
+def measure(codec: Codec, prior: EntropyPrior, clips: list[TaaeFile]) -> dict:
+    """Sizes of clips of one bottleneck as files.
+
+    Returns:
+        `nominal_bit_rate`, were all tokens equally likely; `entropy_bit_rate` and `conditional_bit_rate`, of each digit
+        by itself and given that of the frame before, from the statistics of these very tokens; of each version, under
+        `version_1` and `version_2`, `payload` (tokens alone) and `file` with `bytes`, `bit_rate` and `saved`, the share
+        of the nominal rate; and `joined`, the same of one file that holds all clips. All rates are in bit/s.
+
+    Raises:
+        TaaeInputError: if a file is not read as it was written.
+    """
+    first, seconds = clips[0], sum(clip.duration for clip in clips)
+
+    def rates(sizes: list[int]) -> dict:
+        rate = 8 * sum(sizes) / seconds
+        return {"bytes": sum(sizes), "bit_rate": rate, "saved": 1 - rate / first.bit_rate}
+
+    packed, coded = [clip.to_bytes() for clip in clips], [clip.to_bytes(prior) for clip in clips]
+    for clip, files in zip(clips, zip(packed, coded, strict=True), strict=True):
+        for file in files:
+            if not np.array_equal(TaaeFile.from_bytes(file, prior).audio_codes, clip.audio_codes):
+                raise TaaeInputError("a file is not read as it was written; this is a defect of the coder")
+    payloads = [len(prior.encode(clip.audio_codes, clip.bottleneck)) for clip in clips]
+    statistics = token_statistics(
+        [clip.audio_codes for clip in clips], codec.model.bottleneck(first.bottleneck), codec.model.config.frame_rate
+    )
+    joined = np.concatenate([clip.audio_codes for clip in clips], axis=1)
+    whole = replace(first, audio_codes=joined, num_samples=joined.shape[1] * first.hop_length)
+    return {
+        "nominal_bit_rate": first.bit_rate,
+        "entropy_bit_rate": statistics["entropy_bit_rate"],
+        "conditional_bit_rate": statistics["conditional_bit_rate"],
+        "version_1": {
+            "payload": rates([len(pack_tokens(clip.audio_codes, clip.vocabulary_sizes)) for clip in clips]),
+            "file": rates([len(file) for file in packed]),
+        },
+        "version_2": {
+            "payload": rates(payloads),
+            "file": rates([len(file) for file in coded]),
+            "joined": rates([len(whole.to_bytes(prior))]),
+        },
+    }
+
+
+def measure_all(codec: Codec, sources: list[str], limit: int | None) -> dict:
+    """Sizes of speech as files, by bottleneck, and what they were measured on.
+
+    Raises:
+        TaaeInputError: if the model has no prior, or there is no speech to be read.
+    """
+    if (prior := codec.prior) is None:
+        raise TaaeInputError(f"{codec.folder}: has no {PRIOR_FILE}; make it with training/make_entropy_prior.py")
+    bottlenecks = [name for name in CODED_BOTTLENECKS if prior.can_encode(name)]
+    if not bottlenecks:
+        raise TaaeInputError("the range encoder is missing; install the package constriction")
+    clips = {name: [] for name in bottlenecks}
+    for utterance in tqdm(Utterances(sources, codec.extractor.sampling_rate, limit), unit="clip", disable=None):
+        for name in bottlenecks if utterance.audio is not None else ():
+            clips[name].append(codec.encode(utterance.audio, name))
+    if not (heard := clips[bottlenecks[0]]):
+        raise TaaeInputError(f"{', '.join(sources)}: holds no speech that can be read")
+    return {
+        "model_identity": codec.identity,
+        "prior_identity": prior.identity,
+        "speech": [Path(source).name for source in sources],
+        "utterances": len(heard),
+        "seconds": sum(clip.duration for clip in heard),
+        "frames": sum(clip.frames for clip in heard),
+        "bottlenecks": {name: measure(codec, prior, clips[name]) for name in bottlenecks},
+    }
+
+
+def entropy_table(results: dict) -> str:
+    """The results as Markdown."""
+    heading = ["bit/s", "nominal", "version 1", "version 2", "its tokens", "files save", "tokens save", "in one file"]
+    rows = []
+    for name, sizes in results["bottlenecks"].items():
+        payload, file, joined = (sizes["version_2"][part] for part in ("payload", "file", "joined"))
+        rates = (payload["bit_rate"], joined["bit_rate"])
+        files = (sizes["nominal_bit_rate"], sizes["version_1"]["file"]["bit_rate"], file["bit_rate"])
+        tokens, together = (f"{rate:.0f}" for rate in rates)
+        saved = (f"{100 * part['saved']:.1f} %" for part in (file, payload))
+        rows.append([f"`{name}`", *(f"{rate:.0f}" for rate in files), tokens, *saved, together])
+    return (
+        f"{table(heading, rows)}\n\n"
+        f"{results['utterances']} utterances of {', '.join(f'`{name}`' for name in results['speech'])}, "
+        f"{results['seconds'] / 60:.1f} minutes: whole files, an utterance each, and in version 2 "
+        "their tokens alone; what either saves of the nominal rate; and all tokens in one file of version 2. "
+        f"Model {results['model_identity']}, prior {results['prior_identity']}."
+    )
+
+
+def page(name: str, results: dict) -> str | None:
+    """The page about the format with the table filled in; None where it has no place for this model's."""
+    return between((PLACE[0].format(name=name), PLACE[1]), PAGE, entropy_table(results))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures, writes, prints the table and returns the exit status: 2 where that is not possible."""
+    parser = argparse.ArgumentParser(prog="make_entropy_results.py", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="the model's folder")
+    parser.add_argument("--speech", nargs="+", required=True, metavar="FILES", help="that the prior has not seen")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N utterances only")
+    options = parser.parse_args(arguments)
+    try:
+        results = measure_all(load_codec(str(options.folder), device="cpu"), options.speech, options.limit)
+    except TaaeInputError as error:
+        print(f"make_entropy_results.py: error: {error}", file=sys.stderr)
+        return 2
+    write_bytes(options.folder / "results" / "entropy.json", (json.dumps(results, indent=1) + "\n").encode())
+    if (filled := page(options.folder.resolve().name, results)) is not None:
+        write_bytes(PAGE, filled.encode())
+    print(entropy_table(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""Probes what a model's tokens carry: `python training/benchmarks/probes.py FOLDER --speech FILES [--phonemes …]`.
+
+Language, gender and speaker are told from the tokens of whole utterances, phonemes from their sequence. Languages of
+few speakers are left out, because it would be their voices that are told. Writes results/probes.json in the model's
+folder.
+"""
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Container
+from pathlib import Path
+
+import numpy as np
+from pyarrow import parquet
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's training/ is not installed
+
+from modeling_taae.codec import Codec, load_codec
+from modeling_taae.data.utterances import Utterances
+from modeling_taae.errors import TaaeInputError
+from modeling_taae.evaluation.probes import (
+    FOLDS,
+    classify,
+    digit_features,
+    mel_features,
+    phoneme_error_rate,
+    pooled,
+)
+from modeling_taae.files import write_bytes
+
+# Speakers with fewer utterances cannot be learnt and tested, nor languages of fewer speakers than there are folds.
+FEWEST_UTTERANCES, FEWEST_SPEAKERS = 4, FOLDS
+KINDS = ("tokens", "log-mel")
+
+
+def features_of(
+    codec: Codec, sources: list[str], limit: int | None, wanted: Container[str] | None = None
+) -> list[dict]:
+    """Facts and features of each utterance: `tokens` and `log-mel`, each (frames, features).
+
+    Args:
+        codec: whose tokens.
+        sources: of utterances.
+        limit: the first ones only; None for all.
+        wanted: ids, the others are left out; None for all.
+    """
+    rate, hop_length = codec.model.config.sampling_rate, codec.model.config.hop_length
+    quantizer, rows = codec.model.bottleneck(None), []
+    utterances = Utterances(sources, rate, limit)
+    for utterance in tqdm(utterances, unit="clip", disable=None):
+        if utterance.audio is None or (wanted is not None and utterance.id not in wanted):
+            continue
+        heard = codec.extractor(utterance.audio, sampling_rate=rate)["input_values"][0, 0, : len(utterance.audio)]
+        tokens = digit_features(codec.encode(utterance.audio).audio_codes, quantizer)
+        features = {"tokens": tokens, "log-mel": mel_features(heard.numpy(), hop_length)}
+        rows.append({"id": utterance.id, **utterance.facts, **features})
+    return rows
+
+
+def probe_utterances(rows: list[dict]) -> dict:
+    """Language, gender and speaker from pooled features; the first two across speakers.
+
+    Returns:
+        For each that there is enough of, by kind of features, what [`classify`] returns; and `labels`, the number of
+        utterances by label.
+    """
+    results = {}
+    for fact in ("language", "gender", "speaker"):
+        told = often_enough([row for row in rows if fact in row], fact)
+        labels = [row[fact] for row in told]
+        groups = [speaker_of(row) if fact != "speaker" else row["id"] for row in told]
+        if len(set(labels)) < 2:
+            continue
+        results[fact] = {"labels": {label: labels.count(label) for label in sorted(set(labels))}}
+        for kind in KINDS:
+            features = np.stack([pooled(row[kind]) for row in told])
+            results[fact][kind] = classify(features, labels, groups)
+    return results
+
+
+def often_enough(rows: list[dict], fact: str) -> list[dict]:
+    """The rows of labels with enough speakers, or of speakers with enough utterances."""
+    members = defaultdict(set)
+    for row in rows:
+        members[row[fact]].add(row["id"] if fact == "speaker" else speaker_of(row))
+    fewest = FEWEST_UTTERANCES if fact == "speaker" else FEWEST_SPEAKERS
+    return [row for row in rows if len(members[row[fact]]) >= fewest]
+
+
+def speaker_of(row: dict) -> str:
+    """Who speaks; where that is not told, everybody is someone else."""
+    return row.get("speaker", row["id"])
+
+
+def probe_phonemes(known: list[dict], unknown: list[dict], phonemes: dict[str, list[str]]) -> dict:
+    """Phoneme error rates from sequences of features.
+
+    Raises:
+        TaaeInputError: if there are no phonemes of these utterances.
+    """
+    known, unknown = ([row for row in rows if row["id"] in phonemes] for rows in (known, unknown))
+    if not known or not unknown:
+        raise TaaeInputError("--phonemes: has no phonemes of the utterances to train or to test on; check the ids")
+    rates = {
+        kind: phoneme_error_rate(*([(row[kind], phonemes[row["id"]]) for row in rows] for rows in (known, unknown)))
+        for kind in KINDS
+    }
+    return {"trained_on": len(known), **rates}
+
+
+def read_phonemes(table: str, source: str) -> dict[str, list[str]]:
+    """Phonemes by utterance, stress marks and word boundaries left out."""
+    rows = parquet.read_table(table, columns=["id", "source", "phonemes"]).to_pylist()
+    told = {row["id"]: row["phonemes"] for row in rows if row["source"] == source and row["phonemes"]}
+    return {name: [phone.strip("012") for phone in text.split() if phone != "|"] for name, text in told.items()}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Probes, writes and returns the exit status."""
+    parser = argparse.ArgumentParser(prog="make_probes.py", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="the model's folder")
+    parser.add_argument(
+        "--speech", nargs="+", required=True, metavar="FILES", help="utterances to classify and test on"
+    )
+    parser.add_argument("--phonemes", metavar="FILE", help="Parquet file with columns id, source and phonemes")
+    parser.add_argument("--source", default="speechocean762", help="whose phonemes (default: speechocean762)")
+    parser.add_argument(
+        "--train", nargs="+", default=[], metavar="FILES", help="utterances to train the phoneme probe on"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N utterances of each only")
+    options = parser.parse_args(arguments)
+    try:
+        codec = load_codec(str(options.folder), device="cpu")
+        rows = features_of(codec, options.speech, options.limit)
+        results = {"model_identity": codec.identity, "bottleneck": codec.model.config.bottleneck}
+        results |= {"speech": [Path(name).name for name in options.speech], "utterances": len(rows)}
+        results |= probe_utterances(rows)
+        if options.phonemes:
+            phonemes = read_phonemes(options.phonemes, options.source)
+            known = features_of(codec, options.train, options.limit, wanted=phonemes)
+            results["phonemes"] = {"source": options.source, **probe_phonemes(known, rows, phonemes)}
+    except TaaeInputError as error:
+        print(f"make_probes.py: error: {error}", file=sys.stderr)
+        return 2
+    content = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+    write_bytes(options.folder / "results" / "probes.json", content.encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

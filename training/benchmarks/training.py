@@ -1,0 +1,150 @@
+"""The sections of the benchmark about training."""
+
+import io
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from datasets import Dataset
+from torch.autograd.profiler_util import FunctionEventAvg
+from torch.profiler import ProfilerActivity, profile
+
+from training.benchmarks.tools import BFLOAT16, FLOAT32, Bench, name_of, random_model
+from training.losses import weighted_sum
+from training.optimization import trainable_parameters
+from training.recipe import parse_recipe
+from training.train import Trainer
+
+# Sizes with the crops of a batch and their seconds, by type of device.
+BATCHES = {
+    "cpu": (("nano", 4, 1.28), ("240m", 1, 5.12)),
+    "cuda": (("nano", 64, 1.28), ("240m", 8, 5.12), ("950m", 8, 5.12)),
+}
+RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "nano_adversarial.yaml"
+# Kernels by what they do, told by a part of their names; the first that fits counts.
+KINDS = {
+    "attention": ("scaled_dot_product", "softmax", "flash"),
+    "matrix products and convolutions": ("mm", "convolution", "gemm", "conv"),
+    "copies and casts": ("copy_", "cat", "clone", "_to_copy", "fill_", "zero_"),
+    "norms": ("layer_norm", "weight_norm"),
+}
+
+
+def gradient_rows(bench: Bench) -> Iterator[dict]:
+    """Forward and backward of the codec in training mode, with weight norm and dither, without losses."""
+    for size, crops, seconds in BATCHES[bench.device.type]:
+        model = random_model(size, FLOAT32, bench.device).train().apply_weight_norm()
+        audio = bench.audio(crops, seconds)
+        gradient = torch.randn_like(audio)
+        for dtype in (FLOAT32, BFLOAT16):
+            # As the recipes do: on short crops on a CPU, bfloat16 is quicker with attention spelt out.
+            attention = "eager" if dtype == BFLOAT16 and bench.device.type == "cpu" else "sdpa"
+            model.set_attn_implementation(attention)
+            effort = bench.effort(lambda: pass_through(model, audio, gradient, dtype), dtype)  # noqa: B023
+            batch = f"{crops} of {seconds:g} s"
+            yield {"size": size, "precision": name_of(dtype), "attention": attention, "crops": batch, **effort}
+
+
+def pass_through(model: torch.nn.Module, audio: torch.Tensor, gradient: torch.Tensor, dtype: torch.dtype) -> None:
+    """One forward and one backward pass; activations in a precision, weights in float32."""
+    with nullcontext() if dtype == FLOAT32 else torch.autocast(audio.device.type, dtype):
+        decoded = model(audio).audio_values
+    decoded.backward(gradient.to(decoded.dtype))
+    model.zero_grad(set_to_none=True)
+
+
+def step_rows(bench: Bench) -> Iterator[dict]:
+    """The parts of a step of the adversarial nano recipe, one by one, and what the codec's time goes to."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(Path(folder))
+        parts = {name: bench.seconds(part) for name, part in step_parts(trainer).items()}
+        parts["average"] /= trainer.recipe.optimizer.ema_every
+        codec = profile_kinds(step_parts(trainer)["codec"], bench.device)
+    whole = sum(parts.values())
+    for name, seconds in parts.items():
+        yield {"part": name, "milliseconds": 1000 * seconds, "share": seconds / whole}
+        if name == "codec":
+            for kind, share in codec.items():
+                yield {"part": f"— {kind}", "milliseconds": 1000 * share * seconds, "share": share * seconds / whole}
+
+
+def make_trainer(folder: Path) -> Trainer:
+    """A trainer of the recipe on a minute of noise."""
+    rows, generator = [], np.random.default_rng(0)
+    for number in range(12):
+        file = io.BytesIO()
+        soundfile.write(file, generator.normal(0, 0.1, 5 * 16_000), 16_000, format="FLAC")
+        rows.append({"bytes": file.getvalue(), "path": f"{number}.flac"})
+    corpus = folder / "noise.parquet"
+    Dataset.from_dict({"audio": rows}).to_parquet(corpus)
+    recipe = parse_recipe(
+        [str(RECIPE), "--data.corpora", json.dumps([{"source": str(corpus)}]), "--validation.corpus", "null"]
+    )
+    return Trainer(recipe)
+
+
+def step_parts(trainer: Trainer) -> dict[str, Callable[[], object]]:
+    """What a step does, each part by itself. A resolution of the discriminator is drawn for each call."""
+    batches = iter(trainer.batches())
+    audio = next(batches).to(trainer.accelerator.device)
+    gradient = torch.randn_like(audio)
+    with torch.no_grad():
+        decoded = trainer.model(audio).audio_values
+    parameters = [parameter for part in networks(trainer) for parameter in trainable_parameters(part)]
+    gradients = [1e-3 * torch.randn_like(parameter) for parameter in parameters]
+
+    def codec() -> None:
+        trainer.model(audio).audio_values.backward(gradient)
+        trainer.model.zero_grad(set_to_none=True)
+
+    def reconstruction() -> None:
+        leaf = decoded.clone().requires_grad_()
+        weighted_sum(trainer.reconstruction(leaf, audio), trainer.recipe.losses, 0).backward()
+
+    def discriminator() -> None:
+        leaf = decoded.clone().requires_grad_()
+        terms, _ = trainer.adversary.losses(leaf, audio, trainer.step)
+        weighted_sum(terms, trainer.recipe.losses, 0).backward()
+        trainer.adversary.discriminator.zero_grad(set_to_none=True)
+        trainer.step += 1
+
+    def optimizer() -> None:
+        for parameter, own in zip(parameters, gradients, strict=True):
+            parameter.grad = own
+        trainer.update()
+
+    return {
+        "data": lambda: next(batches),
+        "codec": codec,
+        "reconstruction losses": reconstruction,
+        "discriminator and its losses": discriminator,
+        "optimisers": optimizer,
+        "average": lambda: trainer.average.update_parameters(trainer.accelerator.unwrap_model(trainer.model)),
+    }
+
+
+def networks(trainer: Trainer) -> list[torch.nn.Module]:
+    """All that trains."""
+    return [trainer.model, *(companion.module for companion in trainer.companions)]
+
+
+def profile_kinds(function: Callable[[], object], device: torch.device) -> dict[str, float]:
+    """Shares of the time of a call by kind of kernel."""
+    on_gpu = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiled:
+        function()
+    times = dict.fromkeys([*KINDS, "all else"], 0.0)
+    for event in profiled.key_averages():
+        times[kind_of(event)] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
+    return {kind: time / sum(times.values()) for kind, time in times.items()}
+
+
+def kind_of(event: FunctionEventAvg) -> str:
+    """The kind that a kernel is of."""
+    name = event.key.lower()
+    return next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "all else")

@@ -1,0 +1,1 @@
+"""What shows the stages of training, ablations and gradient norms."""

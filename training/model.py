@@ -1,0 +1,71 @@
+"""The codec of a run: made or loaded as its recipe says, and made ready to train."""
+
+import copy
+from contextlib import nullcontext
+from dataclasses import fields
+
+import torch
+
+from modeling_taae import TaaeConfig, TaaeFeatureExtractor, TaaeModel
+from modeling_taae.configuration_taae import NAMED_SIZES
+from modeling_taae.errors import one_line
+from modeling_taae.transformer_taae import TaaeTransformerLayer
+from training.recipe import Recipe, RecipeError
+
+
+def load_model(recipe: Recipe, empty: bool = False) -> TaaeModel:
+    """A named size from scratch, or a published model to go on from, as the recipe says.
+
+    Args:
+        recipe: of the run.
+        empty: whether to leave out the weights, and to take no memory: for those who only count them.
+
+    Raises:
+        RecipeError: if there is no such model, or the recipe's configuration does not fit it.
+    """
+    if unknown := sorted(recipe.config.keys() - {field.name for field in fields(TaaeConfig)}):
+        raise RecipeError(f"A model's configuration has no field {unknown[0]!r}, which stands under config.")
+    named = recipe.size in NAMED_SIZES
+    try:
+        if named or empty:
+            make_config = TaaeConfig.named if named else TaaeConfig.from_pretrained
+            with torch.device("meta") if empty else nullcontext():
+                model = TaaeModel(make_config(recipe.size, **recipe.config))
+        else:
+            model = TaaeModel.from_pretrained(recipe.size, **recipe.config)
+        model.set_attn_implementation(recipe.attn_implementation)
+        model.bottleneck(recipe.validation.bottleneck)
+    except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:
+        raise RecipeError(f"Cannot make the model {recipe.size!r}: {str(error).splitlines()[0]}") from error
+    return model
+
+
+def load_extractor(recipe: Recipe, config: TaaeConfig) -> TaaeFeatureExtractor:
+    """The feature extractor that was published with the model, or one for a model that starts from scratch.
+
+    Raises:
+        RecipeError: if there is none beside the model.
+    """
+    if recipe.size in NAMED_SIZES:
+        return TaaeFeatureExtractor(sampling_rate=config.sampling_rate, hop_length=config.hop_length)
+    try:
+        return TaaeFeatureExtractor.from_pretrained(recipe.size)
+    except OSError as error:
+        raise RecipeError(f"No feature extractor beside the model {recipe.size!r}: {one_line(error)}") from error
+
+
+def prepare_model(model: TaaeModel, recipe: Recipe) -> TaaeModel:
+    """The model ready to train: with weight norm, and computed as the recipe says."""
+    # Without weight norm: taking a weight apart and putting it together again would round it, and move tokens.
+    frozen = copy.deepcopy(model.encoder).requires_grad_(False) if recipe.freeze_encoder else None
+    model.apply_weight_norm()
+    if frozen is not None:
+        model.encoder = frozen
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if recipe.compile:
+        # Layer by layer, which takes a fraction of the time of the whole: layers of one shape share their code.
+        for module in model.modules():
+            if isinstance(module, TaaeTransformerLayer):
+                module.compile()
+    return model
