@@ -23,6 +23,7 @@ from support.parity import (
 )
 
 from modeling_taae import TaaeModel
+from modeling_taae.hub.convert import convert_config, convert_state_dict
 
 PORTABLE_CLIPS = ("a_0p64s", "b_4p48s", "c_batch2_0p4s")
 # c_3p137s_raw is left out: on it the public implementation drops a frame. Its twin, padded to the hop, is here.
