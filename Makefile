@@ -36,7 +36,7 @@ RELEASE := weights prior provenance results entropy determinism exports \
 	$(if $(SHOWN),presets protocols probes language-models page) pictures card
 
 .DEFAULT_GOAL := help
-.PHONY: help demo space web test conformance release weights prior provenance results entropy presets protocols probes exports determinism benchmark stages language-models page pictures card lint format clean
+.PHONY: help demo space web test conformance release weights prior provenance results entropy presets protocols probes exports determinism benchmark stages language-models page pictures code card lint format clean
 .DELETE_ON_ERROR:
 
 help:  ## list these commands
@@ -123,6 +123,9 @@ benchmark: $(VENV)/train.stamp $(VENV)/export.stamp  ## measure how fast trainin
 
 stages: $(VENV)/train.stamp $(VENV)/eval.stamp  ## train what shows the stages of training at nano size, for training/README.md: hours
 	$(BIN)/python training/experiments/stages.py --json training/experiments/results/stages.json --readme training/README.md
+
+code: $(VENV)/demo.stamp  ## write the model's code into the folders that are published, after a change of it
+	$(BIN)/python hub_cards/model_code.py $(patsubst %/config.json,%,$(wildcard hub_cards/*/config.json))
 
 card: $(VENV)/eval.stamp  ## write the cards of the model, from results and provenance, of the metrics and the Space
 	$(BIN)/python hub_cards/make_card.py $(CARD) hub_cards/space $(wildcard hub_cards/metrics/*)

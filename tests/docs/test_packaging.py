@@ -3,6 +3,7 @@
 import configparser
 import email
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+
+from hub_cards import model_code
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,7 +88,21 @@ def test_changelog_begins_with_this_version(metadata):
 
 
 def test_published_models_carry_the_package_s_code():
-    """A folder on the Hub runs on its own copy of the code: after a change, `training/publish.py` writes it again."""
-    for folder in {file.parent for file in (ROOT / "hub_cards").glob("*/config.json")}:
-        for copy in folder.glob("*.py"):
-            assert copy.read_bytes() == (ROOT / "modeling_taae" / copy.name).read_bytes(), copy
+    """A folder on the Hub runs on its own copy of the code: after a change, `make code` writes it again."""
+    folders = [path.parent for path in (ROOT / "hub_cards").glob("*/config.json")]
+    assert folders
+    for folder in folders:
+        assert (folder / "modeling_taae.py").is_file()
+        assert model_code.stale_code(folder) == {}, "run `make code`"
+
+
+def test_code_is_written_anew(tmp_path):
+    for name in model_code.CONFIGS:
+        shutil.copy(ROOT / "hub_cards" / "taae-speech-16k-nano" / name, tmp_path)
+    (tmp_path / "modeling_taae.py").write_text("old")
+    (tmp_path / "removed_taae.py").write_text("no module of the package any more")
+    assert model_code.main([str(tmp_path), "--check"]) == 1
+    assert model_code.main([str(tmp_path)]) == 0
+    assert model_code.main([str(tmp_path), "--check"]) == 0
+    names = {path.name for path in tmp_path.glob("*.py")}
+    assert names == {path.name for path in (ROOT / "hub_cards" / "taae-speech-16k-nano").glob("*.py")}
