@@ -13,7 +13,7 @@ import torch
 
 from modeling_taae.audio_io import read_audio
 from modeling_taae.errors import TaaeInputError
-from training.recipe import Augmentation, RecipeError
+from training.recipe import AugmentationConfig, RecipeError
 
 # Where the equaliser's gain is drawn, in Hz; in between it follows the logarithm of the frequency.
 EQUALIZER_BANDS = (60.0, 150.0, 400.0, 1_000.0, 2_500.0, 6_000.0)
@@ -36,7 +36,7 @@ class Augmenter:
         AugmentationError: if a folder holds no audio.
     """
 
-    def __init__(self, settings: Augmentation, sampling_rate: int):
+    def __init__(self, settings: AugmentationConfig, sampling_rate: int):
         self.settings, self.sampling_rate = settings, sampling_rate
         self.noises = find_audio(settings.noise) if settings.noise else []
         self.rooms = find_audio(settings.room) if settings.room else []

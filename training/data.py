@@ -26,7 +26,7 @@ from modeling_taae.data.utterances import Origin, decode_cell, fault, files_of, 
 from modeling_taae.errors import TaaeInputError, one_line
 from modeling_taae.feature_extraction_taae import GATING_BLOCK, normalize_loudness
 from training.augmentation import INT16_FULL_SCALE, Augmenter
-from training.recipe import Corpus, Data, RecipeError
+from training.recipe import CorpusConfig, DataConfig, RecipeError
 
 LONGEST_VALIDATION = 20  # seconds, of which all at once are scored
 DECODED_AT_ONCE = 4  # recordings, which can be hours long
@@ -39,7 +39,7 @@ class CorpusError(RecipeError):
     """A corpus that cannot be trained on; the message says which and why."""
 
 
-def load_corpus(corpus: Corpus, streaming: bool = False, columns: Sequence[str] = ()) -> Dataset | IterableDataset:
+def load_corpus(corpus: CorpusConfig, streaming: bool = False, columns: Sequence[str] = ()) -> Dataset | IterableDataset:
     """The rows of a corpus with their audio as bytes, and with other columns if they are named.
 
     Raises:
@@ -57,7 +57,7 @@ def load_corpus(corpus: Corpus, streaming: bool = False, columns: Sequence[str] 
     return with_audio_bytes(rows.select_columns(wanted), corpus)
 
 
-def open_corpus(corpus: Corpus, streaming: bool) -> Dataset | IterableDataset:
+def open_corpus(corpus: CorpusConfig, streaming: bool) -> Dataset | IterableDataset:
     """The rows of Parquet files, of recordings by their names, or of a data set on the Hub.
 
     Raises:
@@ -88,7 +88,7 @@ def recording_rows(files: list[tuple], audio_column: str) -> Iterator[dict]:
         yield {"id": name, audio_column: {"bytes": None, "path": path}}
 
 
-def with_audio_bytes(rows: Dataset | IterableDataset, corpus: Corpus) -> Dataset | IterableDataset:
+def with_audio_bytes(rows: Dataset | IterableDataset, corpus: CorpusConfig) -> Dataset | IterableDataset:
     """The same rows, with a column of audio, however a data set holds it, as bytes or path.
 
     Raises:
@@ -110,7 +110,7 @@ def with_audio_bytes(rows: Dataset | IterableDataset, corpus: Corpus) -> Dataset
     )
 
 
-def corpus_origin(corpus: Corpus) -> Origin:
+def corpus_origin(corpus: CorpusConfig) -> Origin:
     """What the cells of a corpus may name."""
     paths = matching_paths(corpus.source)
     if not paths:
@@ -167,7 +167,7 @@ class DecodedCorpus:
         CorpusError: if nothing in it can be decoded, or all of it is silent.
     """
 
-    def __init__(self, corpus: Corpus, extractor: TaaeFeatureExtractor, workers: int = 0):
+    def __init__(self, corpus: CorpusConfig, extractor: TaaeFeatureExtractor, workers: int = 0):
         rows = load_corpus(corpus)
         decoded = rows.map(
             decode_batch,
@@ -223,7 +223,7 @@ class TrainingCrops(torch.utils.data.Dataset):
         AugmentationError: if there is nothing to augment with.
     """
 
-    def __init__(self, data: Data, extractor: TaaeFeatureExtractor, seed: int):
+    def __init__(self, data: DataConfig, extractor: TaaeFeatureExtractor, seed: int):
         self.corpora = [DecodedCorpus(corpus, extractor, data.workers) for corpus in data.corpora]
         self.probabilities = corpus_probabilities(data.corpora)
         self.crop_length = data.crop_frames * extractor.hop_length
@@ -261,7 +261,7 @@ class StreamedCrops(torch.utils.data.IterableDataset):
     """
 
     def __init__(
-        self, data: Data, extractor: TaaeFeatureExtractor, seed: int, process: int, processes: int, first: int
+        self, data: DataConfig, extractor: TaaeFeatureExtractor, seed: int, process: int, processes: int, first: int
     ):
         # Columns of one name, whatever each corpus calls them, so that they can be interleaved.
         streams = [
@@ -315,7 +315,7 @@ class StreamedCrops(torch.utils.data.IterableDataset):
             tqdm.write(f"{skipped} of {tried} recordings could not be decoded in {share}.", file=sys.stderr)
 
 
-def corpus_probabilities(corpora: list[Corpus]) -> np.ndarray:
+def corpus_probabilities(corpora: list[CorpusConfig]) -> np.ndarray:
     """How often to draw from each corpus, in sum 1.
 
     Raises:
@@ -330,7 +330,7 @@ def corpus_probabilities(corpora: list[Corpus]) -> np.ndarray:
 
 
 def validation_clips(
-    corpus: Corpus, extractor: TaaeFeatureExtractor, utterances: int, streaming: bool = False
+    corpus: CorpusConfig, extractor: TaaeFeatureExtractor, utterances: int, streaming: bool = False
 ) -> Iterator[np.ndarray]:
     """The first utterances of a corpus as (samples,) float32 at the model's rate, loudness and full scale of 1.
 

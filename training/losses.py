@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
-from training.recipe import Losses
+from training.recipe import LossConfig
 
 WINDOWS_AND_MELS = ((128, 16), (256, 32), (512, 64), (1024, 80), (2048, 128))
 QUIETEST = 1e-4  # log-mel spectra are cut off here, 80 dB below a full-scale sine
@@ -115,7 +115,7 @@ def _mean(values: list[Tensor]) -> Tensor:
     return torch.stack(values).mean()
 
 
-def weighted_sum(terms: dict[str, Tensor], weights: Losses, step: int) -> Tensor:
+def weighted_sum(terms: dict[str, Tensor], weights: LossConfig, step: int) -> Tensor:
     """The loss that the codec minimises: each term times the weight of its name.
 
     Args:

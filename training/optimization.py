@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from training.recipe import Optimizer
+from training.recipe import OptimizerConfig
 
 SKIPPED_IN_SUCCESSION = 5  # a single overflow is bad luck, this many are a diverged run
 SMOOTHING = 0.02  # of the watched loss: an average over about the last 50 steps
@@ -26,7 +26,7 @@ def build_optimizer(module: nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW(trainable_parameters(module), fused=True)
 
 
-def learning_rate_factor(optimizer: Optimizer, max_steps: int, step: int, first_step: int = 0) -> float:
+def learning_rate_factor(optimizer: OptimizerConfig, max_steps: int, step: int, first_step: int = 0) -> float:
     """Share of the learning rate at a step: linear warm-up, constant, cosine decay to zero at the end.
 
     Args:
@@ -40,7 +40,7 @@ def learning_rate_factor(optimizer: Optimizer, max_steps: int, step: int, first_
     return warmup * 0.5 * (1 - math.cos(math.pi * min(max(left, 0.0), 1.0)))
 
 
-def step_if_finite(optimizer: torch.optim.AdamW, settings: Optimizer, learning_rate: float, norm: Tensor) -> None:
+def step_if_finite(optimizer: torch.optim.AdamW, settings: OptimizerConfig, learning_rate: float, norm: Tensor) -> None:
     """One step, unless the norm of the gradients is not finite. The device decides, so that nobody waits for the norm.
 
     Args:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Wav2Vec2FeatureExtractor, WavLMModel
 
-from training.recipe import Perceptual, RecipeError
+from training.recipe import PerceptualConfig, RecipeError
 
 
 class PerceptualLoss(nn.Module):
@@ -22,7 +22,7 @@ class PerceptualLoss(nn.Module):
         RecipeError: if there is no such model or layer, or the model reads another sampling rate.
     """
 
-    def __init__(self, settings: Perceptual, sampling_rate: int):
+    def __init__(self, settings: PerceptualConfig, sampling_rate: int):
         super().__init__()
         try:
             self.model = WavLMModel.from_pretrained(settings.model, dtype=torch.float32).eval().requires_grad_(False)

@@ -16,7 +16,7 @@ class RecipeError(ValueError):
 
 
 @dataclass
-class Corpus:
+class CorpusConfig:
     """One source of speech.
 
     Args:
@@ -35,7 +35,7 @@ class Corpus:
 
 
 @dataclass
-class Augmentation:
+class AugmentationConfig:
     """How training crops are changed; every crop is changed in level, the other changes are drawn for each crop.
 
     Args:
@@ -60,7 +60,7 @@ class Augmentation:
 
 
 @dataclass
-class Data:
+class DataConfig:
     """What the model trains on.
 
     Args:
@@ -73,16 +73,16 @@ class Data:
             it. At most 1 when streaming, so that a run can resume where it was.
     """
 
-    corpora: list[Corpus] = field(default_factory=list)
+    corpora: list[CorpusConfig] = field(default_factory=list)
     crop_frames: PositiveInt = 32
-    augmentation: Augmentation = field(default_factory=Augmentation)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     streaming: bool = False
     shuffle_buffer: PositiveInt = 2_000
     workers: NonNegativeInt = 0
 
 
 @dataclass
-class Losses:
+class LossConfig:
     """Weights of the losses, all in one place.
 
     Args:
@@ -107,7 +107,7 @@ class Losses:
 
 
 @dataclass
-class Discriminator:
+class DiscriminatorConfig:
     """The multi-resolution complex STFT discriminator; betas, weight decay, clipping and decay are the codec's.
 
     The defaults of the first three are TAAE's changes; EnCodec has 32 channels, FFT sizes 2048, 1024, 512, 256, 128,
@@ -133,7 +133,7 @@ class Discriminator:
 
 
 @dataclass
-class Perceptual:
+class PerceptualConfig:
     """The network whose features the perceptual loss compares.
 
     Args:
@@ -146,7 +146,7 @@ class Perceptual:
 
 
 @dataclass
-class Ctc:
+class CTCConfig:
     """A head that reads text off the latents, on whole utterances of its own beside the crops.
 
     Args:
@@ -163,7 +163,7 @@ class Ctc:
             none.
     """
 
-    corpora: list[Corpus]
+    corpora: list[CorpusConfig]
     text_column: str = "text"
     transcripts: str | None = None
     units: Literal["characters", "symbols"] = "characters"
@@ -172,11 +172,11 @@ class Ctc:
     max_seconds: float = 12.0
     hidden_size: PositiveInt = 256
     learning_rate: float = 1e-3
-    validation: Corpus | None = None
+    validation: CorpusConfig | None = None
 
 
 @dataclass
-class Optimizer:
+class OptimizerConfig:
     """AdamW and its learning rate: warm-up, constant, decay to zero over the last steps.
 
     Args:
@@ -203,7 +203,7 @@ class Optimizer:
 
 
 @dataclass
-class Validation:
+class ValidationConfig:
     """How a run is watched.
 
     Args:
@@ -215,7 +215,7 @@ class Validation:
         samples: how many of them to keep as sound and spectrogram.
     """
 
-    corpus: Corpus | None = None
+    corpus: CorpusConfig | None = None
     every: PositiveInt = 2_000
     utterances: PositiveInt = 30
     bottleneck: str = "1x46656_400bps"
@@ -223,7 +223,7 @@ class Validation:
 
 
 @dataclass
-class Hub:
+class HubConfig:
     """Where the trained model is published, when the run is over, with a card that shows its figures.
 
     Args:
@@ -279,14 +279,14 @@ class Recipe:
     size: str = "nano"
     config: dict[str, Any] = field(default_factory=dict)
     freeze_encoder: bool = False
-    data: Data = field(default_factory=Data)
-    losses: Losses = field(default_factory=Losses)
-    discriminator: Discriminator | None = None
-    perceptual: Perceptual | None = None
-    ctc: Ctc | None = None
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    validation: Validation = field(default_factory=Validation)
-    hub: Hub | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    losses: LossConfig = field(default_factory=LossConfig)
+    discriminator: DiscriminatorConfig | None = None
+    perceptual: PerceptualConfig | None = None
+    ctc: CTCConfig | None = None
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    hub: HubConfig | None = None
     max_steps: PositiveInt = 100_000
     batch_size: PositiveInt = 4
     gradient_accumulation_steps: PositiveInt = 1

@@ -11,7 +11,7 @@ from modeling_taae import TaaeFeatureExtractor
 from training.augmentation import INT16_FULL_SCALE
 from training.ctc import split_units
 from training.data import CorpusError, corpus_origin, corpus_probabilities, decode_row, load_corpus
-from training.recipe import Corpus, Ctc
+from training.recipe import CorpusConfig, CTCConfig
 
 ATTEMPTS = 100  # draws without a recording that can be used, after which a corpus is given up
 
@@ -27,7 +27,7 @@ class TranscribedCorpus:
         CorpusError: if there is no such column, or no recording has a text.
     """
 
-    def __init__(self, corpus: Corpus, settings: Ctc):
+    def __init__(self, corpus: CorpusConfig, settings: CTCConfig):
         joined = settings.transcripts is not None
         rows = load_corpus(corpus, columns=["id" if joined else settings.text_column])
         if joined:
@@ -79,7 +79,7 @@ class TranscribedSpeech(torch.utils.data.Dataset):
         CorpusError: if there is nothing to draw from.
     """
 
-    def __init__(self, settings: Ctc, extractor: TaaeFeatureExtractor, seed: int):
+    def __init__(self, settings: CTCConfig, extractor: TaaeFeatureExtractor, seed: int):
         self.corpora = [TranscribedCorpus(corpus, settings) for corpus in settings.corpora]
         self.probabilities = corpus_probabilities(settings.corpora)
         self.extractor, self.seed, self.settings = extractor, seed, settings
@@ -117,7 +117,7 @@ class TranscribedSpeech(torch.utils.data.Dataset):
 
 
 def first_utterances(
-    corpus: Corpus, settings: Ctc, extractor: TaaeFeatureExtractor, count: int
+    corpus: CorpusConfig, settings: CTCConfig, extractor: TaaeFeatureExtractor, count: int
 ) -> Iterator[tuple[np.ndarray, str]]:
     """The first utterances of a corpus that have a text, as many as there are up to a count."""
     transcribed = TranscribedCorpus(corpus, settings)

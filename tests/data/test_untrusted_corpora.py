@@ -17,7 +17,7 @@ from modeling_taae import TaaeFeatureExtractor, cli
 from modeling_taae.data.utterances import Origin
 from modeling_taae.errors import TaaeInputError
 from training.data import CorpusError, StreamedCrops, TrainingCrops, validation_clips
-from training.recipe import Corpus, Data
+from training.recipe import CorpusConfig, DataConfig
 
 RATE = 16_000
 
@@ -148,7 +148,7 @@ def test_evaluate_opens_only_the_corpus(places, requests, tmp_path):
 def test_training_opens_only_the_corpus(places, requests, name):
     corpus, secret = places
     table = write_table(corpus / "rows.parquet", {"bad": hostile_paths(corpus, secret, requests[0])[name]})
-    data = Data(corpora=[Corpus(source=str(table))], crop_frames=5)
+    data = DataConfig(corpora=[CorpusConfig(source=str(table))], crop_frames=5)
     extractor = TaaeFeatureExtractor()
     with pytest.raises(CorpusError, match="no audio that can be decoded"):
         TrainingCrops(data, extractor, seed=0)
@@ -161,7 +161,7 @@ def test_training_opens_only_the_corpus(places, requests, name):
 def test_training_reads_what_is_the_corpus_own(places):
     corpus, _ = places
     table = write_table(corpus / "rows.parquet", GOOD)
-    crops = TrainingCrops(Data(corpora=[Corpus(source=str(table))], crop_frames=5), TaaeFeatureExtractor(), seed=0)
+    crops = TrainingCrops(DataConfig(corpora=[CorpusConfig(source=str(table))], crop_frames=5), TaaeFeatureExtractor(), seed=0)
     assert crops.skipped == 0 and crops[0].abs().sum() > 0
 
 

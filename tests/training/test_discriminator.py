@@ -8,15 +8,15 @@ from accelerate.state import AcceleratorState
 from training.adversarial import Adversary
 from training.discriminator import DiscriminatorError, MultiResolutionDiscriminator, STFTDiscriminator
 from training.losses import codec_hinge_loss, discriminator_hinge_loss, feature_matching_loss
-from training.recipe import Data, Discriminator, Recipe
+from training.recipe import DataConfig, DiscriminatorConfig, Recipe
 
 HOP = 640
 
 
 def make_adversary(**settings: object) -> Adversary:
     AcceleratorState._reset_state(reset_partial_state=True)
-    discriminator = Discriminator(**{"channels": 4, "fft_sizes": [78, 206, 542], **settings})
-    return Adversary(Recipe(discriminator=discriminator, data=Data(crop_frames=8)), Accelerator(cpu=True), HOP)
+    discriminator = DiscriminatorConfig(**{"channels": 4, "fft_sizes": [78, 206, 542], **settings})
+    return Adversary(Recipe(discriminator=discriminator, data=DataConfig(crop_frames=8)), Accelerator(cpu=True), HOP)
 
 
 def random_audio(seed: int) -> torch.Tensor:

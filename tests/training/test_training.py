@@ -25,7 +25,15 @@ from training.optimization import (
     learning_rate_factor,
     step_if_finite,
 )
-from training.recipe import Augmentation, Corpus, Data, Losses, Optimizer, Recipe, parse_recipe
+from training.recipe import (
+    AugmentationConfig,
+    CorpusConfig,
+    DataConfig,
+    LossConfig,
+    OptimizerConfig,
+    Recipe,
+    parse_recipe,
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +42,8 @@ def parquet(tmp_path_factory) -> str:
 
 
 @pytest.fixture
-def data(parquet) -> Data:
-    return Data(corpora=[Corpus(parquet)], crop_frames=16, shuffle_buffer=4)
+def data(parquet) -> DataConfig:
+    return DataConfig(corpora=[CorpusConfig(parquet)], crop_frames=16, shuffle_buffer=4)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +133,7 @@ def test_a_recording_that_is_cut_short_is_left_out(tmp_path):
     soundfile.write(whole, 0.1 * np.ones(16_000), 16_000, format="WAV")
     rows = [{"bytes": whole.getvalue()[:size], "path": None} for size in (None, 20_000)]
     Dataset.from_dict({"audio": rows}).to_parquet(tmp_path / "cut.parquet")
-    crops = TrainingCrops(Data(corpora=[Corpus(str(tmp_path / "cut.parquet"))]), TaaeFeatureExtractor(), 0)
+    crops = TrainingCrops(DataConfig(corpora=[CorpusConfig(str(tmp_path / "cut.parquet"))]), TaaeFeatureExtractor(), 0)
     assert crops.skipped == 1 and crops.corpora[0].samples == 16_000
 
 
@@ -141,7 +149,7 @@ def test_all_audio_of_a_corpus_is_equally_likely(data):
 def test_levels_vary_within_the_limit_and_never_clip(parquet):
     extractor = TaaeFeatureExtractor()
     steady, varied = (
-        TrainingCrops(Data(corpora=[Corpus(parquet)], crop_frames=8, augmentation=Augmentation(level)), extractor, 0)
+        TrainingCrops(DataConfig(corpora=[CorpusConfig(parquet)], crop_frames=8, augmentation=AugmentationConfig(level)), extractor, 0)
         for level in (0.0, 5.0)
     )
     gains = [20 * np.log10((varied[n].abs().max() / steady[n].abs().max()).item()) for n in range(60)]
@@ -171,13 +179,13 @@ def test_processes_stream_different_rows(data):
 def test_of_long_recordings_the_beginning_is_validation(tmp_path):
     long = np.random.default_rng(0).normal(0, 0.1, 25 * 16_000)
     soundfile.write(tmp_path / "long.flac", long, 16_000)
-    (clip,) = validation_clips(Corpus(str(tmp_path / "long.flac")), TaaeFeatureExtractor(target_loudness=None), 1)
+    (clip,) = validation_clips(CorpusConfig(str(tmp_path / "long.flac")), TaaeFeatureExtractor(target_loudness=None), 1)
     assert np.abs(clip - long[: 20 * 16_000]).max() < 1e-3
 
 
 def test_validation_clips_have_the_loudness_of_inference(parquet):
-    clips = list(validation_clips(Corpus(parquet), TaaeFeatureExtractor(target_loudness=None), 3))
-    louder = list(validation_clips(Corpus(parquet), TaaeFeatureExtractor(target_loudness=-10.0), 3))
+    clips = list(validation_clips(CorpusConfig(parquet), TaaeFeatureExtractor(target_loudness=None), 3))
+    louder = list(validation_clips(CorpusConfig(parquet), TaaeFeatureExtractor(target_loudness=-10.0), 3))
     assert len(clips) == len(louder) == 3
     assert all(np.abs(b).max() > np.abs(a).max() for a, b in zip(clips, louder, strict=True))
 
@@ -190,7 +198,7 @@ def test_validation_leaves_out_what_cannot_be_scored(tmp_path):
         soundfile.write(file, 0.1 * sound, 16_000, format="FLAC")
         rows.append({"bytes": file.getvalue(), "path": None})
     Dataset.from_dict({"audio": rows}).to_parquet(tmp_path / "mixed.parquet")
-    (clip,) = validation_clips(Corpus(str(tmp_path / "mixed.parquet")), TaaeFeatureExtractor(), 3)
+    (clip,) = validation_clips(CorpusConfig(str(tmp_path / "mixed.parquet")), TaaeFeatureExtractor(), 3)
     assert len(clip) == 16_000 and clip.any()
 
 
@@ -201,11 +209,11 @@ def test_recordings_are_a_corpus_as_they_are(source, tmp_path, monkeypatch):
     (tmp_path / "speech" / "maria" / "1.flac").write_bytes(encoded_tone(300, 1.0))
     (tmp_path / "speech" / "2.flac").write_bytes(encoded_tone(400, 2.0, 8_000))
     (tmp_path / "speech" / "notes.txt").write_text("not a recording")
-    corpus = Corpus(source)
+    corpus = CorpusConfig(source)
     assert DecodedCorpus(corpus, TaaeFeatureExtractor()).samples == 48_000
     (tmp_path / "speech" / "2.flac").write_bytes(encoded_tone(400, 1.0))
     assert DecodedCorpus(corpus, TaaeFeatureExtractor()).samples == 32_000, "what has changed is decoded again"
-    streamed = StreamedCrops(Data(corpora=[corpus], crop_frames=16), TaaeFeatureExtractor(), 0, 0, 1, 0)
+    streamed = StreamedCrops(DataConfig(corpora=[corpus], crop_frames=16), TaaeFeatureExtractor(), 0, 0, 1, 0)
     assert all(crop.any() for crop in itertools.islice(streamed, 4))
     names = {name.rpartition("/")[2] for name in load_corpus(corpus, columns=["id"])["id"]}
     assert names == {"1.flac", "2.flac"}
@@ -217,7 +225,7 @@ def test_columns_of_paths_and_of_bytes(streaming, tmp_path):
     (tmp_path / "tone.flac").write_bytes(tone)
     for kind, value in (("path", str(tmp_path / "tone.flac")), ("bytes", tone)):
         pyarrow.parquet.write_table(pyarrow.table({"audio": [value]}), tmp_path / f"{kind}.parquet")
-        (clip,) = validation_clips(Corpus(str(tmp_path / f"{kind}.parquet")), TaaeFeatureExtractor(), 1, streaming)
+        (clip,) = validation_clips(CorpusConfig(str(tmp_path / f"{kind}.parquet")), TaaeFeatureExtractor(), 1, streaming)
         assert len(clip) == 16_000
 
 
@@ -225,11 +233,11 @@ def test_columns_of_paths_and_of_bytes(streaming, tmp_path):
     ("corpora", "message"),
     [
         ([], "names no corpus"),
-        ([Corpus("{folder}")], "holds Parquet files and recordings"),
-        ([Corpus("{parquet}", audio_column="id")], "column 'id' of .* holds Value.*; expected the bytes or the path"),
-        ([Corpus("nowhere/*.parquet")], "nowhere"),
-        ([Corpus("{parquet}", audio_column="sound")], "has no column 'sound'; it has audio, id, text"),
-        ([Corpus("{parquet}", weight=0.0)], "must be positive"),
+        ([CorpusConfig("{folder}")], "holds Parquet files and recordings"),
+        ([CorpusConfig("{parquet}", audio_column="id")], "column 'id' of .* holds Value.*; expected the bytes or the path"),
+        ([CorpusConfig("nowhere/*.parquet")], "nowhere"),
+        ([CorpusConfig("{parquet}", audio_column="sound")], "has no column 'sound'; it has audio, id, text"),
+        ([CorpusConfig("{parquet}", weight=0.0)], "must be positive"),
     ],
 )
 def test_corpora_that_cannot_be_used_are_named(parquet, corpora, message, tmp_path):
@@ -238,13 +246,13 @@ def test_corpora_that_cannot_be_used_are_named(parquet, corpora, message, tmp_pa
     for corpus in corpora:
         corpus.source = corpus.source.format(parquet=parquet, folder=tmp_path)
     with pytest.raises(CorpusError, match=message):
-        TrainingCrops(Data(corpora=corpora), TaaeFeatureExtractor(), 0)
+        TrainingCrops(DataConfig(corpora=corpora), TaaeFeatureExtractor(), 0)
 
 
 def test_a_corpus_without_any_audio_is_refused(tmp_path):
     Dataset.from_dict({"audio": [{"bytes": b"text", "path": "a.wav"}]}).to_parquet(tmp_path / "bad.parquet")
     with pytest.raises(CorpusError, match=r"holds no audio that can be decoded \(1 rows skipped\)"):
-        TrainingCrops(Data(corpora=[Corpus(str(tmp_path / "bad.parquet"))]), TaaeFeatureExtractor(), 0)
+        TrainingCrops(DataConfig(corpora=[CorpusConfig(str(tmp_path / "bad.parquet"))]), TaaeFeatureExtractor(), 0)
 
 
 def test_a_silent_corpus_is_refused(tmp_path):
@@ -252,14 +260,14 @@ def test_a_silent_corpus_is_refused(tmp_path):
     soundfile.write(file, np.zeros(16_000), 16_000, format="FLAC")
     Dataset.from_dict({"audio": [{"bytes": file.getvalue(), "path": None}]}).to_parquet(tmp_path / "silent.parquet")
     with pytest.raises(CorpusError, match="silent throughout"):
-        TrainingCrops(Data(corpora=[Corpus(str(tmp_path / "silent.parquet"))]), TaaeFeatureExtractor(), 0)
+        TrainingCrops(DataConfig(corpora=[CorpusConfig(str(tmp_path / "silent.parquet"))]), TaaeFeatureExtractor(), 0)
 
 
 def test_rows_without_audio_are_counted(parquet, tmp_path):
     rows = Dataset.from_parquet(parquet).select(range(2)).to_list()
     table = pyarrow.Table.from_pylist([{"audio": None}, *({"audio": row["audio"]} for row in rows)])
     pyarrow.parquet.write_table(table, tmp_path / "null.parquet")
-    assert TrainingCrops(Data(corpora=[Corpus(str(tmp_path / "null.parquet"))]), TaaeFeatureExtractor(), 0).skipped == 1
+    assert TrainingCrops(DataConfig(corpora=[CorpusConfig(str(tmp_path / "null.parquet"))]), TaaeFeatureExtractor(), 0).skipped == 1
 
 
 @pytest.mark.parametrize(
@@ -270,7 +278,7 @@ def test_a_stream_without_audio_ends(rows, processes, message, tmp_path):
     kind = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
     audio = pyarrow.array([{"bytes": row, "path": None} for row in rows], kind)
     pyarrow.parquet.write_table(pyarrow.table({"audio": audio}), tmp_path / "bad.parquet")
-    data = Data(corpora=[Corpus(str(tmp_path / "bad.parquet"))], crop_frames=8)
+    data = DataConfig(corpora=[CorpusConfig(str(tmp_path / "bad.parquet"))], crop_frames=8)
     with pytest.raises(CorpusError, match=message):
         list(StreamedCrops(data, TaaeFeatureExtractor(), 0, processes - 1, processes, 0))
 
@@ -308,13 +316,13 @@ def test_losses_are_zero_for_equal_audio_and_grow_with_the_difference():
 
 
 def test_terms_are_weighted_by_name_and_the_waveform_fades_out():
-    weights = Losses(log_mel=1.0, waveform=2.0, waveform_decay_steps=10, feature_matching=4.0)
+    weights = LossConfig(log_mel=1.0, waveform=2.0, waveform_decay_steps=10, feature_matching=4.0)
     terms = {"log_mel": torch.tensor(0.5), "waveform": torch.tensor(3.0), "feature_matching": torch.tensor(0.25)}
     assert [weighted_sum(terms, weights, step).item() for step in (0, 5, 10, 20)] == [7.5, 4.5, 1.5, 1.5]
 
 
 def test_the_learning_rate_warms_up_stays_and_decays():
-    optimizer = Optimizer(warmup_steps=10, decay_steps=20)
+    optimizer = OptimizerConfig(warmup_steps=10, decay_steps=20)
     factors = [learning_rate_factor(optimizer, 100, step) for step in range(101)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[10:80] == [1.0] * 70
@@ -335,10 +343,10 @@ def test_a_step_without_finite_gradients_changes_nothing():
     for gradient, norm in ((1.0, 1.0), (float("nan"), float("nan")), (float("inf"), float("inf"))):
         before, state = weight.clone(), copy.deepcopy(optimizer.state_dict())
         weight.grad = torch.full((3,), gradient)
-        step_if_finite(optimizer, Optimizer(), 0.1, torch.tensor(norm))
+        step_if_finite(optimizer, OptimizerConfig(), 0.1, torch.tensor(norm))
         assert torch.equal(weight, before) == (norm != 1)
         assert (str(optimizer.state_dict()) == str(state)) == (norm != 1)
-    step_if_finite(optimizer, Optimizer(), 0.1, torch.tensor(1.0))
+    step_if_finite(optimizer, OptimizerConfig(), 0.1, torch.tensor(1.0))
     assert optimizer.state[weight]["step"] == 2
 
 

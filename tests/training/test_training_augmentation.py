@@ -17,7 +17,7 @@ from training.augmentation import (
     change_speed,
     equalize,
 )
-from training.recipe import Augmentation
+from training.recipe import AugmentationConfig
 
 RATE = 16_000
 
@@ -86,7 +86,7 @@ def test_levels_stop_short_of_clipping():
 
 
 def test_all_changes_together_follow_from_the_generator(folders):
-    settings = Augmentation(probability=0.7, speed=0.1, polarity=True, equalization=6.0, **folders)
+    settings = AugmentationConfig(probability=0.7, speed=0.1, polarity=True, equalization=6.0, **folders)
     recording = (32_000 * tone(300, 2.0)).astype(np.int16)
 
     def draw(seed: int) -> torch.Tensor:
@@ -102,7 +102,7 @@ def test_all_changes_together_follow_from_the_generator(folders):
 def test_what_is_switched_off_draws_nothing():
     """So that switching one change on or off leaves the crops' places and levels as they are."""
     recording = np.random.default_rng(0).integers(-9_000, 9_000, 40_000).astype(np.int16)
-    plain = Augmenter(Augmentation(), RATE).draw(recording, np.random.default_rng(3), 5_120)
+    plain = Augmenter(AugmentationConfig(), RATE).draw(recording, np.random.default_rng(3), 5_120)
     generator = np.random.default_rng(3)
     start, gain = generator.integers(40_000 - 5_120 + 1), 10 ** (generator.uniform(-5, 5) / 20)
     expected = recording[start : start + 5_120].astype(np.float32) / 32768 * np.float32(gain)
@@ -111,13 +111,13 @@ def test_what_is_switched_off_draws_nothing():
 
 def test_each_change_spares_its_share_of_the_crops():
     recording = (32_000 * np.abs(tone(300, 2.0))).astype(np.int16)
-    augmenter = Augmenter(Augmentation(probability=0.25, polarity=True), RATE)
+    augmenter = Augmenter(AugmentationConfig(probability=0.25, polarity=True), RATE)
     turned = [augmenter.draw(recording, np.random.default_rng(seed), 640).sum() < 0 for seed in range(400)]
     assert np.mean(turned) == pytest.approx(0.25, abs=0.06)
 
 
 def test_a_noise_that_has_gone_is_silence(folders):
-    augmenter = Augmenter(Augmentation(level=0.0, probability=1.0, noise=folders["noise"]), RATE)
+    augmenter = Augmenter(AugmentationConfig(level=0.0, probability=1.0, noise=folders["noise"]), RATE)
     for file in augmenter.noises:
         Path(file).unlink()
     recording = (32_000 * tone(300)).astype(np.int16)
@@ -127,4 +127,4 @@ def test_a_noise_that_has_gone_is_silence(folders):
 
 def test_a_folder_without_audio_is_refused(tmp_path):
     with pytest.raises(AugmentationError, match="no audio in the folder"):
-        Augmenter(Augmentation(noise=str(tmp_path)), RATE)
+        Augmenter(AugmentationConfig(noise=str(tmp_path)), RATE)

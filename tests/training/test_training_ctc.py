@@ -19,7 +19,7 @@ from modeling_taae import TaaeFeatureExtractor
 from training.ctc import CTCHead, edit_distance, error_rate, split_units
 from training.data import CorpusError
 from training.publish import publish
-from training.recipe import Corpus, Ctc
+from training.recipe import CorpusConfig, CTCConfig
 from training.transcribed import TranscribedSpeech
 
 
@@ -80,7 +80,7 @@ def test_a_published_head_is_found_again(tmp_path):
 
 
 def test_utterances_are_whole_have_texts_and_follow_from_seed_and_number(corpus):
-    settings, extractor = Ctc([Corpus(corpus)], max_seconds=1.2), TaaeFeatureExtractor()
+    settings, extractor = CTCConfig([CorpusConfig(corpus)], max_seconds=1.2), TaaeFeatureExtractor()
     speech, again = (TranscribedSpeech(settings, extractor, seed=1) for _ in range(2))
     assert speech.symbols() == [" ", "a", "b", "c"]
     batch, same = (one.collate([one[number] for number in range(8)]) for one in (speech, again))
@@ -95,7 +95,7 @@ def test_utterances_are_whole_have_texts_and_follow_from_seed_and_number(corpus)
 
 def test_texts_may_stand_in_a_file_of_their_own(corpus, tmp_path):
     Dataset.from_dict({"id": [1, 5], "phonemes": ["HH | AH", None]}).to_parquet(tmp_path / "texts.parquet")
-    settings = Ctc([Corpus(corpus)], "phonemes", str(tmp_path / "texts.parquet"), "symbols", ["|"])
+    settings = CTCConfig([CorpusConfig(corpus)], "phonemes", str(tmp_path / "texts.parquet"), "symbols", ["|"])
     speech = TranscribedSpeech(settings, TaaeFeatureExtractor(), seed=0)
     assert speech.corpora[0].texts == ["HH | AH"] and speech.symbols() == ["AH", "HH"]
 
@@ -112,7 +112,7 @@ def test_texts_may_stand_in_a_file_of_their_own(corpus, tmp_path):
 def test_texts_that_cannot_be_used_are_named(corpus, options, message):
     options = {name: value.format(corpus=corpus) if name == "transcripts" else value for name, value in options.items()}
     with pytest.raises(CorpusError, match=message):
-        TranscribedSpeech(Ctc([Corpus(corpus)], **options), TaaeFeatureExtractor(), 0)[0]
+        TranscribedSpeech(CTCConfig([CorpusConfig(corpus)], **options), TaaeFeatureExtractor(), 0)[0]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from support.training_runs import ADVERSARIAL, make_trainer, train, write_corpus
 
 from training import dry_run
 from training.dry_run import PeakMemory, fixed_memory, local_parameters, run_seconds, starts_of_phases
-from training.recipe import Discriminator, Recipe
+from training.recipe import DiscriminatorConfig, Recipe
 from training.train import main
 
 
@@ -75,8 +75,8 @@ def test_memory_that_is_given_back_counts_at_its_peak():
 
 
 def test_time_is_told_by_phase():
-    recipe = Recipe(max_steps=100, discriminator=Discriminator(start_step=60))
+    recipe = Recipe(max_steps=100, discriminator=DiscriminatorConfig(start_step=60))
     assert starts_of_phases(recipe) == [0, 60]
     assert run_seconds(recipe, {0: 1.0, 60: 2.0}) == 140
     assert starts_of_phases(Recipe(max_steps=50, discriminator=recipe.discriminator)) == [0]
-    assert starts_of_phases(Recipe()) == starts_of_phases(Recipe(discriminator=Discriminator())) == [0]
+    assert starts_of_phases(Recipe()) == starts_of_phases(Recipe(discriminator=DiscriminatorConfig())) == [0]

@@ -6,7 +6,7 @@ from support.training_runs import make_trainer, write_corpus, write_recipe
 from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 
 from training.perceptual import PerceptualLoss
-from training.recipe import Perceptual, RecipeError
+from training.recipe import PerceptualConfig, RecipeError
 
 TINY_WAVLM = {
     "hidden_size": 16,
@@ -37,7 +37,7 @@ def audio() -> torch.Tensor:
 
 
 def test_the_distance_is_that_of_its_definition(wavlm, audio):
-    loss, decoded = PerceptualLoss(Perceptual(wavlm, layers=[1, 3]), 16_000), audio.roll(100, -1) * 0.5
+    loss, decoded = PerceptualLoss(PerceptualConfig(wavlm, layers=[1, 3]), 16_000), audio.roll(100, -1) * 0.5
     reader, extractor = WavLMModel.from_pretrained(wavlm).eval(), Wav2Vec2FeatureExtractor.from_pretrained(wavlm)
     with torch.no_grad():
         states = [
@@ -53,11 +53,11 @@ def test_the_distance_is_that_of_its_definition(wavlm, audio):
 
 
 def test_all_layers_are_compared_unless_some_are_named(wavlm, audio):
-    assert len(PerceptualLoss(Perceptual(wavlm), 16_000).features(audio)) == 4
+    assert len(PerceptualLoss(PerceptualConfig(wavlm), 16_000).features(audio)) == 4
 
 
 def test_gradients_reach_the_audio_and_not_the_reader(wavlm, audio):
-    loss, decoded = PerceptualLoss(Perceptual(wavlm), 16_000), (0.5 * audio).roll(7, -1).requires_grad_()
+    loss, decoded = PerceptualLoss(PerceptualConfig(wavlm), 16_000), (0.5 * audio).roll(7, -1).requires_grad_()
     loss(decoded, audio).backward()
     assert decoded.grad.isfinite().all() and decoded.grad.any()
     assert all(parameter.grad is None for parameter in loss.parameters())
@@ -65,10 +65,10 @@ def test_gradients_reach_the_audio_and_not_the_reader(wavlm, audio):
 
 def test_what_does_not_fit_is_refused(wavlm, tmp_path):
     for settings, rate, message in (
-        (Perceptual(wavlm, layers=[4]), 16_000, "are 0 to 3"),
-        (Perceptual(wavlm, layers=[]), 16_000, "are 0 to 3"),
-        (Perceptual(wavlm), 24_000, "reads 16000 Hz, the codec 24000 Hz"),
-        (Perceptual(str(tmp_path)), 16_000, "Cannot load perceptual.model"),
+        (PerceptualConfig(wavlm, layers=[4]), 16_000, "are 0 to 3"),
+        (PerceptualConfig(wavlm, layers=[]), 16_000, "are 0 to 3"),
+        (PerceptualConfig(wavlm), 24_000, "reads 16000 Hz, the codec 24000 Hz"),
+        (PerceptualConfig(str(tmp_path)), 16_000, "Cannot load perceptual.model"),
     ):
         with pytest.raises(RecipeError, match=message):
             PerceptualLoss(settings, rate)
