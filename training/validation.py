@@ -12,8 +12,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from modeling_taae import TaaeFeatureExtractor, TaaeModel
+from modeling_taae.entropy.statistics import token_statistics
 from modeling_taae.evaluation.metrics import score
-from modeling_taae.tokenize.statistics import token_statistics
 from training.data import CorpusError, validation_clips
 from training.recipe import Recipe
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..entropy.statistics import token_statistics
 from ..errors import as_text
-from ..tokenize.statistics import token_statistics
 from .codecs import System, TaaeSystem
 from .conditions import PLAIN
 from .metrics import Metric

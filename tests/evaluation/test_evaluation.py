@@ -18,11 +18,11 @@ import pytest
 import soundfile
 
 from modeling_taae import cli
+from modeling_taae.entropy.statistics import entropy_of_counts, token_statistics
 from modeling_taae.evaluation import codecs as peers
 from modeling_taae.evaluation import run as evaluation
 from modeling_taae.evaluation.tables import mean_with_interval
 from modeling_taae.quantization_taae import FiniteScalarQuantizer, ResidualFSQ
-from modeling_taae.tokenize.statistics import entropy_of_counts, token_statistics
 
 RATE = 16_000
 QUICK = ["--metrics", "stoi", "mel_distance", "--workers", "1", "--samples", "0", "--no-speed"]

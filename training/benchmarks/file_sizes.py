@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's tra
 from modeling_taae.codec import Codec, load_codec
 from modeling_taae.data.utterances import Utterances
 from modeling_taae.entropy.prior import PRIOR_FILE, EntropyPrior
+from modeling_taae.entropy.statistics import token_statistics
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.evaluation.report import between, table
 from modeling_taae.files import write_bytes
 from modeling_taae.taae_file import CODED_BOTTLENECKS, TaaeFile, pack_tokens
-from modeling_taae.tokenize.statistics import token_statistics
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "taae_format.md"
 PLACE = ("<!-- entropy: written by training/benchmarks/file_sizes.py of {name} -->\n", "<!-- /entropy -->")

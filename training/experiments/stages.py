@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's tra
 
 from modeling_taae.codec import Codec, load_codec
 from modeling_taae.data.utterances import Utterance, Utterances
+from modeling_taae.entropy.statistics import token_statistics
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.evaluation.codecs import TaaeSystem
 from modeling_taae.evaluation.metrics import ALL_METRICS, SAMPLING_RATE
@@ -32,7 +33,6 @@ from modeling_taae.evaluation.report import NOTHING, metric_heading, number, tab
 from modeling_taae.evaluation.run import evaluate
 from modeling_taae.evaluation.tables import environment, mean_with_interval, metric_facts, rounded
 from modeling_taae.files import write_bytes
-from modeling_taae.tokenize.statistics import token_statistics
 from training.benchmarks.benchmark import with_tables
 from training.checkpoints import complete_checkpoints
 from training.ctc import CTCHead, error_rate, split_units
