@@ -108,7 +108,7 @@ language-models: $(VENV)/train.stamp  ## compare presets and layouts as tokens o
 		$(BIN)/taae tokenize $(SPEECH)/$$part-0000[01]-*.parquet --model $(CARD) --bottleneck $$preset \
 			-o $(LANGUAGE_MODELS)/tokens/$$preset/$$part || exit; \
 	done; done
-	$(BIN)/python training/speech_lm/compare.py --tokens $(LANGUAGE_MODELS)/tokens --output_dir $(LANGUAGE_MODELS) \
+	$(BIN)/python training/compare_speech_lms.py --tokens $(LANGUAGE_MODELS)/tokens --output_dir $(LANGUAGE_MODELS) \
 		--texts $(SPEECH)/transcripts.parquet --with_texts '[4x729_1000bps]' --codec $(CARD) \
 		--results $(CARD)/results $(BUDGET)
 

@@ -26,7 +26,7 @@ from ..tokenize.ray_workers import RayWorkers, Weights
 
 FORMAT = "taae tokens, version 1"
 REPORT = "report.json"
-CARD_TEMPLATE = Path(__file__).with_name("dataset_card.md")
+CARD_TEMPLATE = Path(__file__).parent.parent / "tokenize" / "card.md"
 # Threads that read audio where nobody says how many, by type of device: beside a GPU, one is not enough.
 READERS = {"cpu": 1}
 DEFAULT_READERS = 8

@@ -111,8 +111,8 @@ BRIEF = {
     "training/train.py training/recipes/nano.yaml": f"{RUN} --config '{TINY}' --data.corpora '{TINY_SPEECH}' "
     "--validation.corpus.source my_speech/train.parquet",
     "training/train.py training/recipes/finetune_language.yaml": RUN,
-    "training/speech_lm/train.py": "--budget.max_steps 1 --budget.layers 1 --budget.hidden_size 16 --samples 0",
-    "training/speech_lm/speak.py": "--seconds 1",
+    "training/train_speech_lm.py": "--budget.max_steps 1 --budget.layers 1 --budget.hidden_size 16 --samples 0",
+    "training/speak.py": "--seconds 1",
 }
 
 

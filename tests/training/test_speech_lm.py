@@ -15,9 +15,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from modeling_taae import cli
+from training import speak, train_speech_lm
 from training.speech_lm import compare as compare_speech_lms
-from training.speech_lm import speak
-from training.speech_lm import train as train_speech_lm
+from training.speech_lm import train as language_model_training
 from training.speech_lm.sequences import IGNORED, SpeechSequences, TokenCorpus, character_tokenizer
 from training.speech_lm.train import Budget, Settings, bits_per_second, make_processor, sequence_bits
 
@@ -161,7 +161,7 @@ class TestRuns:
         settings.texts = str(tokens / "texts.parquet")
         brief = Budget(**{**vars(TINY), "max_steps": 60, "crop_frames": 20, "learning_rate": 0.01})
         settings.budget = brief
-        result = train_speech_lm.run(settings)
+        result = language_model_training.run(settings)
         state = json.loads((tmp_path / "run" / "checkpoint-60" / "trainer_state.json").read_text())
         losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
         assert losses[-1] < 0.8 * losses[0]
@@ -181,7 +181,7 @@ class TestRuns:
 
     def test_an_interrupted_run_ends_with_the_same_weights(self, settings, tmp_path, monkeypatch):
         settings.samples = 0
-        undisturbed = train_speech_lm.run(settings)
+        undisturbed = language_model_training.run(settings)
         settings.output_dir = str(tmp_path / "interrupted")
         steps = iter(range(3))
         collate = SpeechSequences.collate
@@ -193,10 +193,10 @@ class TestRuns:
 
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
             patched.setattr(SpeechSequences, "collate", interrupt)
-            train_speech_lm.run(settings)
+            language_model_training.run(settings)
         # As a process leaves it that is killed while it writes a checkpoint.
         (tmp_path / "interrupted" / "checkpoint-3").mkdir()
-        assert train_speech_lm.run(settings) == undisturbed
+        assert language_model_training.run(settings) == undisturbed
         one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / name / "model") for name in ("run", "interrupted"))
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
@@ -218,7 +218,7 @@ class TestRuns:
         assert len({run["parameters"]["transformer"] for run in summary["runs"]}) == 1
         page = (tmp_path / "results" / "language_models.md").read_text()
         assert page.count("| 2x15625_700bps |") == 2 and "| delay |" in page
-        monkeypatch.setattr(train_speech_lm, "train", None)  # nothing is trained again
+        monkeypatch.setattr(language_model_training, "train", None)  # nothing is trained again
         assert compare_speech_lms.compare(comparison) == summary
 
 
@@ -246,7 +246,7 @@ class TestMistakes:
         make_tiny_model(1).save_pretrained(tmp_path / "codec")
         assert "was tokenised with" in self.refused(capsys, settings, codec=tmp_path / "codec")
         settings.samples = 0
-        train_speech_lm.run(settings)
+        language_model_training.run(settings)
         model = Path(settings.output_dir, "model")
         message = refusal(capsys, speak, model, "-o", tmp_path / "a.wav", "--codec", tmp_path / "codec")
         assert "learnt the tokens of codec" in message

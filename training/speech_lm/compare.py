@@ -1,22 +1,19 @@
-"""Compares presets and layouts for language models: `python training/speech_lm/compare.py --tokens TOKENS …`.
+"""Compares presets and layouts as tokens of small language models.
 
 TOKENS holds folders PRESET/train and PRESET/validation, which `taae tokenize` wrote of the same speech. A small
-language model is trained on each (see `train_speech_lm.py`), all at the same size and budget. Writes
+language model is trained on each (see `train.py`), all at the same size and budget. Writes
 language_models.json and language_models.md; what is done already is not done again.
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's training/ is not installed
 
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.evaluation.report import NOTHING, number, table
 from modeling_taae.files import as_json, read_json, write_bytes
 from modeling_taae.quantization_taae import BOTTLENECK_PRESETS
 from modeling_taae.speech_vocabulary_taae import LAYOUTS
-from training.speech_lm.train import Budget, Settings, parse, run
+from training.speech_lm.train import Budget, Settings, run
 
 HEADING = (
     "preset",
@@ -148,18 +145,3 @@ def compare(comparison: Comparison) -> dict:
     write_bytes(results / "language_models.json", as_json(summary))
     write_bytes(results / "language_models.md", (report(runs, coded) + "\n").encode())
     return summary
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Compares as the command line says and returns the exit status: 2 where that is not possible."""
-    comparison = parse(Comparison, "compare_speech_lms.py", arguments)
-    try:
-        compare(comparison)
-    except TaaeInputError as error:
-        print(f"compare_speech_lms.py: error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

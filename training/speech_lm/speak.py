@@ -1,23 +1,13 @@
-"""Lets a language model speak: `python training/speech_lm/speak.py MODEL "Good morning." -o speech.wav`.
+"""Lets a language model speak, from a text, from speech to go on from, or from nothing."""
 
-MODEL is a folder that `train_speech_lm.py` wrote, or any other with a language model and its TaaeProcessor. Without a
-text it says something; with `--prompt speech.wav` it goes on from there.
-"""
-
-import argparse
-import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel
-from transformers.utils import logging
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's training/ is not installed
 
 from modeling_taae import TaaeProcessor
 from modeling_taae.audio_io import read_audio, write_audio
-from modeling_taae.cli.options import number
 from modeling_taae.codec import load_codec
 from modeling_taae.errors import TaaeInputError, one_line
 
@@ -89,57 +79,47 @@ def load_speaker(folder: str) -> tuple[PreTrainedModel, TaaeProcessor]:
     return model.eval(), processor
 
 
-def speak(options: argparse.Namespace) -> None:
-    """Loads, speaks and writes.
+def speak(
+    model: str,
+    output: str | Path,
+    text: str = "",
+    prompt: str | Path | None = None,
+    codec: str | None = None,
+    seconds: float = 10.0,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> None:
+    """Lets a language model speak and writes what it says to an audio file.
+
+    Args:
+        model: folder of a language model and its processor.
+        output: audio file to write, .wav or .flac.
+        text: words to be said, by a model that was trained with texts.
+        prompt: audio file with speech to go on from.
+        codec: folder or Hub name of the codec whose tokens the model learnt; None for the default of `taae`.
+        seconds: the most that it says.
+        temperature: variety; below 1, less varied.
+        seed: seed of the random draws.
 
     Raises:
         TaaeInputError: if a model, the prompt or an option cannot be used.
     """
-    model, processor = load_speaker(options.model)
-    codec = load_codec(options.codec)
-    if (wanted := getattr(model.config, CODEC_IDENTITY, codec.identity)) != codec.identity:
+    language_model, processor = load_speaker(model)
+    speech_codec = load_codec(codec)
+    if (wanted := getattr(language_model.config, CODEC_IDENTITY, speech_codec.identity)) != speech_codec.identity:
         raise TaaeInputError(
-            f"{options.model}: learnt the tokens of codec {wanted}, but this codec is {codec.identity}, to which they "
+            f"{model}: learnt the tokens of codec {wanted}, but this codec is {speech_codec.identity}, to which they "
             "mean something else; choose the one it was trained for with --codec"
         )
-    processor.audio_tokenizer = codec.model
-    rate, prompt = codec.extractor.sampling_rate, None
-    if options.prompt:
-        (prompt,) = processor.encode_speech(read_audio(options.prompt, rate), rate)
-    torch.manual_seed(options.seed)
-    frames = max(1, round(options.seconds * codec.model.config.frame_rate))
+    processor.audio_tokenizer = speech_codec.model
+    rate, prompt_codes = speech_codec.extractor.sampling_rate, None
+    if prompt:
+        (prompt_codes,) = processor.encode_speech(read_audio(prompt, rate), rate)
+    torch.manual_seed(seed)
+    frames = max(1, round(seconds * speech_codec.model.config.frame_rate))
     try:
-        codes = generate_speech(model, processor, options.text, prompt, frames, options.temperature)
+        codes = generate_speech(language_model, processor, text, prompt_codes, frames, temperature)
     except ValueError as error:
-        raise TaaeInputError(f"{options.text!r}: cannot be said ({one_line(error)})") from error
+        raise TaaeInputError(f"{text!r}: cannot be said ({one_line(error)})") from error
     (waveform,) = processor.decode_speech([codes])
-    write_audio(options.output, waveform, rate)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Speaks, writes and returns the exit status: 2 where that is not possible."""
-    parser = argparse.ArgumentParser(prog="speak.py", description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="folder of the language model")
-    parser.add_argument("text", nargs="?", default="", help="to be said, by a model that was trained with texts")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help=".wav or .flac")
-    parser.add_argument("--prompt", metavar="FILE", help="speech to go on from")
-    parser.add_argument("--codec", metavar="M", help="that the tokens are of (default: as for `taae`)")
-    longest = "the most that it says (default: 10)"
-    parser.add_argument("--seconds", type=number(0.01, 3600), default=10.0, metavar="S", help=longest)
-    varied = "below 1, less varied (default: 1)"
-    parser.add_argument("--temperature", type=number(0.01, 100), default=1.0, metavar="T", help=varied)
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another one, another voice (default: 0)")
-    options = parser.parse_args(arguments)
-    logging.set_verbosity_error()
-    try:
-        speak(options)
-    except TaaeInputError as error:
-        print(f"speak.py: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    write_audio(output, waveform, rate)

@@ -1,24 +1,20 @@
-"""Trains a small language model of speech on tokens: `python training/speech_lm/train.py --train TOKENS …`.
+"""Trains a small language model of speech on tokens.
 
 A Llama of a few million parameters learns the tokens that `taae tokenize` wrote, after a text if `--texts` says where
 texts are. It is measured in bits per second of speech that it has not heard, and speaks a few samples.
 """
 
 import math
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Trainer, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's training/ is not installed
 
 from modeling_taae import TaaeFeatureExtractor, TaaeProcessor
 from modeling_taae.audio_io import write_audio
@@ -309,33 +305,3 @@ def check_codecs(settings: Settings, corpora: list[TokenCorpus], codec: Codec | 
                 f"{name}: is of model {identity}, but {settings.train} was tokenised with {known}; tokenise both, and "
                 "decode, with the same model, which --codec names"
             )
-
-
-def parse(kind: type, program: str, arguments: list[str] | None) -> object:
-    """Reads options that are a dataclass; exits with status 2 and one line on a mistake."""
-    parser = ArgumentParser(prog=program, description=kind.__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_class_arguments(kind, as_group=False)
-    return kind(**parser.instantiate(parser.parse_args(arguments)))
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Trains as the command line says and returns the exit status: 2 where that is not possible."""
-    settings = parse(Settings, "train_speech_lm.py", arguments)
-    try:
-        result = run(settings)
-    except TaaeInputError as error:
-        print(f"train_speech_lm.py: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("train_speech_lm.py: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
-        return 130
-    rates = result["bit_rate"]
-    print(
-        f"{settings.output_dir}: {rates['free']:.0f} bits per second of speech, {rates['grammar']:.0f} with the "
-        f"grammar; {result['nominal_bit_rate']:.0f} were all tokens equally likely"
-    )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

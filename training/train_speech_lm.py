@@ -1,0 +1,33 @@
+"""Trains a small language model of speech on tokens: `python training/train_speech_lm.py --train TOKENS …`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
+
+from modeling_taae.errors import TaaeInputError
+from training.speech_lm.options import parse_settings
+from training.speech_lm.train import Settings, run
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Trains as the command line says and returns the exit status: 2 where that is not possible."""
+    settings = parse_settings(Settings, "train_speech_lm.py", arguments)
+    try:
+        result = run(settings)
+    except TaaeInputError as error:
+        print(f"train_speech_lm.py: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("train_speech_lm.py: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
+        return 130
+    rates = result["bit_rate"]
+    print(
+        f"{settings.output_dir}: {rates['free']:.0f} bits per second of speech, {rates['grammar']:.0f} with the "
+        f"grammar; {result['nominal_bit_rate']:.0f} were all tokens equally likely"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
