@@ -208,8 +208,6 @@ def test_arguments_are_noun_phrases():
 RIDDLE = re.compile(r"(What|Whether|How|Why|Which|Where) ")
 PREPOSITIONS = "of|to|for|from|in|at|on|with|by|as|whether|how|what"
 BARE_PREPOSITION = re.compile(rf"^ {{4,}}\w[\w, ]*: ((?:{PREPOSITIONS}) [^\n]*)", re.M)
-    r"^ {4,}\w[\w, ]*: ((?:of|to|for|from|in|at|on|with|by|as|whether|how|what) [^\n]*)", re.M
-)
 STANDARD_LIBRARY = sys.stdlib_module_names
 # Those that are left from before the rules. The numbers only fall.
 RIDDLES_LEFT, BARE_LEFT, LONG_LEFT, RUNS_LEFT = 120, 251, 3, 5

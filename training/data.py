@@ -39,7 +39,9 @@ class CorpusError(RecipeError):
     """A corpus that cannot be trained on; the message says which and why."""
 
 
-def load_corpus(corpus: CorpusConfig, streaming: bool = False, columns: Sequence[str] = ()) -> Dataset | IterableDataset:
+def load_corpus(
+    corpus: CorpusConfig, streaming: bool = False, columns: Sequence[str] = ()
+) -> Dataset | IterableDataset:
     """The rows of a corpus with their audio as bytes, and with other columns if they are named.
 
     Raises:

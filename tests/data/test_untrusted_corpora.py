@@ -161,7 +161,9 @@ def test_training_opens_only_the_corpus(places, requests, name):
 def test_training_reads_what_is_the_corpus_own(places):
     corpus, _ = places
     table = write_table(corpus / "rows.parquet", GOOD)
-    crops = TrainingCrops(DataConfig(corpora=[CorpusConfig(source=str(table))], crop_frames=5), TaaeFeatureExtractor(), seed=0)
+    crops = TrainingCrops(
+        DataConfig(corpora=[CorpusConfig(source=str(table))], crop_frames=5), TaaeFeatureExtractor(), seed=0
+    )
     assert crops.skipped == 0 and crops[0].abs().sum() > 0
 
 

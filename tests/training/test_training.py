@@ -149,7 +149,11 @@ def test_all_audio_of_a_corpus_is_equally_likely(data):
 def test_levels_vary_within_the_limit_and_never_clip(parquet):
     extractor = TaaeFeatureExtractor()
     steady, varied = (
-        TrainingCrops(DataConfig(corpora=[CorpusConfig(parquet)], crop_frames=8, augmentation=AugmentationConfig(level)), extractor, 0)
+        TrainingCrops(
+            DataConfig(corpora=[CorpusConfig(parquet)], crop_frames=8, augmentation=AugmentationConfig(level)),
+            extractor,
+            0,
+        )
         for level in (0.0, 5.0)
     )
     gains = [20 * np.log10((varied[n].abs().max() / steady[n].abs().max()).item()) for n in range(60)]
@@ -225,7 +229,9 @@ def test_columns_of_paths_and_of_bytes(streaming, tmp_path):
     (tmp_path / "tone.flac").write_bytes(tone)
     for kind, value in (("path", str(tmp_path / "tone.flac")), ("bytes", tone)):
         pyarrow.parquet.write_table(pyarrow.table({"audio": [value]}), tmp_path / f"{kind}.parquet")
-        (clip,) = validation_clips(CorpusConfig(str(tmp_path / f"{kind}.parquet")), TaaeFeatureExtractor(), 1, streaming)
+        (clip,) = validation_clips(
+            CorpusConfig(str(tmp_path / f"{kind}.parquet")), TaaeFeatureExtractor(), 1, streaming
+        )
         assert len(clip) == 16_000
 
 
@@ -234,7 +240,10 @@ def test_columns_of_paths_and_of_bytes(streaming, tmp_path):
     [
         ([], "names no corpus"),
         ([CorpusConfig("{folder}")], "holds Parquet files and recordings"),
-        ([CorpusConfig("{parquet}", audio_column="id")], "column 'id' of .* holds Value.*; expected the bytes or the path"),
+        (
+            [CorpusConfig("{parquet}", audio_column="id")],
+            "column 'id' of .* holds Value.*; expected the bytes or the path",
+        ),
         ([CorpusConfig("nowhere/*.parquet")], "nowhere"),
         ([CorpusConfig("{parquet}", audio_column="sound")], "has no column 'sound'; it has audio, id, text"),
         ([CorpusConfig("{parquet}", weight=0.0)], "must be positive"),
@@ -267,7 +276,12 @@ def test_rows_without_audio_are_counted(parquet, tmp_path):
     rows = Dataset.from_parquet(parquet).select(range(2)).to_list()
     table = pyarrow.Table.from_pylist([{"audio": None}, *({"audio": row["audio"]} for row in rows)])
     pyarrow.parquet.write_table(table, tmp_path / "null.parquet")
-    assert TrainingCrops(DataConfig(corpora=[CorpusConfig(str(tmp_path / "null.parquet"))]), TaaeFeatureExtractor(), 0).skipped == 1
+    assert (
+        TrainingCrops(
+            DataConfig(corpora=[CorpusConfig(str(tmp_path / "null.parquet"))]), TaaeFeatureExtractor(), 0
+        ).skipped
+        == 1
+    )
 
 
 @pytest.mark.parametrize(
