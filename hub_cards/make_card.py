@@ -16,7 +16,7 @@ from hub_cards.cards.model_card import CardError, model_files
 from hub_cards.cards.space_card import space_files
 from modeling_taae.codec import load_codec
 from modeling_taae.files import write_bytes
-from modeling_taae.hub.conversion_card import CONVERSION, conversion_card
+from modeling_taae.hub.conversion import CONVERSION, conversion_card
 
 
 def make_files(folder: Path) -> dict[Path, str]:

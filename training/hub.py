@@ -9,21 +9,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 
 from modeling_taae import TaaeConfig, TaaeModel, cli
-from modeling_taae.cli.push import PushError, push_folder
 from modeling_taae.configuration_taae import NAMED_SIZES
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.evaluation import report
-from modeling_taae.hub.conversion_card import presets
+from modeling_taae.hub.cards import TAGS, model_facts, write_card
+from modeling_taae.hub.push import PushError, push_folder
 from modeling_taae.taae_file import format_bottleneck
 from training.publish import publish
 from training.recipe import Recipe, RecipeError
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 METRICS = ("pesq_wb", "pesq_nb", "stoi", "si_sdr", "mel_distance")
-TAGS = ["audio", "speech", "audio-codec", "speech-tokenizer", "fsq", "taae"]
 
 
 class HubError(RuntimeError):
@@ -57,7 +56,7 @@ def publish_on_hub(recipe: Recipe, run: Path) -> None:
     evaluate(recipe, folder)
     (folder / "README.md").write_text(card(recipe, folder), encoding="utf-8")
     try:
-        push_folder(folder, recipe.hub.repo, recipe.hub.private)
+        push_folder(folder, recipe.hub.repo, recipe.hub.private, report=print)
     except (PushError, TaaeInputError) as error:
         raise HubError(
             f"Not published: {error}. The model is in {folder}: `taae push {folder} {recipe.hub.repo}` publishes it."
@@ -94,19 +93,13 @@ def card(recipe: Recipe, folder: Path) -> str:
     shown = [name for name in results["metrics"] if all(metrics[name]["mean"] is not None for metrics in ours)]
     model = TaaeModel.from_pretrained(folder)
     config = model.config
-    content = ModelCard.from_template(
+    return write_card(
+        TEMPLATE,
         ModelCardData(
-            license=recipe.hub.license, library_name="transformers", pipeline_tag="audio-to-audio", tags=TAGS
+            license=recipe.hub.license, library_name="transformers", pipeline_tag="audio-to-audio", tags=list(TAGS)
         ),
-        template_path=str(TEMPLATE),
-        name=folder.name,
+        **model_facts(folder.name, model),
         origin="from scratch" if recipe.size in NAMED_SIZES else f"on from `{Path(recipe.size).name}`",
-        parameters=f"{model.num_parameters() / 1e6:,.1f} million",
-        causal=config.causal,
-        sampling_rate=config.sampling_rate,
-        kilohertz=f"{config.sampling_rate / 1000:g}",
-        frame_rate=f"{config.frame_rate:g}",
-        presets=presets(model),
         steps=f"{recipe.max_steps:,}",
         crop_seconds=f"{recipe.data.crop_frames / config.frame_rate:g}",
         corpora=[corpus.source for corpus in recipe.data.corpora],
@@ -116,4 +109,3 @@ def card(recipe: Recipe, folder: Path) -> str:
         footnote=report.footnote(results),
         license=recipe.hub.license,
     )
-    return str(content).rstrip() + "\n"

@@ -7,12 +7,13 @@ import html
 import inspect
 from pathlib import Path
 
-from huggingface_hub import SpaceCard, SpaceCardData
+from huggingface_hub import SpaceCardData
 
 from modeling_taae.evaluation.metrics import ALL_METRICS
 from modeling_taae.evaluation.tables import metric_facts
+from modeling_taae.hub.cards import write_card
 
-TEMPLATE = Path(__file__).resolve().parent / "templates" / "metric_card.md"
+TEMPLATE = Path(__file__).with_name("templates") / "metric_card.md"
 PAGE = """<!doctype html>
 <meta charset="utf-8"><title>{title}</title>
 <h1>{title}</h1>
@@ -34,7 +35,8 @@ def metric_files(folder: Path) -> dict[Path, str]:
     title = inspect.getdoc(type(metric)).rstrip(".")
     summary = metric.description.partition("\n")[0]
     names = getattr(metric, "names", ())
-    content = SpaceCard.from_template(
+    card = write_card(
+        TEMPLATE,
         SpaceCardData(
             title=title,
             emoji="🎧",
@@ -45,7 +47,6 @@ def metric_files(folder: Path) -> dict[Path, str]:
             tags=["evaluate", "metric", "speech", "audio-codec"],
             description=summary,
         ),
-        template_path=str(TEMPLATE),
         title=title,
         name=folder.name,
         description=metric.description.strip(),
@@ -54,7 +55,7 @@ def metric_files(folder: Path) -> dict[Path, str]:
         values=[{"name": name, **metric_facts(ALL_METRICS[name])} for name in names],
     )
     page = PAGE.format(title=html.escape(title), summary=html.escape(summary.replace("`", "")))
-    return {folder / "README.md": str(content).rstrip() + "\n", folder / "index.html": page}
+    return {folder / "README.md": card, folder / "index.html": page}
 
 
 def paragraphs(text: str) -> str:

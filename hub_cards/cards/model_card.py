@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
 from hub_cards.cards.card_sections import (
     CardError,
@@ -28,11 +28,10 @@ from hub_cards.cards.make_provenance import WATTS, stages
 from modeling_taae.codec import Codec, load_codec
 from modeling_taae.configuration_taae import NAMED_SIZES
 from modeling_taae.evaluation import report
-from modeling_taae.hub.conversion_card import presets
+from modeling_taae.hub.cards import model_facts, write_card
 
-ROOT = Path(__file__).resolve().parent
-TEMPLATES = ROOT / "templates"
-README = ROOT.parent / "README.md"
+TEMPLATES = Path(__file__).with_name("templates")
+README = Path(__file__).resolve().parents[2] / "README.md"
 COMPARISON = (
     "<!-- comparison: written by `make card` from the results in hub_cards/{name} -->\n",
     "<!-- /comparison -->",
@@ -82,19 +81,13 @@ def card(folder: Path, codec: Codec, results: dict) -> str:
         model_name=folder.name,
         eval_results=evaluation_results(ours, results),
     )
-    content = ModelCard.from_template(
+    return write_card(
+        TEMPLATES / "model_card.md",
         card_data,
-        template_path=str(TEMPLATES / "model_card.md"),
-        name=folder.name,
-        causal=config.causal,
+        **model_facts(folder.name, codec.model),
         origin=origin(training),
-        sampling_rate=config.sampling_rate,
         frame_milliseconds=f"{1000 / config.frame_rate:g}",
-        kilohertz=f"{config.sampling_rate / 1000:g}",
-        frame_rate=f"{config.frame_rate:g}",
-        parameters=f"{codec.model.num_parameters() / 1e6:.1f} million",
         training_hours=f"{hours:.0f}",
-        presets=presets(codec.model),
         setting=report.setting(results),
         quality=report.quality_table(results, shown),
         footnote=report.footnote(results),
@@ -117,7 +110,6 @@ def card(folder: Path, codec: Codec, results: dict) -> str:
         main_language={"en": "English"}.get(by_language[0][0], by_language[0][0]),
         main_share=f"{100 * by_language[0][1] / hours:.0f}",
     )
-    return str(content).rstrip() + "\n"
 
 
 def default_system(codec: Codec, results: dict) -> dict:

@@ -4,16 +4,19 @@ import re
 import runpy
 from pathlib import Path
 
-from huggingface_hub import SpaceCard, SpaceCardData
+from huggingface_hub import SpaceCardData
 
-ROOT = Path(__file__).resolve().parents[1]
-TEMPLATE = ROOT / "hub_cards" / "templates" / "space_card.md"
+from modeling_taae.hub.cards import write_card
+
+ROOT = Path(__file__).resolve().parents[2]
+TEMPLATE = Path(__file__).with_name("templates") / "space_card.md"
 TITLE = "Speech in 400 bits per second"
 
 
 def space_files(folder: Path) -> dict[Path, str]:
     """What is to be written, by path, for the Space's folder."""
-    content = SpaceCard.from_template(
+    card = write_card(
+        TEMPLATE,
         SpaceCardData(
             title=TITLE,
             emoji="🗣️",
@@ -27,8 +30,7 @@ def space_files(folder: Path) -> dict[Path, str]:
             short_description="Hear your voice after a TAAE speech codec",
             tags=["audio", "speech", "audio-codec", "taae"],
         ),
-        template_path=str(TEMPLATE),
         title=TITLE,
         limits=runpy.run_path(str(folder / "limits.py")),
     )
-    return {folder / "README.md": str(content).rstrip() + "\n"}
+    return {folder / "README.md": card}

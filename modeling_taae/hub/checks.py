@@ -1,13 +1,13 @@
-"""What makes a folder fit to be published: it loads back, and its card says what its results say.
+"""Checks that a folder is fit to be published: it loads back, and its card agrees with its results.
 
-`inspect` looks at a folder before `taae push` sends anything. A model is loaded through the code that lies in the
-folder, as someone without this package gets it.
+`inspect` runs before anything is sent. A model is loaded through the code in its folder, as someone without this
+package gets it.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,24 +17,65 @@ from tqdm import tqdm
 from ..errors import TaaeInputError, one_line
 from ..evaluation.report import metric_heading, quality_table
 from ..taae_file import model_identity
+from .pickles import SUFFIXES as PICKLED_SUFFIXES
+from .pickles import is_pickled
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
     from ..modeling_taae import TaaeModel
 
-# Left behind: hidden files, caches, and of an evaluation its own rows, and its page with the recordings it was made on:
-# they are others', and their licences are not in the folder.
+# Not uploaded: hidden files, caches, and an evaluation's per-utterance rows and listening page, which contain other
+# people's recordings.
 LEFT_OUT = (".*", "*/.*", "__pycache__/*", "*/__pycache__/*", "results/*rows.jsonl", "results/*report.html")
-# Unpickling a file runs whatever its author put into it, so nobody should be asked to.
-PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
-# Capitals alone: "todo" is a word of Spanish and Portuguese.
-PLACEHOLDER = re.compile(r"\b(?:TODO|FIXME|TBD|XXX)\b|(?i:\[More Information Needed\])|\{\{|\{%")
+# Kinds of files that belong to what is published; anything else stays at home, and so the push is refused.
+TEXTS = {"license", "licence", "notice", "copying", "citation", "readme"}
+DOCUMENTS = {
+    ".md",
+    ".txt",
+    ".cff",
+    ".csv",
+    ".json",
+    ".jsonl",
+    ".yaml",
+    ".yml",
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".svg",
+    ".webp",
+}
+SOUNDS = {".flac", ".ogg", ".opus", ".wav", ".mp3", ".m4a", ".taae"}
+BELONGING = {
+    "model": {*DOCUMENTS, *SOUNDS, ".py", ".safetensors", ".onnx", ".data", ".pt2", ".html"},
+    "dataset": {*DOCUMENTS, ".parquet"},
+    "space": {
+        *DOCUMENTS,
+        *SOUNDS,
+        ".py",
+        ".html",
+        ".js",
+        ".mjs",
+        ".css",
+        ".ico",
+        ".toml",
+        ".wasm",
+        ".onnx",
+        ".safetensors",
+    }
+    | {".webmanifest", ".map", ".woff2", ".data", ".sh", ".ipynb"},
+}
+SECRET = re.compile(
+    rb"-----BEGIN [A-Z ]*PRIVATE KEY-----|\bhf_[A-Za-z0-9]{30,}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_\w{36}"
+)
+LARGEST_TEXT = 2**20  # a file with a secret in it is shorter
+# Words in capitals only: "todo" is a word of Spanish and Portuguese. `cards.PROJECT_URL` may still be a placeholder.
+PLACEHOLDER = re.compile(
+    r"\b(?:TODO|FIXME|TBD|XXX)\b|(?i:\[More Information Needed\])|\{\{|\{%|\bhttps?://[\w.-]+\.invalid\b"
+)
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # in one file, or in shards
 CARD, RESULTS, MANIFEST = "README.md", "results/results.json", "manifest.json"
-
-
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -53,12 +94,13 @@ def inspect(folder: str | Path) -> Publication:
     """Checks a folder with a model, with tokens of `taae tokenize`, or with a Space.
 
     Raises:
-        TaaeInputError: if it is none of these, or naming all that stands in the way of publishing it.
+        TaaeInputError: if it is none of these, or has problems; the message names all of them.
     """
     folder = Path(folder)
     files = list_files(folder)
     repo_type = recognize(folder)
-    problems = [f"{name} is pickled, store it as safetensors" for name in files if Path(name).suffix in PICKLES]
+    problems = [*find_strangers(folder, files, repo_type)]
+    problems += [f"{name} is pickled, store it as safetensors" for name in files if is_pickled(folder / name)]
     card, card_problems = read_card(folder)
     problems += card_problems
     summary, further_problems = CHECKS[repo_type](folder, card)
@@ -76,7 +118,7 @@ def inspect(folder: str | Path) -> Publication:
 
 
 def list_files(folder: Path) -> dict[str, int]:
-    """Sizes in bytes of the files that would be sent, by their path in the folder.
+    """Returns the sizes in bytes of the files that would be sent, by their path in the folder.
 
     Raises:
         TaaeInputError: if there is no such folder, or nothing in it.
@@ -92,8 +134,41 @@ def list_files(folder: Path) -> dict[str, int]:
     return files
 
 
+def find_strangers(folder: Path, files: Iterable[str], repo_type: str) -> Iterator[str]:
+    """Yields what is wrong with files that do not belong to a model, to tokens or to a Space.
+
+    Args:
+        folder: the folder.
+        files: paths in it of the files that would be sent.
+        repo_type: what the folder holds, in huggingface_hub's words.
+    """
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not path.is_file():
+            yield f"{path.relative_to(folder)} is a link to {path.resolve()}, which would not be sent; put a copy there"
+    inside = folder.resolve()
+    for name in files:
+        path = folder / name
+        if not path.resolve().is_relative_to(inside):
+            yield f"{name} is a link to {path.resolve()}, outside the folder; put a copy in its place, or remove it"
+        elif contains_secret(path):
+            yield f"{name} contains a private key or an access token; remove it, and revoke it if others have seen it"
+        elif not belongs(path, repo_type):
+            yield f"{name} is no file of a {repo_type}; move it out of the folder"
+
+
+def belongs(path: Path, repo_type: str) -> bool:
+    """Returns whether a file is of a kind that belongs to what is published, or a pickle, which is refused as such."""
+    named = path.stem.lower() in TEXTS or re.match(r"licen[cs]e", path.name.lower()) is not None
+    return named or path.suffix.lower() in BELONGING[repo_type] | PICKLED_SUFFIXES
+
+
+def contains_secret(path: Path) -> bool:
+    """Returns whether a small file contains a private key or an access token."""
+    return path.stat().st_size <= LARGEST_TEXT and SECRET.search(path.read_bytes()) is not None
+
+
 def recognize(folder: Path) -> str:
-    """Whether a folder holds a model, a data set of tokens or a Space, in huggingface_hub's words.
+    """Returns what a folder holds, in huggingface_hub's words: model, dataset (tokens) or space.
 
     Raises:
         TaaeInputError: if it is none of these.
@@ -111,12 +186,12 @@ def recognize(folder: Path) -> str:
 
 
 def read_text(path: Path) -> str:
-    """A text file's content; empty if there is none."""
+    """Returns a text file's content; empty if there is none."""
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def read_card(folder: Path) -> tuple["ModelCard", list[str]]:
-    """The card, and what is wrong with it whatever it is of: no header, no licence, gaps."""
+    """Returns the card, and the problems that any card may have: no header, no licence, gaps."""
     from huggingface_hub import ModelCard
 
     text = read_text(folder / CARD)
@@ -130,7 +205,8 @@ def read_card(folder: Path) -> tuple["ModelCard", list[str]]:
     problems = []
     if (gap := PLACEHOLDER.search(text)) is not None:
         line = text.count("\n", 0, gap.start()) + 1
-        problems.append(f"{CARD} has a gap in line {line} ({gap.group()})")
+        what = "the placeholder of the project's address, set PROJECT_URL" if ".invalid" in gap.group() else "a gap"
+        problems.append(f"{CARD} has {what} in line {line} ({gap.group()})")
     if not card.data.get("license"):
         problems.append(f"{CARD} names no license in its header, such as the line license: cc-by-4.0")
     elif card.data.license == "other" and not (card.data.get("license_name") and card.data.get("license_link")):
@@ -139,7 +215,7 @@ def read_card(folder: Path) -> tuple["ModelCard", list[str]]:
 
 
 def check_model(folder: Path, card: "ModelCard") -> tuple[str, list[str]]:
-    """What the model is, and what is missing: its code, weights, licence or results."""
+    """Returns a model's description, and what is missing: code, weights, licence or results."""
     problems = [] if [*folder.glob("LICEN[CS]E*")] else ["a LICENSE file with the licence of the weights is missing"]
     if all((folder / name).is_file() for name in WEIGHTS):
         problems.append(f"it holds {WEIGHTS[0]} and shards, of which one would be loaded, remove the other")
@@ -154,7 +230,7 @@ def check_model(folder: Path, card: "ModelCard") -> tuple[str, list[str]]:
 
 
 def load_back(folder: Path) -> "TaaeModel":
-    """The model as it is loaded where this package is not installed, every weight in its place and audio coming out.
+    """Loads a model as someone without this package does, and decodes noise with it.
 
     Raises:
         TaaeInputError: if weights are missing, left over or of another shape, or what they decode is not finite.
@@ -187,7 +263,7 @@ def load_back(folder: Path) -> "TaaeModel":
 
 
 def check_results(folder: Path, card: "ModelCard", identity: str) -> list[str]:
-    """What stands between a model's card and its evaluation: none, one of other weights, or other figures."""
+    """Returns how a model's card and its evaluation disagree: no results, other weights, or other figures."""
     path = folder / RESULTS
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
@@ -208,7 +284,7 @@ def check_results(folder: Path, card: "ModelCard", identity: str) -> list[str]:
 
 
 def check_tokens(folder: Path, card: "ModelCard") -> tuple[str, list[str]]:
-    """What the data set of tokens is, and which of its shards are missing, changed or none of its own."""
+    """Returns a description of a data set of tokens, and its missing, changed and unknown shards."""
     try:
         manifest = json.loads(read_text(folder / MANIFEST))
         checksums = {shard["file"]: shard["sha256"] for shard in manifest["shards"]}
@@ -231,7 +307,7 @@ def check_tokens(folder: Path, card: "ModelCard") -> tuple[str, list[str]]:
 
 
 def check_space(folder: Path, card: "ModelCard") -> tuple[str, list[str]]:
-    """What the Space is, and whether its program is there."""
+    """Returns a Space's description, and whether its program is missing."""
     sdk = card.data.get("sdk")
     program = card.data.get("app_file") or {"gradio": "app.py", "static": "index.html"}.get(sdk)
     missing = program is not None and not (folder / program).is_file()

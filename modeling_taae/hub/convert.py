@@ -18,7 +18,7 @@ from ..configuration_taae import TaaeConfig
 from ..errors import TaaeInputError, one_line
 from ..feature_extraction_taae import TaaeFeatureExtractor
 from ..modeling_taae import TaaeModel
-from .conversion_card import write_provenance
+from .conversion import write_provenance
 
 CONFIG_NAME = "model_config.json"
 

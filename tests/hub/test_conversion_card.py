@@ -14,7 +14,7 @@ from support import stable_codec_reference as reference
 from modeling_taae import TaaeModel, cli
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.hub.checks import inspect
-from modeling_taae.hub.conversion_card import STABILITY_NOTICE, conversion_card
+from modeling_taae.hub.conversion import STABILITY_NOTICE, conversion_card
 
 LICENSE = "STABILITY AI COMMUNITY LICENSE AGREEMENT\nLast Updated: July 5, 2024\n"
 

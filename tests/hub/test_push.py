@@ -1,12 +1,17 @@
 """`taae push` checks a folder, sends it, and what was sent loads where this package is not installed."""
 
+import gzip
+import io
 import json
 import os
+import pickle
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,10 +25,11 @@ from safetensors.torch import load_file, save_file
 from support.hub_server import OWNER, TOKEN, HubServer
 
 from modeling_taae import TaaeFeatureExtractor, TaaeModel, cli
-from modeling_taae.cli.push import PushError, push_folder
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.evaluation.report import quality_table
+from modeling_taae.hub.cards import PROJECT_URL, install_command
 from modeling_taae.hub.checks import RESULTS, inspect
+from modeling_taae.hub.push import PushError, push_folder
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 HEADER = "---\nlicense: cc0-1.0\n---\n# A model\n\n"
@@ -201,6 +207,68 @@ class TestInspect:
         assert (inspect(tmp_path).repo_type, inspect(tmp_path).sdk) == ("space", "gradio")
 
 
+def nested(content: bytes) -> bytes:
+    """An archive with a compressed file in it, as others publish what they pickled."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.writestr("model/weights", gzip.compress(content))
+    return archive.getvalue()
+
+
+def array_of_objects() -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    return file.getvalue()
+
+
+class Calling:
+    """An object whose unpickling calls a function."""
+
+    def __reduce__(self):
+        return print, ("run by unpickling",)
+
+
+KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n"
+# Files that do not belong to a model: name, content, and what the refusal says.
+STRANGERS = {
+    "a key without a suffix": ("id_rsa", b"AAAA", "id_rsa is no file of a model"),
+    "a key by another name": ("notes.md", KEY.encode(), "notes.md contains a private key"),
+    "a token in a script": ("helper.py", f"TOKEN = 'hf_{'a' * 34}'".encode(), "helper.py contains a private key or"),
+    "a disk image": ("backup.img", b"\0" * 600, "backup.img is no file of a model"),
+    "a pickle by another name": ("results/curves.csv", pickle.dumps([1]), "curves.csv is pickled"),
+    "an early pickle": ("notes.txt", pickle.dumps(Calling(), protocol=0), "notes.txt is pickled"),
+    "a pickle in an archive": ("program.pt2", nested(pickle.dumps([1])), "program.pt2 is pickled"),
+    "compressed": ("metrics.data", zlib.compress(pickle.dumps([1])), "metrics.data is pickled"),
+    "objects in an array": ("curves.data", array_of_objects(), "curves.data is pickled"),
+}
+
+
+class TestWhatBelongs:
+    @pytest.mark.parametrize("stranger", STRANGERS)
+    def test_what_does_not_is_refused(self, folder, stranger):
+        name, content, message = STRANGERS[stranger]
+        (folder / name).write_bytes(content)
+        with pytest.raises(TaaeInputError, match=message):
+            inspect(folder)
+
+    @pytest.mark.parametrize("linked", ["secret.md", "folder"])
+    def test_links_to_elsewhere_are_refused(self, folder, linked, tmp_path):
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        (elsewhere / "secret.md").write_text("not for others")
+        target = elsewhere / "secret.md" if linked.endswith(".md") else elsewhere
+        (folder / linked).symlink_to(target)
+        with pytest.raises(TaaeInputError, match=f"{linked} is a link to .*elsewhere.*put a copy"):
+            inspect(folder)
+
+    def test_links_within_the_folder_and_kept_files_are_sent(self, folder):
+        (folder / "results.md").symlink_to(folder / "results" / "report.md")
+        (folder / "NOTICE").write_text("by many")
+        (folder / "program.data").write_bytes(nested(b"weights"))
+        (folder / "requirements.txt").write_text("Pillow\nconstriction\nnumpy\nRay\n")
+        assert {"results.md", "NOTICE", "program.data", "requirements.txt"} <= set(inspect(folder).files)
+
+
 class TestPush:
     def test_a_dry_run_sends_nothing(self, hub, folder, capsys):
         assert cli.main(["push", str(folder), "mine", "--dry-run"]) == 0
@@ -208,6 +276,22 @@ class TestPush:
         assert f"{(folder / 'model.safetensors').stat().st_size:,}  model.safetensors" in output
         assert f"to {hub.url}/{OWNER}/mine (new, private), branch main" in output
         assert hub.written == [] and not hub.repositories
+
+    def test_a_dry_run_without_a_login_checks_the_folder(self, hub, folder, capsys, monkeypatch):
+        monkeypatch.delenv("HF_TOKEN")
+        assert cli.main(["push", str(folder), "mine", "--dry-run"]) == 0
+        output = capsys.readouterr().out
+        assert "  model.safetensors" in output and "Not checked: mine on the Hub, because nobody is logged in" in output
+        assert "`hf auth login`" in output and hub.requests == []
+        (folder / "LICENSE").unlink()
+        assert cli.main(["push", str(folder), "mine", "--dry-run"]) == 2
+
+    def test_the_placeholder_of_the_project_s_address_is_refused(self, hub, folder):
+        append_to_card(folder, install_command())
+        with pytest.raises(TaaeInputError, match=r"the placeholder of the project's address.* in line \d+"):
+            push_folder(folder, "mine")
+        rewrite_card(folder, PROJECT_URL, "https://github.com/a-team/taae")
+        assert push_folder(folder, "mine")
 
     def test_all_files_arrive(self, hub, folder, capsys):
         assert cli.main(["push", str(folder), f"{OWNER}/mine", "--message", "First"]) == 0
@@ -242,7 +326,7 @@ class TestPush:
         repository.commit("main", repository.files() | {"notes.txt": b"kept"}, "by hand")
         TaaeModel.from_pretrained(folder).save_pretrained(folder, max_shard_size="300KB")
         (folder / "model.safetensors").unlink()
-        push_folder(folder, "mine")
+        push_folder(folder, "mine", report=print)
         assert "takes away model.safetensors" in capsys.readouterr().out
         assert "model.safetensors" not in repository.files() and repository.files()["notes.txt"] == b"kept"
         assert "model.safetensors.index.json" in repository.files()
@@ -259,7 +343,7 @@ class TestPush:
         (tmp_path / "app.py").write_text("import gradio\n\nfrom modeling_taae.codec import load_codec\n")
         push_folder(tmp_path, "space")
         files = hub.repository(f"{OWNER}/space", "space").files()
-        package = Path(cli.__file__).parent
+        package = Path(cli.__file__).parents[1]
         assert files["modeling_taae/codec.py"] == (package / "codec.py").read_bytes()
         assert set(files) == {".gitattributes", *inspect(tmp_path).files}
 

@@ -125,7 +125,14 @@ class TestMake:
         command = ["make", "-n", "release", "RUN=runs/mine", "VENV=v", *variables]
         said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         calls = re.findall(r"v/bin/(?:python |taae )(?!-)((?:.*\\\n)*.*)", said)
-        return [call.removeprefix("hub_cards/").removeprefix("training/") for call in calls]
+        return [
+            call.removeprefix("hub_cards/")
+            .removeprefix("cards/")
+            .removeprefix("training/benchmarks/")
+            .removeprefix("training/speech_lm/")
+            .removeprefix("training/")
+            for call in calls
+        ]
 
     def test_everything_is_made_after_what_it_needs(self):
         commands = self.commands()
@@ -134,11 +141,11 @@ class TestMake:
             first.setdefault(command.split()[0], number)
         assert commands[0].startswith("publish.py runs/mine/model hub_cards/taae-speech-16k-nano ")
         assert commands[-1].startswith("make_card.py hub_cards/taae-speech-16k-nano ")
-        assert first["make_entropy_prior.py"] < first["make_entropy_results.py"] < first["compare_speech_lms.py"]
+        assert first["make_entropy_prior.py"] < first["file_sizes.py"] < first["compare.py"]
         assert (
             first["web/build.py"] < first["web/measure.py"] and first["make_provenance.py"] < first["make_pictures.py"]
         )
-        assert {script.name for script in HUB_CARDS.glob("make_*.py")} <= first.keys()
+        assert {script.name for script in HUB_CARDS.rglob("make_*.py")} <= first.keys()
 
     def test_another_model_s_folder_gets_its_own(self):
         card = "hub_cards/taae-speech-16k-nano-causal"
@@ -149,7 +156,7 @@ class TestMake:
 
     def test_what_is_left_can_be_named(self):
         scripts = [command.split()[0] for command in self.commands("RELEASE=determinism card")]
-        assert scripts == ["benchmark_determinism.py", "make_card.py"]
+        assert scripts == ["determinism.py", "make_card.py"]
 
 
 class TestPublish:

@@ -1,4 +1,4 @@
-"""Where converted weights come from: the licence that they keep, and a card that says both.
+"""Records where converted weights come from: the licence that they keep, and a card that says both.
 
 `taae convert` leaves `conversion.json` in the folder that it writes. The card is made of that file, of the weights and,
 once there are any, of the results of `taae evaluate`; so it can be made again.
@@ -13,11 +13,11 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..evaluation import report
 from ..modeling_taae import TaaeModel
-from ..quantization_taae import BOTTLENECK_PRESETS, NATIVE
 from ..taae_file import model_identity
+from .cards import TAGS, TEMPLATES, model_facts, write_card
 
 CONVERSION = "conversion.json"
-TEMPLATE = Path(__file__).with_name("converted_model_card.md")
+TEMPLATE = TEMPLATES / "converted_model_card.md"
 LICENSE_FILE = re.compile(r"(licen[cs]e|notice|copying)(\.\w+)?", re.IGNORECASE)
 NOTICE = "NOTICE"
 LICENSE_FIELDS = ("license", "license_name", "license_link")
@@ -34,7 +34,7 @@ CHANGES = (
 
 
 def write_provenance(source: Path, weights: Path, description: Path, destination: Path, model: TaaeModel) -> None:
-    """Writes what is known of the source into the folder of a converted model: its licence, `conversion.json`, a card.
+    """Writes licence, `conversion.json` and card into the folder of a converted model.
 
     Args:
         source: the folder that was converted, with `weights` and `description` in it.
@@ -69,11 +69,11 @@ def write_provenance(source: Path, weights: Path, description: Path, destination
 
 
 def find_license(source: Path, texts: dict[str, str]) -> dict[str, str]:
-    """The licence in the words of a card's header: as the source's card has it, else read off its text; may be empty.
+    """Returns the licence as fields of a card's header: the source card's, else as its text says; empty if unknown.
 
     Args:
         source: the folder that was converted.
-        texts: of its licence files, by name.
+        texts: the texts of its licence files, by name.
     """
     card = source / "README.md"
     if card.is_file():
@@ -91,39 +91,29 @@ def find_license(source: Path, texts: dict[str, str]) -> dict[str, str]:
 
 
 def checksum(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Returns the SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def conversion_card(folder: Path, model: TaaeModel) -> str:
-    """The card of a converted model.
+    """Returns the card of a converted model.
 
     Args:
         folder: its folder, with `conversion.json` and perhaps results in it.
         model: the model.
     """
     conversion = json.loads((folder / CONVERSION).read_text(encoding="utf-8"))
-    fields, config, identity = conversion["license"], model.config, model_identity(model)
+    fields, identity = conversion["license"], model_identity(model)
     results = results_of(folder, identity)
     license_name = fields.get("license_name") or fields.get("license")
-    content = ModelCard.from_template(
-        ModelCardData(
-            **fields,
-            library_name="transformers",
-            pipeline_tag="audio-to-audio",
-            tags=["audio", "speech", "audio-codec", "speech-tokenizer", "fsq", "taae"],
-        ),
-        template_path=str(TEMPLATE),
-        name=folder.resolve().name,
+    return write_card(
+        TEMPLATE,
+        ModelCardData(**fields, library_name="transformers", pipeline_tag="audio-to-audio", tags=list(TAGS)),
+        **model_facts(folder.resolve().name, model),
         version=conversion["modeling_taae"],
         source=conversion["source"],
         identity=identity,
-        parameters=f"{model.num_parameters() / 1e6:,.1f} million",
-        sampling_rate=config.sampling_rate,
-        kilohertz=f"{config.sampling_rate / 1000:g}",
-        frame_rate=f"{config.frame_rate:g}",
-        presets=presets(model),
         license=LICENSE_NAMES.get(license_name, license_name),
         license_files=" and ".join(f"[{name}]({name})" for name in conversion["license_files"]),
         stability=license_name == STABILITY_LICENSE,
@@ -131,32 +121,11 @@ def conversion_card(folder: Path, model: TaaeModel) -> str:
         setting=results and report.setting(results),
         footnote=results and report.footnote(results),
     )
-    return str(content).rstrip() + "\n"
 
 
 def results_of(folder: Path, identity: str) -> dict | None:
-    """The results in a model's folder; None if there are none of these weights."""
+    """Returns the results in a model's folder; None if there are none for these weights."""
     path = folder / "results" / "results.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"systems": []}
     evaluated = {system.get("model_identity") for system in results["systems"]}
     return results if identity in evaluated else None
-
-
-def presets(model: TaaeModel) -> list[dict]:
-    """Rows of a card's table of bottlenecks, those that the model has."""
-    rows = []
-    for name in [*BOTTLENECK_PRESETS, NATIVE]:
-        try:
-            quantizer = model.bottleneck(name)
-        except ValueError:  # a preset for another number of latent dimensions
-            continue
-        rows.append(
-            {
-                "name": name,
-                "default": name == model.config.bottleneck,
-                "tokens": len(quantizer.stages),
-                "vocabulary": f"{quantizer.codebook_sizes[0]:,}",
-                "bit_rate": report.number(quantizer.bits_per_frame * model.config.frame_rate, 0),
-            }
-        )
-    return rows
