@@ -22,14 +22,19 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def package_files() -> list[Path]:
+    """The files of the package, in all its rooms."""
+    return [path for path in (ROOT / "modeling_taae").rglob("*.*") if path.suffix in (".py", ".md", ".typed")]
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """The wheel, built of a copy so that no build output lands in the checkout."""
     folder = tmp_path_factory.mktemp("wheel")
     copy = folder / "checkout"
-    (copy / "modeling_taae").mkdir(parents=True)
-    for source in [*ROOT.glob("*.*"), ROOT / "LICENSE", *(ROOT / "modeling_taae").glob("*.*")]:
+    for source in [*ROOT.glob("*.*"), ROOT / "LICENSE", *package_files()]:
         if source.is_file():
+            (copy / source.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
             (copy / source.relative_to(ROOT)).write_bytes(source.read_bytes())
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(folder)]
     subprocess.run([*command, str(copy)], check=True)
@@ -50,10 +55,10 @@ def constraints() -> dict[str, Requirement]:
     return {requirement.name: requirement for requirement in requirements}
 
 
-def test_wheel_holds_the_flat_package_and_nothing_else(wheel):
+def test_wheel_holds_the_package_and_nothing_else(wheel):
     installed = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    package = [path for path in (ROOT / "modeling_taae").glob("*.*") if path.suffix in (".py", ".md", ".typed")]
-    assert installed == {f"modeling_taae/{path.name}" for path in package}
+    assert installed == {path.relative_to(ROOT).as_posix() for path in package_files()}
+    assert {"modeling_taae/hub/templates/_use.md", "modeling_taae/tokenize/card.md"} <= installed
     assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
 
 
@@ -83,8 +88,8 @@ def test_requirements_are_ranges_and_constraints_are_pins_within_them(metadata, 
 
 
 def test_changelog_begins_with_this_version(metadata):
-    first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert first.group(1) == metadata["Version"]
+    versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert next(version for version in versions if version != "Unreleased") == metadata["Version"]
 
 
 def test_published_models_carry_the_package_s_code():
