@@ -16,3 +16,8 @@ def as_text(path: str | Path) -> str:
 def one_line(error: Exception) -> str:
     """An error's message, without line breaks."""
     return " ".join(str(error).split())
+
+
+def describe(error: Exception) -> str:
+    """Returns one line about an error that no one foresaw."""
+    return f"{type(error).__name__}: {one_line(error)}; run again with --debug for the traceback"

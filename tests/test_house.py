@@ -20,6 +20,7 @@ LAYERS = [
     ["taae_file", "entropy"],
     ["codec"],
     ["batching"],
+    ["transcode", "live", "info"],
     ["data"],
     ["tokenize", "evaluation", "export"],
     ["hub"],

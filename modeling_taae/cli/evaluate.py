@@ -1,134 +1,59 @@
 """`taae evaluate`: from arguments to results on disk."""
 
 import argparse
-import sys
-from importlib.util import find_spec
-from pathlib import Path
+import os
 
-from ..codec import Codec, default_model, load_codec
-from ..data.utterances import Utterances
-from ..errors import TaaeInputError, one_line
-from ..evaluation.codecs import MissingToolError, System, TaaeSystem, make_peer, model_name
-from ..evaluation.conditions import Conditions, PacketLoss, Tandem, read_kind
-from ..evaluation.html_report import html_report
-from ..evaluation.listening_test import check_codecs, write_listening_test
-from ..evaluation.metrics import ALL_METRICS, SAMPLING_RATE
-from ..evaluation.model_metrics import Judge, Recognizer, SpeakerVerifier
-from ..evaluation.report import problem_lines, quality_table, write_results
-from ..evaluation.run import check_metrics, evaluate
-from ..evaluation.samples import make_samples
-from ..evaluation.tables import summarize
-from ..files import write_bytes
-from ..taae_file import parse_bottleneck
+from .options import BOTTLENECK_HELP, LEVEL_HELP, SHORTEST, SUBSET_HELP, add_model_options, number, whole_number
 
-NOISE_RATIOS = [20, 10, 0]  # in dB, where none is asked for
-TOLD_PROBLEMS = 5  # on the terminal
+SUMMARY = "measure how good a model is, beside other codecs"
+EXAMPLES = """\
+  taae evaluate recordings/ -o results
+  taae evaluate 'test-*.parquet' -o results --bottleneck 1x46656_400bps 2x15625_700bps --peers codec2-700C opus-6k
+  taae evaluate openslr/librispeech_asr --split test.clean --limit 100 -o results --metrics pesq_wb stoi"""
+EVALUATION_HELP = "folder for results; an interrupted run in it goes on, results of another kind are replaced"
+PEERS_HELP = (
+    "codec2-450, -700C, -1200, -2400, ...; opus-6k, ...; pcm16; a Transformers codec, such as "
+    "kyutai/mimi?num_quantizers=8, facebook/encodec_24khz?bandwidth=1.5, or a folder of one"
+)
+INTERRUPTED = "the same command goes on from here"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    add_model_options(parser)
+    add = parser.add_argument
+    add("data", nargs="+", metavar="DATA", help="Parquet files, audio files, folders of them, or a data set on the Hub")
+    add("-o", "--output", metavar="DIR", required=True, help=EVALUATION_HELP)
+    add("--bottleneck", nargs="+", metavar="B", help=BOTTLENECK_HELP)
+    add("--peers", nargs="+", default=[], metavar="P", help=PEERS_HELP)
+    add("--metrics", nargs="+", metavar="M", help="such as pesq_wb stoi dnsmos_ovrl (default: all that work offline)")
+    add("--recognizer", metavar="M", help="a Transformers speech recogniser, for word and character error rates")
+    add("--speaker-model", metavar="M", help="a Transformers x-vector model, for speaker similarity")
+    add("--transcripts", metavar="FILE", help="Parquet file with columns id and text, where DATA has no texts")
+    add("--limit", type=whole_number(1), metavar="N", help="the first N utterances only")
+    add("--split", default="test", help="of a data set on the Hub (default: test)")
+    add("--subset", metavar="NAME", help=SUBSET_HELP)
+    add("--audio-column", default="audio", metavar="C", help="column with the audio (default: audio)")
+    add("--noise", nargs="+", metavar="FILES", help="also mix in noise: recordings, or rows of the kind 'noise'")
+    ratios = "at these ratios (default: 20 10 0)"
+    add("--snr", nargs="+", type=number(-100, 100), metavar="DB", help=ratios)
+    add("--reverb", nargs="+", metavar="FILES", help="also convolve with room responses, or rows of the kind 'rir'")
+    add("--lengths", nargs="+", type=number(SHORTEST), default=[], metavar="S", help="also clips of so many seconds")
+    add("--music", action="store_true", help="also a few chords")
+    add("--tandem", type=whole_number(2), metavar="N", help="also each codec N times in a row")
+    lost = "also with this share of frames lost, such as 0.05"
+    add("--packet-loss", nargs="+", type=number(0, 1), default=[], metavar="P", help=lost)
+    heard = "utterances to listen to in report.html (default: 6)"
+    add("--samples", type=whole_number(0), default=6, metavar="N", help=heard)
+    add("--mushra", metavar="DIR", help="also write these as a listening test for webMUSHRA")
+    workers = "processes for metrics (default: all cores)"
+    add("--workers", type=whole_number(1), default=os.cpu_count(), metavar="N", help=workers)
+    add("--no-loudness", dest="loudness", action="store_false", help=LEVEL_HELP)
+    add("--no-speed", dest="speed", action="store_false", help="do not measure speed")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluates as the arguments say and returns the exit status.
+    """Evaluates the model and returns the exit status."""
+    from .evaluate_run import run
 
-    Raises:
-        TaaeInputError: if the model, the data or an option cannot be used.
-    """
-    metrics = list(dict.fromkeys(args.metrics or ALL_METRICS))
-    check_options(args)
-    check_metrics(metrics)
-    name = args.model or default_model()
-    codec = load_codec(name, args.device)
-    peers = available_peers(args.peers, codec.model.device.type)
-    if codec.model.config.sampling_rate != SAMPLING_RATE:
-        raise TaaeInputError(
-            f"{name}: works at {codec.model.config.sampling_rate} Hz, but metrics are defined at {SAMPLING_RATE} Hz; "
-            "expected a model at that rate"
-        )
-    # Clips are normalised once, for the model and its peers alike.
-    target_loudness = codec.extractor.target_loudness if args.loudness else None
-    codec.extractor.target_loudness = None
-    ours = taae_systems(codec, args.bottleneck or [None], model_name(name))
-    systems: list[System] = [*ours, *peers]
-    systems += [Tandem(system, args.tandem) for system in [*ours, *peers] if args.tandem]
-    systems += [PacketLoss(system, share) for system in ours for share in args.packet_loss]
-    if args.mushra:
-        check_codecs(len(systems))
-    utterances = chosen_data(args)
-    judges = chosen_judges(args.recognizer, args.speaker_model, codec.model.device.type)
-    folder = Path(args.output)
-    result = evaluate(utterances, systems, folder, metrics, target_loudness, judges, args.workers, args.speed)
-    added = {"noise": args.noise, "reverberation": args.reverb}
-    summary = summarize(result, args.data, {what: sources for what, sources in added.items() if sources})
-    write_results(folder, summary, result)
-    samples = make_samples(utterances, result, args.samples)
-    write_bytes(folder / "report.html", html_report(summary, samples).encode())
-    if args.mushra:
-        write_listening_test(Path(args.mushra), samples)
-    print(quality_table(summary, intervals=False), f"\nTo read, see and hear: {folder / 'report.html'}", sep="\n")
-    if summary["problems"]:
-        told = "".join(f"taae: {problem}\n" for problem in problem_lines(summary, TOLD_PROBLEMS))
-        print(f"{told}taae: {folder / 'report.md'} lists what was not scored", file=sys.stderr)
-    return 0
-
-
-def check_options(args: argparse.Namespace) -> None:
-    """Refuses, before the work, what would make it end in vain.
-
-    Raises:
-        TaaeInputError: if the output is no folder, an option goes with another one, or a package is missing.
-    """
-    if Path(args.output).exists() and not Path(args.output).is_dir():
-        raise TaaeInputError(f"-o {args.output}: is a file; expected a folder for the results")
-    if args.snr and not args.noise:
-        raise TaaeInputError("--snr: goes with --noise, which says what to mix in")
-    if args.samples and find_spec("matplotlib") is None:
-        raise TaaeInputError(
-            "report.html needs the package matplotlib for its pictures; install it with "
-            "`pip install 'modeling_taae[eval]'`, or do without clips with --samples 0"
-        )
-
-
-def chosen_data(args: argparse.Namespace) -> Utterances | Conditions:
-    """The utterances, under conditions if the command line names any."""
-    utterances = Utterances(
-        args.data,
-        SAMPLING_RATE,
-        args.limit,
-        args.split,
-        args.subset,
-        args.audio_column,
-        transcripts=args.transcripts,
-    )
-    if not (args.noise or args.reverb or args.lengths or args.music):
-        return utterances
-    noises = read_kind(args.noise, "noise") if args.noise else []
-    responses = read_kind(args.reverb, "rir") if args.reverb else []
-    return Conditions(utterances, noises, args.snr or NOISE_RATIOS, responses, args.lengths, args.music)
-
-
-def chosen_judges(recognizer: str | None, speaker_model: str | None, device: str) -> list[Judge]:
-    """The networks that the command line names."""
-    judges: list[Judge] = []
-    if recognizer is not None:
-        judges.append(Recognizer(recognizer, device))
-    if speaker_model is not None:
-        judges.append(SpeakerVerifier(speaker_model, device))
-    return judges
-
-
-def available_peers(names: list[str], device: str) -> list[System]:
-    """The peers of these names; one whose tools are not installed is left out with a message."""
-    peers = []
-    for name in dict.fromkeys(names):
-        try:
-            peers.append(make_peer(name, device))
-        except MissingToolError as error:
-            print(f"taae: {one_line(error)}", file=sys.stderr)
-    return peers
-
-
-def taae_systems(codec: Codec, bottlenecks: list[str | None], name: str) -> list[TaaeSystem]:
-    """The model with each bottleneck of the command line."""
-    try:
-        parsed = [None if text is None else parse_bottleneck(text) for text in dict.fromkeys(bottlenecks)]
-        return [TaaeSystem(codec, bottleneck, name) for bottleneck in parsed]
-    except ValueError as error:
-        raise TaaeInputError(f"--bottleneck: {error}") from error
+    return run(args)

@@ -5,10 +5,32 @@ from importlib.util import find_spec
 from math import isinf
 from pathlib import Path
 
-from ..codec import chosen_bottleneck, load_codec
 from ..errors import TaaeInputError
+from .options import BOTTLENECK_HELP
 
+SUMMARY = "write encoder and decoder as files for other runtimes"
+EXAMPLES = """\
+  taae export hub_cards/taae-speech-16k-nano -o exported
+  taae export hub_cards/taae-speech-16k-nano -o exported --format onnx-int8 --bottleneck 2x15625_700bps
+
+Formats
+  onnx           float32; the tokens are the model's
+  onnx-int8      weights in 8 bits, which makes a model of its own, a quarter as large
+  torch-export   float32, for torch.export.load
+
+Files are kept only once they were run and found to do what the model does."""
 PACKAGES = ("onnx", "onnx_ir", "onnxruntime", "onnxscript")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    add = parser.add_argument
+    add("name", metavar="MODEL", help="a model's folder, or its name on the Hub")
+    add(
+        "-o", "--output", metavar="DIR", required=True, help="folder for encoder and decoder; others in it are replaced"
+    )
+    add("--format", choices=["onnx", "onnx-int8", "torch-export"], default="onnx", help="see below (default: onnx)")
+    add("--bottleneck", metavar="B", help=BOTTLENECK_HELP)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -17,11 +39,13 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         TaaeInputError: if the model, the bottleneck or the folder cannot be used, or a package is missing.
     """
+    from ..codec import chosen_bottleneck, load_codec
+
     check_packages(args.format)
-    codec = load_codec(args.name, device="cpu")
-    bottleneck = chosen_bottleneck(codec, args.bottleneck)
     from ..export.export import FORMATS, export_codec
 
+    codec = load_codec(args.name, device="cpu")
+    bottleneck = chosen_bottleneck(codec, args.bottleneck)
     folder = Path(args.output)
     agreement = export_codec(codec, folder, args.format, bottleneck)
     for path in sorted(folder.glob(f"*coder{FORMATS[args.format]}*")):

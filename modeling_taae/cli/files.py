@@ -1,28 +1,66 @@
-"""Which files a command reads and writes."""
+"""The files that a command reads and writes, and what becomes of each."""
 
+import argparse
 import os
+import sys
+import traceback
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
-from ..errors import TaaeInputError
+from tqdm import tqdm
+
+from ..errors import TaaeInputError, describe, one_line
 from ..files import STANDARD_STREAM, search_directory
+from ..transcode import Job
 
 
-class Job(NamedTuple):
-    """One file to make of another."""
+class Failures:
+    """Failures of single files among several, reported at the end; with a single file the error is raised at once."""
 
-    source: Path
-    target: Path
+    def __init__(self, jobs: list[Job], debug: bool):
+        self.jobs, self.debug = jobs, debug
+        self.messages: list[str] = []
+
+    def add(self, job: Job, error: Exception) -> None:
+        """Notes that a job failed."""
+        if len(self.jobs) == 1:
+            raise error
+        if self.debug:
+            traceback.print_exception(error)
+        foreseen = isinstance(error, TaaeInputError)
+        self.messages.append(one_line(error) if foreseen else f"{job.source}: {describe(error)}")
+
+    def report(self) -> int:
+        """Says on standard error which files failed, and returns the exit status."""
+        if self.messages:
+            print(*(f"taae: error: {message}" for message in self.messages), sep="\n", file=sys.stderr)
+            print(f"taae: {len(self.messages)} of {len(self.jobs)} files failed", file=sys.stderr)
+        return 1 if self.messages else 0
+
+
+def progress(done: Iterable[Job], jobs: list[Job]) -> None:
+    """Works through the jobs, with a progress bar if there are several."""
+    for _ in tqdm(done, total=len(jobs), unit="file", disable=None if len(jobs) > 1 else True):
+        pass
+
+
+def plan(args: argparse.Namespace, suffixes: frozenset[str], target_suffix: str) -> list[Job]:
+    """Plans the jobs that the arguments name (see [`plan_jobs`]), without those that are done already if so asked."""
+    jobs = plan_jobs(args.inputs, args.output, suffixes, target_suffix)
+    left = [job for job in jobs if not (args.skip_existing and job.target.exists())]
+    if len(left) < len(jobs):
+        print(f"taae: {len(jobs) - len(left)} of {len(jobs)} targets are there already", file=sys.stderr)
+    return left
 
 
 def plan_jobs(inputs: list[str], output: str | None, suffixes: frozenset[str], target_suffix: str) -> list[Job]:
-    """Says which file becomes which.
+    """Plans which file becomes which.
 
     Args:
         inputs: files, directories (searched to any depth for files with one of `suffixes`), or `-` alone.
         output: the target of a single file, the directory of several, `-`, or None for a place beside each input.
-        suffixes: what counts as an input inside a directory, in lower case.
-        target_suffix: suffix of targets whose name is not given.
+        suffixes: suffixes of the inputs inside a directory, in lower case.
+        target_suffix: the suffix of targets whose name is not given.
 
     Raises:
         TaaeInputError: if nothing is found, or targets are ambiguous, clash or would overwrite an input.

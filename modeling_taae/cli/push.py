@@ -3,7 +3,24 @@
 import argparse
 import sys
 
-from ..hub.push import PushError, push_folder
+SUMMARY = "publish a model, tokens or a Space on the Hugging Face Hub"
+EXAMPLES = """\
+  taae push hub_cards/taae-speech-16k-nano me/taae-nano --dry-run     checks all and lists what would be sent
+  taae push hub_cards/taae-speech-16k-nano me/taae-nano               private, until you make it public on its page
+  taae push my_tokens/ me/my-tokens --public --message "All of May"
+
+The folder holds a model, tokens of `taae tokenize`, or a Space; `hf auth login` says who you are."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", help="a model with card, licence and results; or tokens; or a Space")
+    add("repo", metavar="REPO", help="owner/name on the Hub, or a name among your own; made if it does not exist")
+    add("--public", action="store_true", help="let everyone see it (default: private)")
+    add("--revision", metavar="BRANCH", help="branch to push to, made if it does not exist (default: main)")
+    add("--message", metavar="TEXT", help="of the commit")
+    add("--dry-run", action="store_true", help="check all, list what would be sent and made, and send nothing")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -12,6 +29,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         TaaeInputError: if the folder cannot be published or an argument cannot be used.
     """
+    from ..hub.push import PushError, push_folder
+
     try:
         push_folder(args.folder, args.repo, not args.public, args.revision, args.message, args.dry_run, report=say)
     except PushError as error:

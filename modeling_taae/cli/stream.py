@@ -1,238 +1,64 @@
-"""`taae stream`: a live signal from standard input to tokens or audio on standard output, frame by frame.
-
-Each step is a generator that takes what the one before it yields, so that a frame is written as soon as its last sample
-has been read. How a stream of tokens looks is said in `taae_file.py`.
-"""
+"""`taae stream`: a live signal from standard input to tokens or audio on standard output."""
 
 import argparse
-import math
-import struct
 import sys
-from collections.abc import Iterable, Iterator
-from typing import BinaryIO, NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor
+from .options import BOTTLENECK_HELP, FORCE_HELP, add_model_options, number
 
-from ..audio_io import UNKNOWN_SIZE, to_pcm16
-from ..codec import Codec, chosen_bottleneck, load_codec
-from ..errors import TaaeInputError
-from ..taae_file import STREAM_MAGIC, Description, TaaeFileError, pack_tokens, unpack_tokens
+SUMMARY = "encode and decode a live signal, standard input to output"
+EXAMPLES = """\
+  export TAAE_MODEL=hub_cards/taae-speech-16k-nano-causal
+  rec -q -t wav -r 16000 -c 1 -b 16 - | taae stream | play -q -t s16 -r 16000 -c 1 -
+  taae stream --output tokens < speech.wav > speech.tokens
+  taae stream --output f32le < speech.tokens > speech.raw
+  ffmpeg -i speech.mp3 -f s16le -ar 16000 -ac 1 - | taae stream --input s16le --gain 6 > decoded.raw
 
-READ_SIZE = 1 << 16
-RAW_ENCODINGS = {"s16le": "<i2", "f32le": "<f4"}
-# Format tag and bits per sample of a WAV header; tag 0xFFFE says that the actual tag comes later.
-WAV_ENCODINGS = {(1, 16): "s16le", (3, 32): "f32le"}
-WAV_EXTENSIBLE = 0xFFFE
+It reads standard input and no files: a file comes in behind <, as above.
 
+The model must be causal. Each frame is written as soon as its last sample has come; the tokens are those of
+`taae encode --no-loudness`. A stream cannot know how loud it will be, so its level is left as it is but for --gain.
 
-class SampleFormat(NamedTuple):
-    """How samples come in: their encoding, interleaved channels, and bytes of them (infinite where it is not said)."""
-
-    encoding: str
-    channels: int = 1
-    size: float = math.inf
-
-
-def run(args: argparse.Namespace) -> int:
-    """Streams as the arguments say and returns the exit status.
-
-    Raises:
-        TaaeInputError: if the model cannot stream, or the input or an option cannot be used.
-    """
-    source, sink = sys.stdin.buffer, sys.stdout.buffer
-    beginning = source.read(4) if args.input == "auto" else b""
-    if beginning == STREAM_MAGIC:
-        return decode_tokens(args, source, sink, beginning)
-    codec = load_streaming_codec(args)
-    bottleneck = chosen_bottleneck(codec, args.bottleneck)
-    rate = codec.model.config.sampling_rate
-    layout = read_wav_header(source, beginning, rate) if args.input == "auto" else SampleFormat(args.input)
-    samples = CountedSamples(read_samples(source, layout), 10 ** (args.gain / 20))
-    tokens = encode_stream(codec, samples, bottleneck)
-    if args.output == "tokens":
-        write_tokens(sink, tokens, describe_stream(codec, bottleneck))
-    else:
-        write_samples(sink, samples.cut(decode_stream(codec, tokens, bottleneck)), args.output)
-    return 0
+A stream of tokens, little-endian:
+  4 bytes    TAAS
+  1          version, 1
+  8          identity of the model: the start of the SHA-256 of its weights
+  4, 4, 8    sampling rate in Hz, samples per frame, 0
+  2 + n      the bottleneck as text, after its length
+  1 + 8 k    number k of tokens per frame, then the vocabulary size of each
+  4          CRC-32 of all bytes so far
+  then for each frame its tokens, each in the fewest bits that hold its vocabulary, lowest bit first, and zeros up to a
+  whole byte"""
 
 
-def decode_tokens(args: argparse.Namespace, source: BinaryIO, sink: BinaryIO, beginning: bytes) -> int:
-    """Streams tokens to audio."""
-    if args.output == "tokens" or args.bottleneck is not None or args.gain:
-        raise TaaeInputError(
-            "standard input: is a stream of tokens, which becomes audio with the bottleneck that it names; "
-            "expected no --bottleneck, --gain or --output tokens"
-        )
-    description = Description.read_stream(source, beginning)
-    codec = load_streaming_codec(args)
-    if not args.force:
-        codec.check_identity("standard input", description.model_identity)
-    tokens = read_tokens(source, description)
-    write_samples(sink, decode_stream(codec, tokens, description.bottleneck), args.output)
-    return 0
-
-
-def load_streaming_codec(args: argparse.Namespace) -> Codec:
-    """The model that the arguments name, which must be causal."""
-    codec = load_codec(args.model, args.device)
-    if not codec.model.config.causal:
-        raise TaaeInputError(
-            "this model looks ahead, so it cannot stream; choose a causal one with --model, or use `taae encode`"
-        )
-    return codec
-
-
-def read_wav_header(source: BinaryIO, beginning: bytes, sampling_rate: int) -> SampleFormat:
-    """Reads a WAV header up to the samples.
-
-    Args:
-        source: where the samples come from.
-        beginning: the four bytes that were read to see what it is.
-        sampling_rate: of the model, in Hz, which must be that of the samples.
-
-    Raises:
-        TaaeInputError: if it is no WAV header, or of another rate, or the samples are of a kind not read here.
-    """
-    if not beginning:
-        raise TaaeInputError("standard input: is empty (0 bytes); expected audio or tokens")
-    if beginning != b"RIFF" or source.read(8)[4:] != b"WAVE":
-        raise TaaeInputError(
-            "standard input: is neither WAV nor a stream of tokens; for raw samples, say --input s16le or f32le, and "
-            "decode .taae files with `taae decode`"
-        )
-    layout = None
-    while len(head := source.read(8)) == 8:
-        name, size = struct.unpack("<4sI", head)
-        if name == b"data" and layout is not None:
-            return layout._replace(size=size if 0 < size < UNKNOWN_SIZE else math.inf)  # 0: not known yet
-        body = source.read(size + size % 2)
-        if name == b"fmt " and len(body) >= 16:
-            tag, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", body)
-            if tag == WAV_EXTENSIBLE and len(body) >= 26:
-                (tag,) = struct.unpack_from("<H", body, 24)
-            if (tag, bits) not in WAV_ENCODINGS or rate != sampling_rate or channels == 0:
-                raise TaaeInputError(
-                    f"standard input: is WAV with {bits}-bit samples of format {tag}, {channels} channels, at "
-                    f"{rate} Hz; expected 16-bit integers or 32-bit floats at {sampling_rate} Hz: convert it on the "
-                    f"way, for example with sox -t wav - -t wav -b 16 -r {sampling_rate} -"
-                )
-            layout = SampleFormat(WAV_ENCODINGS[tag, bits], channels)
-    raise TaaeInputError("standard input: ends within its WAV header; expected samples after it")
-
-
-def read_samples(source: BinaryIO, layout: SampleFormat) -> Iterator[np.ndarray]:
-    """Samples as they come, the channels averaged: (samples,) float32, full scale at 1.
-
-    Raises:
-        TaaeInputError: at the end of the input, if that lies within a sample or before the promised size; or at a
-            sample that is NaN or infinite.
-    """
-    width = layout.channels * np.dtype(RAW_ENCODINGS[layout.encoding]).itemsize
-    scale = 2.0**-15 if layout.encoding == "s16le" else 1.0
-    waiting, missing = b"", layout.size
-    while missing and (data := source.read1(int(min(READ_SIZE, missing)))):
-        missing -= len(data)
-        waiting += data
-        whole = len(waiting) // width * width
-        interleaved = np.frombuffer(waiting[:whole], RAW_ENCODINGS[layout.encoding]).astype(np.float32)
-        waiting = waiting[whole:]
-        if not np.isfinite(interleaved).all():
-            raise TaaeInputError("standard input: contains NaN or infinite samples")
-        yield (interleaved * np.float32(scale)).reshape(-1, layout.channels).mean(axis=1)
-    if waiting or 0 < missing < math.inf:
-        raise TaaeInputError(
-            f"standard input: is truncated ({len(waiting)} bytes of a sample are left over at its end)"
-            if waiting
-            else f"standard input: is truncated (its header promises {missing} bytes more)"
-        )
-
-
-class CountedSamples:
-    """Chunks of samples, amplified and counted, so that what is decoded of them ends where they ended."""
-
-    def __init__(self, chunks: Iterable[np.ndarray], gain: float = 1.0):
-        self.chunks, self.gain, self.count = chunks, np.float32(gain), 0
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        for chunk in self.chunks:
-            self.count += len(chunk)
-            yield self.gain * chunk
-
-    def cut(self, decoded: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """What was decoded, without the zeros that made the last frame whole."""
-        position = 0
-        for audio in decoded:
-            yield audio[: self.count - position]
-            position += len(audio)
-
-
-def encode_stream(codec: Codec, chunks: Iterable[np.ndarray], bottleneck: str | list | None) -> Iterator[Tensor]:
-    """Tokens (1, tokens_per_frame, frames) of the frames that each chunk (samples,) completes, and of the last one."""
-    state = codec.model.streaming_state()
-    for chunk in chunks:
-        samples = torch.from_numpy(chunk)[None, None].to(codec.model.device)
-        encoded = codec.model.encode(samples, bottleneck=bottleneck, state=state)
-        state = encoded.state
-        yield encoded.audio_codes
-    nothing = torch.zeros(1, 1, 0, device=codec.model.device)
-    yield codec.model.encode(nothing, bottleneck=bottleneck, state=state, final=True).audio_codes
-
-
-def decode_stream(codec: Codec, tokens: Iterable[Tensor], bottleneck: str | list | None) -> Iterator[np.ndarray]:
-    """Audio (samples,) float32 of tokens (1, tokens_per_frame, frames) as they come.
-
-    Raises:
-        TaaeInputError: if a token is not one of the model's.
-    """
-    state = codec.model.streaming_state()
-    for codes in tokens:
-        try:
-            decoded = codec.model.decode(codes.to(codec.model.device), bottleneck=bottleneck, state=state)
-        except ValueError as error:
-            raise TaaeInputError(f"the tokens do not fit this model ({error})") from error
-        state = decoded.state
-        yield decoded.audio_values[0, 0].float().cpu().numpy()
-
-
-def describe_stream(codec: Codec, bottleneck: str | list | None) -> Description:
-    """What a stream of tokens of this model begins with."""
-    config = codec.model.config
-    return Description(
-        model_identity=codec.identity,
-        sampling_rate=config.sampling_rate,
-        hop_length=config.hop_length,
-        num_samples=0,
-        bottleneck=config.bottleneck if bottleneck is None else bottleneck,
-        vocabulary_sizes=codec.model.bottleneck(bottleneck).codebook_sizes,
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    add_model_options(parser)
+    add = parser.add_argument
+    add("--bottleneck", metavar="B", help=BOTTLENECK_HELP)
+    add("--force", action="store_true", help=FORCE_HELP)
+    gain = "make the input louder by so many decibels (default: 0)"
+    add("--gain", type=number(-100, 100), default=0.0, metavar="DB", help=gain)
+    add(
+        "--input",
+        choices=["auto", "s16le", "f32le"],
+        default="auto",
+        help="raw mono samples of the model's rate, or what its beginning says: WAV or tokens (default: auto)",
+    )
+    add(
+        "--output",
+        choices=["s16le", "f32le", "tokens"],
+        default="s16le",
+        help="raw mono samples of the model's rate, or a stream of tokens (default: s16le)",
     )
 
 
-def write_tokens(sink: BinaryIO, tokens: Iterable[Tensor], description: Description) -> None:
-    """Writes a stream of tokens, each frame in whole bytes."""
-    sink.write(description.stream_header())
-    sink.flush()
-    for codes in tokens:
-        for frame in codes[0].cpu().numpy().T:
-            sink.write(pack_tokens(frame[:, None], description.vocabulary_sizes))
-        sink.flush()
+def run(args: argparse.Namespace) -> int:
+    """Streams standard input to standard output and returns the exit status."""
+    from ..codec import chosen_bottleneck, load_codec
+    from ..live import check_causal, stream
 
-
-def read_tokens(source: BinaryIO, description: Description) -> Iterator[Tensor]:
-    """Tokens (1, tokens_per_frame, 1) of each frame as it comes.
-
-    Raises:
-        TaaeFileError: if the stream ends within a frame.
-    """
-    while data := source.read(description.frame_bytes):
-        if len(data) < description.frame_bytes:
-            raise TaaeFileError("standard input: is truncated (it ends within a frame)")
-        yield torch.from_numpy(unpack_tokens(data, description.vocabulary_sizes, frames=1))[None]
-
-
-def write_samples(sink: BinaryIO, audio: Iterable[np.ndarray], encoding: str) -> None:
-    """Writes raw samples, each chunk at once."""
-    for chunk in audio:
-        sink.write((to_pcm16(chunk) if encoding == "s16le" else chunk).astype(RAW_ENCODINGS[encoding]).tobytes())
-        sink.flush()
+    codec = load_codec(args.model, args.device)
+    check_causal(codec)
+    bottleneck = None if args.bottleneck is None else chosen_bottleneck(codec, args.bottleneck)
+    stream(codec, sys.stdin.buffer, sys.stdout.buffer, args.input, args.output, bottleneck, args.gain, args.force)
+    return 0

@@ -19,6 +19,7 @@ from support.tiny_priors import make_prior
 from modeling_taae import __version__, cli, codec
 from modeling_taae.audio_io import read_audio, write_audio
 from modeling_taae.taae_file import TaaeFile
+from modeling_taae.transcode import Job, encode_files
 
 RATE = 16_000
 
@@ -388,7 +389,7 @@ class TestManyFiles:
     def test_unforeseen_errors_are_listed_as_well(self, run, monkeypatch):
         for name in ("a.wav", "b.wav"):
             wav(name)
-        monkeypatch.setattr(cli.Codec, "encode_block", lambda *_: 1 / 0)
+        monkeypatch.setattr(codec.Codec, "encode_block", lambda *_: 1 / 0)
         status, _, err = run("encode", "a.wav", "b.wav", "-o", "out")
         assert status == 1 and "a.wav: ZeroDivisionError" in err and "Traceback" not in err
         assert "Traceback" in run("encode", "a.wav", "b.wav", "-o", "out", "--debug")[2]
@@ -450,7 +451,7 @@ class TestManyFiles:
         assert "give it alone" in refused("encode", "a.wav", "-", "-o", "out")
         assert "holds no file" in refused("encode", "empty", "-o", "out")
 
-    def test_few_clips_in_memory_at_a_time(self, run, monkeypatch):
+    def test_few_clips_in_memory_at_a_time(self):
         """The one that is encoded, and the one before until it is let go, while the next is read."""
         for index in range(5):
             wav(f"in/{index}.wav")
@@ -462,8 +463,8 @@ class TestManyFiles:
             clips.append(weakref.ref(audio))
             return audio
 
-        monkeypatch.setattr(cli, "read_audio", watched_read)
-        assert run("encode", "in", "-o", "out")[0] == 0
+        jobs = [Job(Path(f"in/{index}.wav"), Path(f"out/{index}.taae")) for index in range(5)]
+        assert list(encode_files(codec.load_codec(None), jobs, read=watched_read)) == jobs
         assert len(clips) == 5
 
 
@@ -611,11 +612,11 @@ class TestUsage:
         def interrupted(*_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(cli, "plan_jobs", interrupted)
+        monkeypatch.setattr("modeling_taae.cli.files.plan_jobs", interrupted)
         status, out, err = run("encode", "a.wav")
         assert (status, out, err.count("\n")) == (130, "", 1) and "--skip-existing" in err
         # Streams are ended in no other way.
-        monkeypatch.setattr(cli, "import_module", interrupted)
+        monkeypatch.setattr("modeling_taae.codec.load_codec", interrupted)
         assert run("stream") == (130, "", "")
 
     @pytest.mark.parametrize(
@@ -625,7 +626,7 @@ class TestUsage:
         wav("tone.wav")
         command = f"{sys.executable} -m modeling_taae encode - -o - < tone.wav {sink}"
         shell = ["bash", "-c", f"({command}; exit ${{PIPESTATUS[0]}})"]
-        environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+        environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
         result = subprocess.run(shell, capture_output=True, text=True, env=environment, timeout=300)
         assert (result.returncode, result.stdout) == (status, "")
         assert message in result.stderr and result.stderr.count("\n") == bool(message)
@@ -642,7 +643,7 @@ class TestUsage:
 def test_console_entry(run):
     wav("tone.wav")
     run("encode", "tone.wav")
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
     command = [sys.executable, "-m", "modeling_taae", "info", "tone.taae"]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert (result.returncode, result.stderr) == (0, "")

@@ -1,13 +1,14 @@
 """`taae encode` on many files: the same bytes as one by one, and nothing lost to the files that are bad."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from modeling_taae import batching, cli
+from modeling_taae import batching, cli, transcode
 from modeling_taae.codec import Codec, load_codec
 from modeling_taae.taae_file import TaaeFile
 
@@ -84,15 +85,16 @@ def test_a_block_that_fails_takes_no_other_with_it(block_seconds, capsys, monkey
 
 
 def test_an_interrupt_while_a_file_is_read(capsys, monkeypatch):
-    read = cli.read_audio
+    read = transcode.read_audio
 
     def interrupted(source, rate):
         if source.name == "2.wav":
             raise KeyboardInterrupt
         return read(source, rate)
 
+    encode = partial(transcode.encode_files, read=interrupted)
     with monkeypatch.context() as context:
-        context.setattr(cli, "read_audio", interrupted)
+        context.setattr(transcode, "encode_files", encode)
         assert cli.main(["encode", "in", "-o", "out"]) == 130
     out, err = capsys.readouterr()
     assert out == "" and "the same command with --skip-existing makes the others" in err

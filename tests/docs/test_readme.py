@@ -36,8 +36,8 @@ from support import stable_codec_reference
 from support.tiny_language_models import byte_tokenizer, language_model
 
 from modeling_taae import TaaeConfig, TaaeFeatureExtractor, TaaeModel
+from modeling_taae.cli import build_parser
 from modeling_taae.cli import main as taae
-from modeling_taae.cli.options import build_parser
 from modeling_taae.hub.checks import inspect
 from modeling_taae.taae_file import TaaeFile
 from training.recipe import parse_recipe

@@ -1,0 +1,36 @@
+"""`taae reconstruct`: audio through the codec and back."""
+
+import argparse
+
+from .encode import INTERRUPTED
+from .options import OUTPUT_HELP, add_audio_inputs, add_encoding_options, add_model_options
+
+SUMMARY = "encode and decode audio, to hear the codec"
+EXAMPLES = """\
+  taae reconstruct speech.wav -o decoded.wav
+  taae reconstruct recordings/ -o decoded/ --bottleneck 4x729_1000bps"""
+__all__ = ["EXAMPLES", "INTERRUPTED", "SUMMARY", "add_options", "run"]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    add_model_options(parser)
+    add_encoding_options(parser)
+    add_audio_inputs(parser)
+    parser.add_argument("-o", "--output", metavar="OUT", required=True, help=OUTPUT_HELP)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Reconstructs the files and returns the exit status."""
+    from ..audio_io import AUDIO_SUFFIXES, audio_format
+    from ..codec import chosen_bottleneck, load_codec
+    from ..transcode import reconstruct_files
+    from .files import Failures, plan, progress
+
+    jobs = plan(args, AUDIO_SUFFIXES, ".wav")
+    for job in jobs:
+        audio_format(job.target)
+    codec = load_codec(args.model, args.device, args.loudness)
+    failures = Failures(jobs, args.debug)
+    progress(reconstruct_files(codec, jobs, chosen_bottleneck(codec, args.bottleneck), failures.add), jobs)
+    return failures.report()

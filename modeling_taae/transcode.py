@@ -1,0 +1,122 @@
+"""Audio files to `.taae` files and back, one or many: what `taae encode`, `taae decode` and `taae reconstruct` do."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .audio_io import read_audio, write_audio
+from .batching import encode_clips, read_ahead
+from .codec import Codec
+from .entropy.prior import EntropyPrior
+from .files import display_name
+from .taae_file import TaaeFile
+
+
+class Job(NamedTuple):
+    """One file to make of another; `-` is a standard stream."""
+
+    source: Path
+    target: Path
+
+
+OnError = Callable[[Job, Exception], None]
+
+
+def encode_files(
+    codec: Codec,
+    jobs: Iterable[Job],
+    bottleneck: str | list | None = None,
+    on_error: OnError | None = None,
+    read: Callable[[Path, int], np.ndarray] = read_audio,
+) -> Iterator[Job]:
+    """Encodes audio files into `.taae` files, each with the tokens that it gets alone.
+
+    Args:
+        codec: model and feature extractor.
+        jobs: the audio files and their targets.
+        bottleneck: a bottleneck as `TaaeModel.encode` takes it; None for the model's own.
+        on_error: called with each job that failed and the error, while the others go on; None raises the error.
+        read: the function that reads an audio file at a sampling rate.
+
+    Yields:
+        Each job once its target is in place; on a GPU in another order than they came.
+
+    Raises:
+        TaaeInputError: if a file cannot be read or written, and there is no `on_error`.
+    """
+    failing = _Failing(on_error)
+
+    def clips() -> Iterator[tuple[Job, np.ndarray]]:
+        for job in jobs:
+            with failing.reported(job):
+                yield job, read(job.source, codec.model.config.sampling_rate)
+
+    for job, encoded in encode_clips(codec, read_ahead(clips()), bottleneck, on_error):
+        with failing.reported(job):
+            encoded.save(job.target, codec.prior)
+            yield job
+
+
+def decode_files(
+    codec: Codec,
+    jobs: Iterable[Job],
+    prior: EntropyPrior | None = None,
+    force: bool = False,
+    on_error: OnError | None = None,
+) -> Iterator[Job]:
+    """Decodes `.taae` files into audio files.
+
+    Args:
+        codec: model and feature extractor.
+        jobs: the `.taae` files and their targets, which end in .wav or .flac.
+        prior: the prior of the model that encoded; None for the codec's own.
+        force: whether to decode the tokens of another model.
+        on_error: as for [`encode_files`].
+
+    Yields:
+        Each job once its target is in place.
+
+    Raises:
+        TaaeInputError: if a file cannot be read, decoded or written, and there is no `on_error`.
+    """
+    prior = codec.prior if prior is None else prior
+    failing = _Failing(on_error)
+    for job in jobs:
+        with failing.reported(job):
+            encoded = TaaeFile.load(job.source, prior)
+            if not force:
+                codec.check_identity(display_name(job.source), encoded.model_identity)
+            write_audio(job.target, codec.decode(encoded), codec.model.config.sampling_rate)
+            yield job
+
+
+def reconstruct_files(
+    codec: Codec, jobs: Iterable[Job], bottleneck: str | list | None = None, on_error: OnError | None = None
+) -> Iterator[Job]:
+    """Encodes audio files and writes what their tokens decode to; arguments, results and errors as [`encode_files`]."""
+    rate, failing = codec.model.config.sampling_rate, _Failing(on_error)
+    for job in jobs:
+        with failing.reported(job):
+            encoded = codec.encode(read_audio(job.source, rate), bottleneck)
+            write_audio(job.target, codec.decode(encoded), rate)
+            yield job
+
+
+class _Failing:
+    """Hands the errors of single jobs on, or raises them where nobody takes them."""
+
+    def __init__(self, on_error: OnError | None):
+        self.on_error = on_error
+
+    @contextmanager
+    def reported(self, job: Job) -> Iterator[None]:
+        """Reports what is raised within as a failure of a job."""
+        try:
+            yield
+        except Exception as error:
+            if self.on_error is None:
+                raise
+            self.on_error(job, error)
