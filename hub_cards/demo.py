@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 def play_sample(codec: Codec, sample: Path, output: Path) -> None:
     """Decodes a `.taae` file, encodes what came out, and says how many tokens survive a second passage."""
     encoded = TaaeFile.load(sample)
-    if encoded.model_identity != codec.identity:
+    if encoded.model_identity not in codec.ancestors:
         raise TaaeInputError(f"{sample}: was encoded by another model than the one beside it; fetch the two together")
     say("sample", f"{sample.name}: {describe(encoded)}")
 

@@ -14,8 +14,9 @@ from transformers.utils import logging
 from .entropy.prior import PRIOR_FILE, EntropyPrior, find_prior
 from .errors import TaaeInputError, one_line
 from .feature_extraction_taae import TaaeFeatureExtractor
+from .identity import TokenSource, ancestors_of, listed_ancestors, model_identity, tokens_identity
 from .modeling_taae import TaaeModel
-from .taae_file import TaaeFile, TaaeFileError, model_identity, parse_bottleneck
+from .taae_file import TaaeFile, TaaeFileError, parse_bottleneck
 
 DEFAULT_MODEL = "taae-speech-16k-nano"
 
@@ -30,6 +31,25 @@ class Codec:
     folder: Path
 
     @cached_property
+    def ancestors(self) -> tuple[str, ...]:
+        """Returns the identities of the models with the same tokens, oldest first; the last one is this one's."""
+        return ancestors_of(self.model)
+
+    @cached_property
+    def file_identity(self) -> str:
+        """Returns the identity that files carry: that of the first model with these tokens, whose heirs read them."""
+        return next(iter(listed_ancestors(self.model)), self.identity)
+
+    def token_source(self, bottleneck: str | list | None = None) -> TokenSource:
+        """Returns what manifests and language models note about the tokens of a bottleneck.
+
+        Args:
+            bottleneck: as for `TaaeModel.encode`.
+        """
+        identity = tokens_identity(self.model, self.extractor.target_loudness, bottleneck)
+        return TokenSource(self.identity, identity, self.ancestors)
+
+    @cached_property
     def prior(self) -> EntropyPrior | None:
         """What entropy-coded files are written and read with, if the model has it.
 
@@ -37,7 +57,7 @@ class Codec:
             TaaeInputError: if it cannot be read, or was trained on the tokens of other weights.
         """
         prior = find_prior(self.folder)
-        if prior is not None and prior.model_identity != self.identity:
+        if prior is not None and prior.model_identity not in self.ancestors:
             raise TaaeInputError(
                 f"{self.folder / PRIOR_FILE}: belongs to model {prior.model_identity}, not to this one "
                 f"({self.identity}); make it again with training/make_entropy_prior.py, or delete it to do without"
@@ -77,7 +97,7 @@ class Codec:
                 num_samples=len(audio),
                 hop_length=self.model.config.hop_length,
                 sampling_rate=self.model.config.sampling_rate,
-                model_identity=self.identity,
+                model_identity=self.file_identity,
             )
             for codes, audio in zip(encoded.audio_codes[: len(clips)].cpu().numpy(), clips, strict=True)
         ]
@@ -99,12 +119,16 @@ class Codec:
         return np.pad(audio, (0, encoded.num_samples - len(audio)))
 
     def check_identity(self, source: str, identity: str) -> None:
-        """Checks that this is the model that encoded; `source` is what the error calls the input.
+        """Checks that tokens are this model's, or those of one that it shares its tokens with.
+
+        Args:
+            source: the words that an error calls the input by.
+            identity: the identity that came with the tokens.
 
         Raises:
-            TaaeFileError: if it is another.
+            TaaeFileError: if they are another's.
         """
-        if identity != self.identity:
+        if identity != self.identity and identity not in self.ancestors:
             raise TaaeFileError(
                 f"{source}: was encoded by model {identity}, not by this one ({self.identity}); choose the encoder's "
                 "with --model, or decode to noise with --force"

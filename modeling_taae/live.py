@@ -209,7 +209,7 @@ def stream_header(codec: Codec, bottleneck: str | list | None) -> Description:
     """Returns the header of a stream of tokens of this model."""
     config = codec.model.config
     return Description(
-        model_identity=codec.identity,
+        model_identity=codec.file_identity,
         sampling_rate=config.sampling_rate,
         hop_length=config.hop_length,
         num_samples=0,

@@ -185,5 +185,6 @@ class StreamingState:
 
 def architecture(config: TaaeConfig) -> dict:
     """The fields of a configuration that fix the network, by name."""
-    names = (name for name in TaaeConfig.__annotations__ if name != "bottleneck" and not name.startswith("training_"))
+    others = ("bottleneck", "token_ancestors")
+    names = (name for name in TaaeConfig.__annotations__ if name not in others and not name.startswith("training_"))
     return {name: getattr(config, name) for name in names}

@@ -35,12 +35,11 @@ readable up to any frame. It begins as a file does, with `TAAS` for its magic, 0
 CRC-32 of this beginning behind it; then each frame follows as it would stand in a file of one frame, in whole bytes.
 """
 
-import hashlib
 import io
 import math
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,12 +49,10 @@ import numpy as np
 
 from .errors import TaaeInputError
 from .files import display_name, read_bytes, write_bytes
+from .identity import model_identity, weights_identity  # noqa: F401, where they are imported from of old
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from .entropy.prior import EntropyPrior
-    from .modeling_taae import TaaeModel
 
 MAGIC = b"TAAE"
 STREAM_MAGIC = b"TAAS"
@@ -75,28 +72,6 @@ Stages = list[tuple[list[int], float]]
 
 class TaaeFileError(TaaeInputError):
     """Bytes that are no valid `.taae` file, or tokens that cannot be one."""
-
-
-def model_identity(model: "TaaeModel") -> str:
-    """What tells one model's weights from another's: 16 hexadecimal digits.
-
-    Equal values give the same identity whether they are stored in float32 or less, and whether weight norm is split
-    into direction and magnitude or fused.
-
-    Args:
-        model: a model on any device, with its weights loaded.
-    """
-    return weights_identity(model.fused_state_dict())
-
-
-def weights_identity(tensors: "Mapping[str, Tensor]") -> str:
-    """The start of the SHA-256 over the names, shapes and float32 values of tensors, sorted by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        values = tensor.detach().cpu().float().contiguous().numpy()
-        digest.update(f"{name} {tuple(values.shape)}\n".encode())
-        digest.update(values.astype("<f4", copy=False).data)
-    return digest.hexdigest()[:16]
 
 
 def format_bottleneck(bottleneck: str | list | tuple) -> str:

@@ -195,7 +195,7 @@ def make_prior(codec: Codec, sources: list[str], steps: int, limit: int | None =
     clips = digits_of_speech(codec, sources, limit)
     predictors = {name: train_predictor(clips[name], grid.levels[0], steps) for name, grid in grids_of(codec).items()}
     config = codec.model.config
-    return EntropyPrior(codec.identity, config.sampling_rate, config.hop_length, predictors)
+    return EntropyPrior(codec.file_identity, config.sampling_rate, config.hop_length, predictors)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,6 +9,7 @@ import torch
 from modeling_taae import TaaeConfig, TaaeFeatureExtractor, TaaeModel
 from modeling_taae.configuration_taae import NAMED_SIZES
 from modeling_taae.errors import one_line
+from modeling_taae.identity import list_ancestors
 from modeling_taae.transformer_taae import TaaeTransformerLayer
 from training.recipe import Recipe, RecipeError
 
@@ -33,6 +34,7 @@ def load_model(recipe: Recipe, empty: bool = False) -> TaaeModel:
                 model = TaaeModel(make_config(recipe.size, **recipe.config))
         else:
             model = TaaeModel.from_pretrained(recipe.size, **recipe.config)
+            list_ancestors(model)  # tokens stay theirs if the encoder does
         model.set_attn_implementation(recipe.attn_implementation)
         model.bottleneck(recipe.validation.bottleneck)
     except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:

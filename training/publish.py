@@ -54,7 +54,7 @@ def publish(source: Path, destination: Path, demo: Sequence[str] = ()) -> None:
         if demo:
             codec.encode(read_utterance(*demo, sampling_rate=model.config.sampling_rate)).save(folder / "demo.taae")
         prior = find_prior(destination)
-        if prior is not None and prior.model_identity != codec.identity:
+        if prior is not None and prior.model_identity not in codec.ancestors:
             (destination / PRIOR_FILE).unlink()
         for file in folder.iterdir():
             file.replace(destination / file.name)

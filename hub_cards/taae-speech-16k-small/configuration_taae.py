@@ -84,6 +84,9 @@ class TaaeConfig(PreTrainedConfig):
         training_rounding_probability (`float`, defaults to 0.5):
             Share of training items whose latents are rounded, with a straight-through gradient. What is left over
             from both shares stays continuous.
+        token_ancestors (`dict`, *optional*):
+            Models with the same tokens that this one was fine-tuned from: their identities as `"models"`, oldest first,
+            and the identity of their `"encoder"`, without which the list is void.
 
     Example:
 
@@ -120,6 +123,7 @@ class TaaeConfig(PreTrainedConfig):
     training_levels: tuple[int, ...] | list[int] = (5, 6, 9, 17)
     training_noise_probability: float = 0.5
     training_rounding_probability: float = 0.5
+    token_ancestors: dict | None = None
 
     def __post_init__(self, **kwargs):
         if isinstance(self.quantization_levels, int):

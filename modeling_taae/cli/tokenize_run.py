@@ -112,7 +112,7 @@ def make_manifest(plan: dict, codec: Codec, name: str, corpus: Corpus, contents:
         "versions": {"modeling_taae": __version__, "torch": torch.__version__},
         "model": {
             "name": name,
-            "identity": codec.identity,
+            **codec.token_source(parse_bottleneck(plan["bottleneck"])).to_json(),
             "sampling_rate": config.sampling_rate,
             "hop_length": config.hop_length,
             "frame_rate": config.frame_rate,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..errors import TaaeInputError, one_line
-from ..taae_file import weights_identity
+from ..identity import weights_identity
 from .codecs import model_name
 from .metrics import SAMPLING_RATE, Metric
 

@@ -10,7 +10,7 @@ import soxr
 import torch
 
 from ..errors import TaaeInputError
-from ..taae_file import weights_identity
+from ..identity import weights_identity
 from .codecs import SAMPLING_RATE, Encoded, model_name
 from .model_metrics import load
 

@@ -29,8 +29,9 @@ from tqdm import tqdm
 
 from ..codec import Codec
 from ..errors import TaaeInputError
+from ..identity import model_identity
 from ..modeling_taae import TaaeModel
-from ..taae_file import format_bottleneck, model_identity
+from ..taae_file import format_bottleneck
 from .runtime import METADATA_FILE, ExportedCodec
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from modeling_taae import TaaeFeatureExtractor, TaaeModel
 from modeling_taae.codec import Codec
 from modeling_taae.export.export import write_sides
 from modeling_taae.export.runtime import ExportedCodec
-from modeling_taae.taae_file import model_identity
+from modeling_taae.identity import model_identity
 from training.benchmarks.tools import BFLOAT16, FLOAT32, Bench, name_of, random_model
 from training.dry_run import PeakMemory
 

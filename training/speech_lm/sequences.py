@@ -19,6 +19,7 @@ from modeling_taae import TaaeProcessor
 from modeling_taae.data.utterances import read_transcripts
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.files import read_json
+from modeling_taae.identity import TokenSource
 from modeling_taae.speech_vocabulary_taae import SpeechVocabulary
 from modeling_taae.tokenize.folder import MANIFEST
 
@@ -73,9 +74,9 @@ class TokenCorpus:
         return self.manifest["model"]["frame_rate"]
 
     @property
-    def codec_identity(self) -> str:
-        """Which weights made the tokens."""
-        return self.manifest["model"]["identity"]
+    def source(self) -> TokenSource:
+        """What made the tokens."""
+        return TokenSource.from_json(self.manifest["model"])
 
     @cached_property
     def rows(self) -> Dataset:

@@ -10,9 +10,10 @@ from modeling_taae import TaaeProcessor
 from modeling_taae.audio_io import read_audio, write_audio
 from modeling_taae.codec import load_codec
 from modeling_taae.errors import TaaeInputError, one_line
+from modeling_taae.identity import TokenSource
 
-# Where a language model's config says which codec's tokens it learnt.
-CODEC_IDENTITY = "speech_codec"
+# Where a language model's config says which codec's tokens it learnt: the model's identity, and all that is known.
+CODEC_IDENTITY, TOKEN_SOURCE = "speech_codec", "speech_token_source"
 
 
 @torch.no_grad()
@@ -57,6 +58,14 @@ def generate_speech(
     )
     # At the limit the span is still open: it is ended behind the last whole frame.
     return processor.parse(generated[0], errors="repair").segments[-1][:, : known + frames]
+
+
+def token_source(language_model: PreTrainedModel) -> TokenSource | None:
+    """Returns what made the tokens that a language model learnt; None if its configuration does not say."""
+    config = language_model.config
+    identity = getattr(config, CODEC_IDENTITY, None)
+    content = getattr(config, TOKEN_SOURCE, None) or {"identity": identity}
+    return None if content["identity"] is None else TokenSource.from_json(content)
 
 
 def load_speaker(folder: str) -> tuple[PreTrainedModel, TaaeProcessor]:
@@ -106,9 +115,10 @@ def speak(
     """
     language_model, processor = load_speaker(model)
     speech_codec = load_codec(codec)
-    if (wanted := getattr(language_model.config, CODEC_IDENTITY, speech_codec.identity)) != speech_codec.identity:
+    learnt, own = token_source(language_model), speech_codec.token_source(processor.bottleneck)
+    if learnt is not None and not learnt.agrees_with(own):
         raise TaaeInputError(
-            f"{model}: learnt the tokens of codec {wanted}, but this codec is {speech_codec.identity}, to which they "
+            f"{model}: learnt the tokens of codec {learnt.identity}, but this codec is {own.identity}, to which they "
             "mean something else; choose the one it was trained for with --codec"
         )
     processor.audio_tokenizer = speech_codec.model

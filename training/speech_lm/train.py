@@ -21,9 +21,10 @@ from modeling_taae.audio_io import write_audio
 from modeling_taae.codec import Codec, load_codec
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.files import as_json, read_json, write_bytes
+from modeling_taae.identity import TokenSource
 from modeling_taae.speech_grammar_taae import SpeechGrammar
 from training.speech_lm.sequences import IGNORED, SpeechSequences, TokenCorpus, character_tokenizer
-from training.speech_lm.speak import CODEC_IDENTITY, generate_speech
+from training.speech_lm.speak import CODEC_IDENTITY, TOKEN_SOURCE, generate_speech
 
 SETTINGS, RESULT, MODEL = "settings.json", "result.json", "model"
 
@@ -110,7 +111,7 @@ def make_processor(settings: Settings, train: TokenCorpus, codec: Codec | None) 
         raise TaaeInputError(str(error)) from error
 
 
-def make_language_model(budget: Budget, processor: TaaeProcessor, codec_identity: str) -> LlamaForCausalLM:
+def make_language_model(budget: Budget, processor: TaaeProcessor, source: TokenSource) -> LlamaForCausalLM:
     """A Llama of random weights.
 
     It has rows for all tokens from the start, since there are no trained ones that new rows could be the mean of.
@@ -131,7 +132,7 @@ def make_language_model(budget: Budget, processor: TaaeProcessor, codec_identity
         pad_token_id=processor.tokenizer.pad_token_id,
         bos_token_id=processor.audio_bos_token_id,
         eos_token_id=processor.audio_eos_token_id,
-        **{CODEC_IDENTITY: codec_identity},
+        **{CODEC_IDENTITY: source.identity, TOKEN_SOURCE: source.to_json()},
     )
     model = LlamaForCausalLM(config)
     processor.grow_embeddings(model)
@@ -269,14 +270,14 @@ def run(settings: Settings) -> dict:
     for sequences in (heard, unheard):
         print(f"{sequences.corpus.folder}: {len(sequences):,} sequences, {sequences.left_out:,} clips left out")
     write_bytes(Path(settings.output_dir) / SETTINGS, as_json(plan))
-    model = make_language_model(settings.budget, processor, corpora[0].codec_identity)
+    model = make_language_model(settings.budget, processor, corpora[0].source)
     train(settings, model, heard)
     model.eval()
     for part in (model, processor):
         part.save_pretrained(Path(settings.output_dir) / MODEL)
     embeddings = model.get_input_embeddings().weight.numel()
     result = {
-        "codec": corpora[0].codec_identity,
+        "codec": corpora[0].source.identity,
         "bottleneck": processor.bottleneck,
         "layout": processor.layout,
         "texts": settings.texts is not None,
@@ -297,11 +298,13 @@ def check_codecs(settings: Settings, corpora: list[TokenCorpus], codec: Codec | 
     Raises:
         TaaeInputError: if there are.
     """
-    known = corpora[0].codec_identity
-    others = {settings.validation: corpora[1].codec_identity} | ({} if codec is None else {"codec": codec.identity})
-    for name, identity in others.items():
-        if identity != known:
+    known = corpora[0].source
+    others = {settings.validation: corpora[1].source}
+    if codec is not None:
+        others["codec"] = codec.token_source(corpora[0].bottleneck)
+    for name, source in others.items():
+        if not source.agrees_with(known):
             raise TaaeInputError(
-                f"{name}: is of model {identity}, but {settings.train} was tokenised with {known}; tokenise both, and "
-                "decode, with the same model, which --codec names"
+                f"{name}: is of model {source.identity}, but {settings.train} was tokenised with {known.identity}; "
+                "tokenise both, and decode, with the same model, which --codec names"
             )

@@ -1,0 +1,159 @@
+"""Identities: which model made something, and which models share their tokens.
+
+- The *model identity* stands for all weights and for the configuration, as far as that changes tokens or sound.
+- The *token identity* stands for what makes tokens: the encoder, the loudness it is given, and the bottleneck's grid.
+  A model whose decoder was fine-tuned beside a frozen encoder has another model identity and the same token identity.
+- Files from before there was a token identity name a model alone. A fine-tuned model therefore lists the models it
+  descends from, with the identity of their encoder: [`ancestors_of`] believes the list while the encoder is that one.
+
+All are the first 16 hexadecimal digits of a SHA-256.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .configuration_taae import TaaeConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .modeling_taae import TaaeModel
+
+DIGITS = 16
+# What a configuration says that names and shapes of weights do not show. The first ones change tokens.
+ENCODER_FIELDS = ("sampling_rate", "causal", "sliding_window", "norm_eps", "qk_norm_eps", "rope_theta")
+FIELDS = (*ENCODER_FIELDS, "quantization_levels", "soft_clip")
+# Models published before the configuration was part of their identity, by that of their weights, and whether they are
+# causal. Their identities stay what they were; all else in their configurations is as usual.
+PUBLISHED_CAUSAL = {"1108e1ea49cb8d3f": False, "aaf4996f312a3b4d": False, "7c9739c563e5dd83": True}
+ENCODER = "encoder."
+
+
+def weights_identity(tensors: "Mapping[str, Tensor]") -> str:
+    """Returns the identity of tensors: their names, shapes and float32 values, sorted by name."""
+    return _digest(tensors).hexdigest()[:DIGITS]
+
+
+def model_identity(model: "TaaeModel") -> str:
+    """Returns the identity of a model, which tells it from others that give other tokens or another sound.
+
+    Equal values give the same identity whether they are stored in float32 or less, and whether weight norm is split
+    into direction and magnitude or fused. A configuration counts where it differs from the usual values, so that models
+    with these have the identity of their weights.
+
+    Args:
+        model: a model on any device, with its weights loaded.
+    """
+    return _identities(model)[1]
+
+
+def encoder_identity(model: "TaaeModel") -> str:
+    """Returns the identity of a model's encoder: its weights, and the configuration as far as it changes latents."""
+    tensors = {name: tensor for name, tensor in model.fused_state_dict().items() if name.startswith(ENCODER)}
+    digest = _digest(tensors)
+    digest.update(_unusual(model.config, ENCODER_FIELDS))
+    return digest.hexdigest()[:DIGITS]
+
+
+def tokens_identity(
+    model: "TaaeModel", target_loudness: float | None, bottleneck: str | list | tuple | None = None
+) -> str:
+    """Returns the identity of the tokens that a model makes.
+
+    Args:
+        model: the model, of which the decoder does not count.
+        target_loudness: the loudness that the feature extractor brings clips to, in LUFS, or None.
+        bottleneck: the bottleneck, as for `TaaeModel.encode`; stages count, not names.
+
+    Raises:
+        ValueError: if the model has no such bottleneck.
+    """
+    quantizer = model.bottleneck(bottleneck)
+    grid = "/".join(f"{stage.levels}@{float(stage.scale)}" for stage in quantizer.stages)
+    loudness = None if target_loudness is None else float(target_loudness)
+    text = f"{encoder_identity(model)}\n{loudness}\n{grid}\n"
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+
+
+def listed_ancestors(model: "TaaeModel") -> tuple[str, ...]:
+    """Returns the identities that a model's configuration lists as those of its ancestors with the same tokens."""
+    listed = model.config.token_ancestors
+    return tuple(listed["models"]) if listed and listed["encoder"] == encoder_identity(model) else ()
+
+
+def ancestors_of(model: "TaaeModel") -> tuple[str, ...]:
+    """Returns the identities of the models whose tokens a model shares, oldest first; the last one is its own.
+
+    Before the configuration was part of it, a model had the identity of its weights: that one is among them, unless it
+    is a published model's, whose configuration is known.
+    """
+    weights, own = _identities(model)
+    before = () if weights in PUBLISHED_CAUSAL else (weights,)
+    return tuple(dict.fromkeys((*listed_ancestors(model), *before, own)))
+
+
+def list_ancestors(model: "TaaeModel") -> None:
+    """Writes into a model's configuration whose tokens it shares, before it is fine-tuned.
+
+    Training does not need to know whether the encoder will change: if it does, the list is void.
+    """
+    model.config.token_ancestors = {"encoder": encoder_identity(model), "models": list(ancestors_of(model))}
+
+
+@dataclass(frozen=True)
+class TokenSource:
+    """What made some tokens, as far as it is known.
+
+    Args:
+        identity: the model's identity.
+        token_identity: the identity of the tokens; None in what was made before there was one.
+        ancestors: the identities of the models with the same tokens, oldest first, as [`ancestors_of`] returns them.
+    """
+
+    identity: str
+    token_identity: str | None = None
+    ancestors: tuple[str, ...] = ()
+
+    def agrees_with(self, other: "TokenSource") -> bool:
+        """Returns whether tokens of both mean the same: they have one token identity, or a model in common."""
+        if self.token_identity is not None and self.token_identity == other.token_identity:
+            return True
+        return not {self.identity, *self.ancestors}.isdisjoint({other.identity, *other.ancestors})
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what [`~TokenSource.from_json`] reads."""
+        return {"identity": self.identity, "token_identity": self.token_identity, "ancestors": list(self.ancestors)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "TokenSource":
+        """Reads a source from a dictionary that may hold other keys, and lacks the newer ones if it is old."""
+        return cls(content["identity"], content.get("token_identity"), tuple(content.get("ancestors") or ()))
+
+
+def _digest(tensors: "Mapping[str, Tensor]") -> "hashlib._Hash":
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        values = tensor.detach().cpu().float().contiguous().numpy()
+        digest.update(f"{name} {tuple(values.shape)}\n".encode())
+        digest.update(values.astype("<f4", copy=False).data)
+    return digest
+
+
+def _identities(model: "TaaeModel") -> tuple[str, str]:
+    """Returns the identity of a model's weights and its own."""
+    digest = _digest(model.fused_state_dict())
+    weights = digest.hexdigest()[:DIGITS]
+    digest.update(_unusual(model.config, FIELDS, PUBLISHED_CAUSAL.get(weights, False)))
+    return weights, digest.hexdigest()[:DIGITS]
+
+
+def _unusual(config: TaaeConfig, names: tuple[str, ...], usually_causal: bool = False) -> bytes:
+    """Returns the fields whose values are not the usual ones, a line each."""
+    usual = TaaeConfig(latent_dim=config.latent_dim, causal=usually_causal)
+    values = {name: getattr(config, name) for name in names}
+    if config.causal:  # the window's right half is ignored
+        values["sliding_window"] = (config.sliding_window[0], usual.sliding_window[1])
+    lines = [f"{name} {value}\n" for name, value in values.items() if value != getattr(usual, name)]
+    return "".join(lines).encode()
