@@ -42,28 +42,30 @@ class Augmenter:
         self.rooms = find_audio(settings.room) if settings.room else []
 
     def draw(self, recording: np.ndarray, generator: np.random.Generator, length: int) -> torch.Tensor:
-        """A crop from anywhere in a recording (samples,) int16, changed: (1, length) float32."""
+        """Draws a crop from anywhere in a recording (samples,) int16, and changes it: (1, length) float32."""
         settings, speed = self.settings, 1.0
-        if settings.speed > 0 and self._tossed(generator):
+        if settings.speed > 0 and self._drawn("speed", generator):
             speed = (1 + settings.speed) ** generator.uniform(-1, 1)
         crop = random_crop(recording, generator, round(length * speed)).astype(np.float32) / INT16_FULL_SCALE
         if speed != 1:
             crop = change_speed(crop, length)
-        if settings.polarity and self._tossed(generator):
+        if settings.polarity and self._drawn("polarity", generator):
             crop = -crop
-        if settings.equalization > 0 and self._tossed(generator):
+        if settings.equalization > 0 and self._drawn("equalization", generator):
             extent = settings.equalization
             crop = equalize(crop, generator.uniform(-extent, extent, len(EQUALIZER_BANDS)), self.sampling_rate)
-        if self.rooms and self._tossed(generator):
+        if self.rooms and self._drawn("room", generator):
             crop = add_room(crop, read_or_silence(self._one_of(self.rooms, generator), self.sampling_rate))
-        if self.noises and self._tossed(generator):
+        if self.noises and self._drawn("noise", generator):
             noise = read_or_silence(self._one_of(self.noises, generator), self.sampling_rate)
             crop = add_noise(crop, random_crop(noise, generator, length), generator.uniform(*settings.noise_snr))
-        gain = 10 ** (generator.uniform(-settings.level, settings.level) / 20)
-        return torch.from_numpy(change_level(crop, gain))[None]
+        if settings.level_probability == 1 or self._drawn("level", generator):
+            crop = change_level(crop, 10 ** (generator.uniform(-settings.level, settings.level) / 20))
+        return torch.from_numpy(crop)[None]
 
-    def _tossed(self, generator: np.random.Generator) -> bool:
-        return generator.random() < self.settings.probability
+    def _drawn(self, change: str, generator: np.random.Generator) -> bool:
+        own = getattr(self.settings, f"{change}_probability")
+        return generator.random() < (self.settings.probability if own is None else own)
 
     @staticmethod
     def _one_of(files: list[Path], generator: np.random.Generator) -> Path:

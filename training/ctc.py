@@ -1,37 +1,38 @@
-"""The CTC head: reads text off the latents, before the bottleneck, which makes tokens more phonetic.
+"""The CTC stage: a head reads text off the latents, before the bottleneck, which makes tokens more phonetic.
 
 A stage of TAAE after its paper, for speech language models. Any language: the symbols are those of the transcripts.
+`CTCHead` is the network; `CTCReader` trains it beside the codec, on whole utterances instead of crops.
 """
 
-import json
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from accelerate import Accelerator
+from rapidfuzz.distance import Levenshtein
 from torch import Tensor, nn
-from transformers.utils import cached_file
 
-WEIGHTS_NAME, CONFIG_NAME = "ctc_head.safetensors", "ctc_head.json"
+from modeling_taae import TaaeFeatureExtractor, TaaeModel
+from modeling_taae.configuration_taae import NAMED_SIZES
+from training.auxiliary import AuxiliaryNetwork, PublishedModule
+from training.batches import batches_of
+from training.recipe import CTCConfig, Recipe
+from training.transcribed import TranscribedSpeech, first_utterances, split_units
+
 BLANK = 0
 
 
-def split_units(text: str, units: str, ignored: Collection[str] = ()) -> list[str]:
-    """The symbols of a text: its characters in lower case, or what stands between spaces, such as phonemes."""
-    found = text.strip().lower() if units == "characters" else text.split()
-    return [unit for unit in found if unit not in ignored]
-
-
-class CTCHead(nn.Module):
+class CTCHead(PublishedModule):
     """Hyperbolic tangent, then a perceptron with one hidden layer, at each frame.
 
     Args:
-        symbols: of the transcripts.
+        symbols: all symbols of the transcripts.
         units: how texts are split into symbols, see `split_units`.
         latent_dim: dimensions of the latents.
         hidden_size: width of the hidden layer.
     """
+
+    file_name = "ctc_head"
 
     def __init__(self, symbols: Sequence[str], units: str, latent_dim: int, hidden_size: int):
         super().__init__()
@@ -52,17 +53,17 @@ class CTCHead(nn.Module):
         return self.layers(torch.tanh(latents.float()).transpose(1, 2)).float().log_softmax(-1)
 
     def encode(self, text: str, ignored: Collection[str] = ()) -> list[int]:
-        """Numbers of a text's symbols; those to be ignored, and those that the head does not know, are left out."""
+        """Returns the numbers of a text's symbols, without ignored ones and those that the head does not know."""
         return [self.index[unit] for unit in split_units(text, self.units, ignored) if unit in self.index]
 
     def loss(self, latents: Tensor, frames: Tensor, texts: Sequence[str], ignored: Collection[str] = ()) -> Tensor:
-        """Connectionist temporal classification loss per symbol, a scalar.
+        """Returns the connectionist temporal classification loss per symbol, a scalar.
 
         Args:
             latents: (batch, latent_dim, frames).
             frames: (batch,) real frames of each item. An item with fewer frames than symbols counts as zero.
-            texts: of each item.
-            ignored: symbols that are no part of them.
+            texts: one for each item.
+            ignored: symbols that are no part of the texts.
         """
         targets = [torch.tensor(self.encode(text, ignored), device=latents.device) for text in texts]
         lengths = torch.tensor([len(target) for target in targets], device=latents.device)
@@ -72,43 +73,78 @@ class CTCHead(nn.Module):
 
     @torch.no_grad()
     def read(self, latents: Tensor) -> list[str]:
-        """The likeliest symbols, repetitions merged and blanks left out, of one item (1, latent_dim, frames)."""
+        """Returns the likeliest symbols of one item (1, latent_dim, frames), repetitions merged and blanks left out."""
         best = self(latents)[0].argmax(-1).unique_consecutive()
         return [self.symbols[number - 1] for number in best.tolist() if number != BLANK]
 
-    def save_pretrained(self, folder: Path) -> None:
-        """Writes `ctc_head.safetensors` and `ctc_head.json` beside a published model."""
-        save_file(self.state_dict(), folder / WEIGHTS_NAME)
-        (folder / CONFIG_NAME).write_text(json.dumps(self.config, indent=2, ensure_ascii=False) + "\n")
 
-    @classmethod
-    def from_pretrained(cls, folder_or_name: str | Path) -> "CTCHead | None":
-        """The head that was published beside a model, in a folder or on the Hub; None if there is none."""
-        config, weights = (
-            cached_file(str(folder_or_name), name, _raise_exceptions_for_missing_entries=False)
-            for name in (CONFIG_NAME, WEIGHTS_NAME)
-        )
-        if config is None or weights is None:
-            return None
-        head = cls(**json.loads(Path(config).read_text()))
-        head.load_state_dict(load_file(weights))
-        return head
+class CTCReader(AuxiliaryNetwork[CTCHead]):
+    """A CTC head that trains with the codec, on utterances of its own beside the codec's crops.
+
+    Args:
+        recipe: the run's recipe; it has a CTC head.
+        accelerator: the run's accelerator.
+        extractor: the codec's feature extractor, for rate and loudness.
+        latent_dim: dimensions of the codec's latents.
+
+    Raises:
+        CorpusError: if a corpus cannot be read, or has no texts.
+    """
+
+    def __init__(self, recipe: Recipe, accelerator: Accelerator, extractor: TaaeFeatureExtractor, latent_dim: int):
+        settings = self.settings = required(recipe)
+        self.speech = TranscribedSpeech(settings, extractor, recipe.seed)
+        head = make_head(recipe, accelerator, self.speech.symbols(), latent_dim)
+        super().__init__(head, settings.learning_rate, recipe, accelerator)
+        self.validation = []
+        if settings.validation is not None and accelerator.is_main_process:
+            count = recipe.validation.utterances
+            self.validation = list(first_utterances(settings.validation, settings, extractor, count))
+
+    def batches(self, shares: list[range]) -> Iterable[dict]:
+        """Returns a batch for each share, of the utterances of the share's numbers."""
+        return batches_of(self.speech, shares, self.recipe.data.workers, self.speech.collate)
+
+    def loss(self, model: TaaeModel, batch: dict) -> Tensor:
+        """Returns the head's loss on a batch, with gradients for the head and for the encoder; a scalar."""
+        device = self.accelerator.device
+        with self.accelerator.autocast():
+            encoded = model.encode(batch["input_values"].to(device), batch["padding_mask"].to(device))
+        frames = encoded.audio_codes_mask.sum(1)
+        return self.module.loss(encoded.latents, frames, batch["texts"], self.settings.ignored)
+
+    @torch.no_grad()
+    def validate(self, model: TaaeModel) -> dict[str, float]:
+        """Returns `symbol_error_rate` on the validation utterances, if there are any."""
+        pairs = []
+        for samples, text in self.validation:
+            latents = model.encode(torch.from_numpy(samples)[None, None].to(self.accelerator.device)).latents
+            pairs.append((split_units(text, self.settings.units, self.settings.ignored), self.module.read(latents)))
+        return {"symbol_error_rate": error_rate(pairs)} if pairs else {}
+
+
+def required(recipe: Recipe) -> CTCConfig:
+    """Returns the recipe's settings of the head."""
+    if recipe.ctc is None:
+        raise ValueError("The recipe has no CTC head.")
+    return recipe.ctc
+
+
+def make_head(recipe: Recipe, accelerator: Accelerator, symbols: list[str], latent_dim: int) -> CTCHead:
+    """Makes a head, or takes the one published beside the model that the run starts from, if it has all symbols."""
+    settings = required(recipe)
+    if recipe.size not in NAMED_SIZES and (found := CTCHead.from_pretrained(recipe.size)):
+        if found.units == settings.units and set(symbols) <= set(found.symbols):
+            accelerator.print(f"The CTC head starts from {recipe.size}.")
+            return found
+        accelerator.print(f"The CTC head of {recipe.size} lacks some of the symbols here: it starts afresh.")
+    return CTCHead(symbols, settings.units, latent_dim, settings.hidden_size)
 
 
 def error_rate(pairs: Iterable[tuple[Sequence, Sequence]]) -> float:
-    """Insertions, deletions and substitutions from references to hypotheses, per symbol of all references."""
+    """Returns insertions, deletions and substitutions from references to hypotheses, per symbol of all references."""
     distances = symbols = 0
     for reference, hypothesis in pairs:
-        distances += edit_distance(reference, hypothesis)
+        distances += Levenshtein.distance(reference, hypothesis)
         symbols += len(reference)
     return distances / max(symbols, 1)
-
-
-def edit_distance(reference: Sequence, hypothesis: Sequence) -> int:
-    """Levenshtein distance of two sequences."""
-    row = list(range(len(hypothesis) + 1))
-    for i, symbol in enumerate(reference, start=1):
-        diagonal, row[0] = row[0], i
-        for j, other in enumerate(hypothesis, start=1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (symbol != other))
-    return row[-1]

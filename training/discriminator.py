@@ -3,28 +3,33 @@
 Each resolution is a small network of its own on the complex spectrum of the audio. TAAE makes it wider, takes FFT sizes
 that are not powers of two of one another (evenly spaced sizes favour some frequencies, which is heard as periodic
 artefacts), and compresses magnitudes by a power law, so that quiet parts of a spectrum count.
+
+An adversarial step reads from the end of this file: `Adversary.losses` gives the codec its two terms and the
+discriminator its gradient; `auxiliary.py` has the optimiser.
 """
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
-from transformers.utils import cached_file
 
-from training.recipe import RecipeError
+from modeling_taae.configuration_taae import NAMED_SIZES
+from training.auxiliary import AuxiliaryNetwork, PublishedModule, frozen
+from training.losses import relative_l1
+from training.recipe import Recipe, RecipeError
 
-WEIGHTS_NAME, CONFIG_NAME = "discriminator.safetensors", "discriminator.json"
 NEGATIVE_SLOPE = 0.2
 QUIETEST_POWER = 1e-6  # keeps the power law's gradient finite in silence: 60 dB below noise of full scale
 
+Features = list[list[Tensor]]  # by resolution and layer; the last layer's are the logits
+
 
 class DiscriminatorError(RecipeError):
-    """A discriminator that does not exist, or does not fit; the message says which and why."""
+    """A discriminator that does not exist or does not fit; the message says which and why."""
 
 
 class STFTDiscriminator(nn.Module):
@@ -72,16 +77,18 @@ class STFTDiscriminator(nn.Module):
         return [*features, self.to_logits(hidden_states)]
 
 
-class MultiResolutionDiscriminator(nn.Module):
+class MultiResolutionDiscriminator(PublishedModule):
     """Discriminators of several resolutions.
 
     Args:
-        fft_sizes: of each resolution, in samples.
+        fft_sizes: one FFT size for each resolution, in samples.
         channels, exponent: see `STFTDiscriminator`.
 
     Raises:
         DiscriminatorError: if there is no resolution, or a size is not positive.
     """
+
+    file_name = "discriminator"
 
     def __init__(self, fft_sizes: Sequence[int], channels: int, exponent: float):
         super().__init__()
@@ -92,25 +99,126 @@ class MultiResolutionDiscriminator(nn.Module):
         self.config = {"fft_sizes": list(fft_sizes), "channels": channels, "exponent": exponent}
         self.resolutions = nn.ModuleList(STFTDiscriminator(size, channels, exponent) for size in fft_sizes)
 
-    def forward(self, audio: Tensor, drawn: Sequence[int] | None = None) -> list[list[Tensor]]:
-        """Features of each resolution, or of those drawn, from audio (batch, 1, samples); the last are the logits."""
+    def forward(self, audio: Tensor, drawn: Sequence[int] | None = None) -> Features:
+        """Returns the features of each resolution, or of those drawn, of audio (batch, 1, samples)."""
         drawn = range(len(self.resolutions)) if drawn is None else drawn
         return [self.resolutions[index](audio) for index in drawn]
 
-    def save_pretrained(self, folder: Path) -> None:
-        """Writes `discriminator.safetensors` and `discriminator.json` beside a published model."""
-        save_file(self.state_dict(), folder / WEIGHTS_NAME)
-        (folder / CONFIG_NAME).write_text(json.dumps(self.config, indent=2) + "\n")
 
-    @classmethod
-    def from_pretrained(cls, folder_or_name: str | Path) -> "MultiResolutionDiscriminator | None":
-        """The discriminator that was published beside a model, in a folder or on the Hub; None if there is none."""
-        config, weights = (
-            cached_file(str(folder_or_name), name, _raise_exceptions_for_missing_entries=False)
-            for name in (CONFIG_NAME, WEIGHTS_NAME)
+def codec_hinge_loss(decoded: Features) -> Tensor:
+    """Returns the codec's adversarial loss: how unreal decoded audio looks, mean over resolutions; a scalar."""
+    return -_mean([features[-1].float().mean() for features in decoded])
+
+
+def discriminator_hinge_loss(real: Features, decoded: Features) -> Tensor:
+    """Returns the discriminator's own loss, mean over resolutions; a scalar.
+
+    It is zero where real logits are above 1 and decoded ones below -1.
+    """
+    margins = [
+        F.relu(1 - logits.float()).mean() + F.relu(1 + decoded_logits.float()).mean()
+        for (*_, logits), (*_, decoded_logits) in zip(real, decoded, strict=True)
+    ]
+    return _mean(margins)
+
+
+def feature_matching_loss(real: Features, decoded: Features) -> Tensor:
+    """Returns the L1 of hidden features relative to the real ones' mean magnitude, mean over all layers; a scalar.
+
+    Without the division, layers and resolutions with large features would drown the others. No gradient flows into
+    the real features.
+    """
+    return _mean(
+        [
+            relative_l1(decoded_feature.float(), real_feature.detach().float())
+            for real_features, decoded_features in zip(real, decoded, strict=True)
+            for real_feature, decoded_feature in zip(real_features[:-1], decoded_features[:-1], strict=True)
+        ]
+    )
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    return torch.stack(values).mean()
+
+
+class Adversary(AuxiliaryNetwork[MultiResolutionDiscriminator]):
+    """A discriminator that trains beside the codec, on the audio that the codec's own step has decoded.
+
+    Args:
+        recipe: the run's recipe; it names a discriminator.
+        accelerator: the run's accelerator.
+        hop_length: samples per token frame.
+
+    Raises:
+        DiscriminatorError: if the recipe's discriminator does not fit its crops, or the one published beside the model
+            that the run starts from.
+    """
+
+    def __init__(self, recipe: Recipe, accelerator: Accelerator, hop_length: int):
+        if recipe.discriminator is None:
+            raise DiscriminatorError("The recipe names no discriminator.")
+        settings = self.settings = recipe.discriminator
+        longest, crop = max(settings.fft_sizes, default=0), recipe.data.crop_frames * hop_length
+        if longest > crop:
+            raise DiscriminatorError(
+                f"An FFT of {longest} samples does not fit crops of {crop}: raise data.crop_frames, or drop it from "
+                "discriminator.fft_sizes."
+            )
+        discriminator = make_discriminator(recipe, accelerator)
+        super().__init__(discriminator, settings.learning_rate, recipe, accelerator, settings.start_step)
+
+    def active(self, step: int) -> bool:
+        """Returns whether the reconstruction warm-up is over at a step."""
+        return step >= self.settings.start_step
+
+    def losses(self, decoded: Tensor, audio: Tensor, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Returns the adversarial terms of the codec; on the way, gathers the gradient of the discriminator's own loss.
+
+        Args:
+            decoded: (batch, 1, samples) from the codec, with its graph.
+            audio: the same shape, real.
+            step: optimiser steps so far.
+
+        Returns:
+            The terms to add to the codec's loss, and the discriminator's loss, for the log.
+        """
+        drawn = self._draw(step)
+        learning = (step + 1) % self.settings.update_every == 0  # among others in steps that are logged
+        own = {}
+        with self.accelerator.autocast():
+            with torch.set_grad_enabled(learning):
+                real = self.module(audio, drawn)
+            if learning:
+                own["discriminator"] = discriminator_hinge_loss(real, self.module(decoded.detach(), drawn))
+        if learning:  # before the third pass, so that memory holds no more than two
+            (own["discriminator"] / self.accelerator.gradient_accumulation_steps).backward()
+        with self.accelerator.autocast(), frozen(self.module):
+            features = self.module(decoded, drawn)
+        return {
+            "adversarial": codec_hinge_loss(features),
+            "feature_matching": feature_matching_loss(real, features),
+        }, own
+
+    def _draw(self, step: int) -> list[int]:
+        """Draws the resolutions of a step: the same in every process, and in a run that resumes."""
+        resolutions = len(self.settings.fft_sizes)
+        drawn = min(self.settings.resolutions_per_step or resolutions, resolutions)
+        return np.random.default_rng((self.recipe.seed, step)).choice(resolutions, drawn, replace=False).tolist()
+
+
+def make_discriminator(recipe: Recipe, accelerator: Accelerator) -> MultiResolutionDiscriminator:
+    """Makes the recipe's discriminator, or takes the one published beside the model that the run starts from.
+
+    Raises:
+        DiscriminatorError: if the published one has another shape.
+    """
+    shape = {name: getattr(recipe.discriminator, name) for name in ("fft_sizes", "channels", "exponent")}
+    start = recipe.size
+    if start in NAMED_SIZES or (found := MultiResolutionDiscriminator.from_pretrained(start)) is None:
+        return MultiResolutionDiscriminator(**shape)
+    if found.config != shape:
+        raise DiscriminatorError(
+            f"The discriminator published with {start} has {found.config}; give these in the recipe instead of {shape}."
         )
-        if config is None or weights is None:
-            return None
-        discriminator = cls(**json.loads(Path(config).read_text()))
-        discriminator.load_state_dict(load_file(weights))
-        return discriminator
+    accelerator.print(f"The discriminator starts from {start}.")
+    return found

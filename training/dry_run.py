@@ -5,9 +5,9 @@ A few real steps are taken on noise. No corpus is read but that of a CTC head, a
 
 import os
 import statistics
+import sys
 import threading
 import time
-from typing import TYPE_CHECKING
 
 import psutil
 import torch
@@ -17,9 +17,7 @@ from torch.distributed.tensor import DTensor
 from training.model import load_model, prepare_model
 from training.recipe import Recipe, RecipeError
 from training.sharding import sharding_asked
-
-if TYPE_CHECKING:
-    from training.train import Trainer
+from training.trainer import Trainer
 
 FLOAT = 4  # bytes of a weight, a gradient, and each of the optimiser's two averages
 TIMED_STEPS = 6  # the same in every process, because they wait for each other
@@ -84,15 +82,18 @@ def check_room(recipe: Recipe) -> None:
         )
 
 
-def dry_run(trainer: "Trainer") -> str:
-    """What the run of a trainer would take, from a few steps of it; lines for people. Every process calls this."""
+def dry_run(trainer: Trainer) -> str:
+    """Tells what a trainer's run would take, from a few steps of it; lines for people. Every process calls this."""
     recipe, processes, codec = trainer.recipe, trainer.accelerator.num_processes, trainer.average.module
-    others = [companion.module for companion in trainer.companions]
+    others = [auxiliary.module for auxiliary in trainer.auxiliaries]
     listeners = [] if trainer.perceptual is None else [trainer.perceptual]
+    trainer.accelerator.print(
+        f"Taking {len(starts_of_phases(recipe)) * (1 + TIMED_STEPS) + 1} steps on noise …", file=sys.stderr
+    )
     activations = measure_activations(trainer, [codec, *others])
     phases = {step: time_steps(trainer, step) for step in starts_of_phases(recipe)}
     fixed = fixed_memory(codec, [*others, *listeners])
-    frames = recipe.batch_size * recipe.gradient_accumulation_steps * processes * recipe.data.crop_frames
+    frames = trainer.batch_size * recipe.gradient_accumulation_steps * processes * recipe.data.crop_frames
     audio = frames * trainer.extractor.hop_length / trainer.extractor.sampling_rate
     last = phases[max(phases)]
     cores = torch.get_num_threads() if trainer.accelerator.device.type == "cpu" else 0
@@ -100,6 +101,7 @@ def dry_run(trainer: "Trainer") -> str:
     lines = {
         "parameters": ", ".join(parameter_texts(trainer)),
         "memory": f"{memory_text(fixed | {'activations': activations})}, in each process",
+        "precision": str(trainer.precision),
         "a step": f"{frames:,} token frames, {audio:,.1f} s of audio, in {place}",
         "takes": ", ".join(f"{seconds:.3g} s from step {step:,} on" for step, seconds in phases.items()),
         "a day": f"{DAY / last * audio / HOUR:,.1f} hours of audio",
@@ -113,11 +115,11 @@ def dry_run(trainer: "Trainer") -> str:
     return "\n".join(f"{name:<11} {text}" for name, text in lines.items())
 
 
-def parameter_texts(trainer: "Trainer") -> list[str]:
+def parameter_texts(trainer: Trainer) -> list[str]:
     """How many parameters each network has."""
     codec = trainer.average.module
     networks = {"codec": codec, "its encoder": codec.encoder, "its decoder": codec.decoder}
-    networks |= {companion.name.replace("_", " "): companion.module for companion in trainer.companions}
+    networks |= {auxiliary.name.replace("_", " "): auxiliary.module for auxiliary in trainer.auxiliaries}
     networks |= {} if trainer.perceptual is None else {"perceptual network": trainer.perceptual}
     return [f"{name} {sum(p.numel() for p in network.parameters()):,}" for name, network in networks.items()]
 
@@ -161,7 +163,7 @@ def run_seconds(recipe: Recipe, phases: dict[int, float]) -> float:
     return sum((end - start) * phases[start] for start, end in zip(bounds, bounds[1:], strict=False))
 
 
-def measure_activations(trainer: "Trainer", trained: list[nn.Module]) -> int:
+def measure_activations(trainer: Trainer, trained: list[nn.Module]) -> int:
     """Bytes that the forward and backward passes of a step take at their peak, beyond gradients; the very first step.
 
     Args:
@@ -176,7 +178,7 @@ def measure_activations(trainer: "Trainer", trained: list[nn.Module]) -> int:
     return max(memory.rise - gradients, 0)
 
 
-def time_steps(trainer: "Trainer", step: int) -> float:
+def time_steps(trainer: Trainer, step: int) -> float:
     """Median seconds of a step at a given place in the run; the first, in which much is made once, does not count."""
     trainer.step, times = step, []
     for _ in range(1 + TIMED_STEPS):
@@ -189,10 +191,10 @@ def time_steps(trainer: "Trainer", step: int) -> float:
     return statistics.median(times[1:])
 
 
-def forward_and_backward(trainer: "Trainer") -> None:
+def forward_and_backward(trainer: Trainer) -> None:
     """All batches of one optimiser step, of noise."""
     recipe, device = trainer.recipe, trainer.accelerator.device
-    shape = (recipe.batch_size, 1, recipe.data.crop_frames * trainer.extractor.hop_length)
+    shape = (trainer.batch_size, 1, recipe.data.crop_frames * trainer.extractor.hop_length)
     utterances = next(iter(trainer.utterances()))
     for _ in range(recipe.gradient_accumulation_steps):
         with trainer.accelerator.accumulate(trainer.model):

@@ -1,7 +1,7 @@
 """The losses of a codec: what each term measures, and their weighted sum.
 
-Reconstruction losses are multi-resolution log-mel and magnitude distances and a waveform distance that fades out.
-Adversarial losses work on the features of a discriminator (see `discriminator.py`), the last of which are its logits.
+Reconstruction losses are multi-resolution log-mel and magnitude distances and a waveform distance that fades out. Terms
+of networks stand beside these: adversarial ones in `discriminator.py`, CTC in `ctc.py`, features in `perceptual.py`.
 """
 
 import torch
@@ -13,8 +13,6 @@ from training.recipe import LossConfig
 
 WINDOWS_AND_MELS = ((128, 16), (256, 32), (512, 64), (1024, 80), (2048, 128))
 QUIETEST = 1e-4  # log-mel spectra are cut off here, 80 dB below a full-scale sine
-
-Features = list[list[Tensor]]  # of each resolution of a discriminator, of each of its layers
 
 
 class SpectralDistance(nn.Module):
@@ -80,39 +78,6 @@ class ReconstructionLoss(nn.Module):
             "magnitude": sum(magnitude for _, magnitude in distances),
             "waveform": relative_l1(audio, reference),
         }
-
-
-def codec_hinge_loss(decoded: Features) -> Tensor:
-    """The adversarial loss of the codec: how unreal decoded audio looks, mean over resolutions; a scalar."""
-    return -_mean([features[-1].float().mean() for features in decoded])
-
-
-def discriminator_hinge_loss(real: Features, decoded: Features) -> Tensor:
-    """The loss of the discriminator: real logits below 1 and decoded ones above -1, mean over resolutions; a scalar."""
-    margins = [
-        F.relu(1 - logits.float()).mean() + F.relu(1 + decoded_logits.float()).mean()
-        for (*_, logits), (*_, decoded_logits) in zip(real, decoded, strict=True)
-    ]
-    return _mean(margins)
-
-
-def feature_matching_loss(real: Features, decoded: Features) -> Tensor:
-    """L1 of hidden features relative to the real ones' mean magnitude, layer by layer, mean over all layers; a scalar.
-
-    Without the division, layers and resolutions with large features would drown the others. No gradient flows into
-    the real features.
-    """
-    return _mean(
-        [
-            relative_l1(decoded_feature.float(), real_feature.detach().float())
-            for real_features, decoded_features in zip(real, decoded, strict=True)
-            for real_feature, decoded_feature in zip(real_features[:-1], decoded_features[:-1], strict=True)
-        ]
-    )
-
-
-def _mean(values: list[Tensor]) -> Tensor:
-    return torch.stack(values).mean()
 
 
 def weighted_sum(terms: dict[str, Tensor], weights: LossConfig, step: int) -> Tensor:

@@ -14,12 +14,13 @@ from modeling_taae.transformer_taae import TaaeTransformerLayer
 from training.recipe import Recipe, RecipeError
 
 
-def load_model(recipe: Recipe, empty: bool = False) -> TaaeModel:
-    """A named size from scratch, or a published model to go on from, as the recipe says.
+def load_model(recipe: Recipe, attention: str = "sdpa", empty: bool = False) -> TaaeModel:
+    """Makes a named size from scratch, or loads a published model to go on from, as the recipe says.
 
     Args:
-        recipe: of the run.
-        empty: whether to leave out the weights, and to take no memory: for those who only count them.
+        recipe: the run's recipe.
+        attention: implementation of attention.
+        empty: leaves out the weights and takes no memory, for those who only count them.
 
     Raises:
         RecipeError: if there is no such model, or the recipe's configuration does not fit it.
@@ -35,7 +36,7 @@ def load_model(recipe: Recipe, empty: bool = False) -> TaaeModel:
         else:
             model = TaaeModel.from_pretrained(recipe.size, **recipe.config)
             list_ancestors(model)  # tokens stay theirs if the encoder does
-        model.set_attn_implementation(recipe.attn_implementation)
+        model.set_attn_implementation(attention)
         model.bottleneck(recipe.validation.bottleneck)
     except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:
         raise RecipeError(f"Cannot make the model {recipe.size!r}: {str(error).splitlines()[0]}") from error

@@ -1,15 +1,18 @@
 """The optimiser, its learning rate, and the watch for runs that diverge."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from training.recipe import OptimizerConfig
+from training.recipe import OptimizerConfig, Recipe
 
 SKIPPED_IN_SUCCESSION = 5  # a single overflow is bad luck, this many are a diverged run
 SMOOTHING = 0.02  # of the watched loss: an average over about the last 50 steps
-SETTLING_STEPS = 100  # before the average means anything
+EARLY_STEPS = 100  # in which the average is of few losses, so that it may rise twice as far
+FEWEST_STEPS = 5  # seen before anything is said
 
 
 class DivergenceError(RuntimeError):
@@ -17,37 +20,72 @@ class DivergenceError(RuntimeError):
 
 
 def trainable_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """Those parameters of a module that train."""
+    """Returns those parameters of a module that train."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def build_optimizer(module: nn.Module) -> torch.optim.AdamW:
-    """AdamW for those parameters of a module that train; `step_if_finite` sets it."""
+    """Makes AdamW for those parameters of a module that train; `step_if_finite` sets its learning rate."""
     return torch.optim.AdamW(trainable_parameters(module), fused=True)
 
 
 def learning_rate_factor(optimizer: OptimizerConfig, max_steps: int, step: int, first_step: int = 0) -> float:
-    """Share of the learning rate at a step: linear warm-up, constant, cosine decay to zero at the end.
+    """Returns the share of the learning rate at a step: linear warm-up, constant, cosine decay to zero at the end.
 
     Args:
-        optimizer: how long warm-up and decay take.
-        max_steps: of the run.
+        optimizer: the lengths of warm-up and decay.
+        max_steps: the run's steps in all.
         step: steps taken so far.
-        first_step: where the warm-up begins.
+        first_step: the step at which the warm-up begins.
     """
     warmup = min(1.0, (step - first_step + 1) / max(optimizer.warmup_steps, 1))
     left = (max_steps - step) / max(optimizer.decay_steps, 1)
     return warmup * 0.5 * (1 - math.cos(math.pi * min(max(left, 0.0), 1.0)))
 
 
-def step_if_finite(optimizer: torch.optim.AdamW, settings: OptimizerConfig, learning_rate: float, norm: Tensor) -> None:
-    """One step, unless the norm of the gradients is not finite. The device decides, so that nobody waits for the norm.
+def tell_schedule(recipe: Recipe, step: int, tell: Callable[[str], None]) -> None:
+    """Says so where nothing is left to train, or the learning rate cannot get to where the recipe has it.
 
     Args:
-        optimizer: fused. It steps by the recipe as it is, whatever the recipe was when a checkpoint was written.
-        settings: of the recipe.
-        learning_rate: of this step.
-        norm: a scalar.
+        recipe: the run's recipe.
+        step: steps taken so far.
+        tell: takes a line.
+    """
+    settings, steps = recipe.optimizer, recipe.max_steps
+    if step >= steps:
+        tell(
+            f"The run in {recipe.output_dir} has its {steps:,} steps, so nothing is trained; raise --max_steps to go "
+            "on, or choose another --output_dir for a new run."
+        )
+    elif (highest := highest_factor(settings, steps)) < 0.995:
+        # What gets the rate up when it is switched off is to blame.
+        without = {
+            f"--optimizer.{name}": highest_factor(replace(settings, **{name: 0}), steps)
+            for name in ("warmup_steps", "decay_steps")
+        }
+        alone = [name for name, reached in without.items() if reached >= 0.995]
+        blamed = " or ".join(alone) or " and ".join(without)
+        tell(
+            f"Warm-up and decay leave too few of the {steps:,} steps, so the learning rate gets to {highest:.0%} of "
+            f"{settings.learning_rate:g} only; lower {blamed}."
+        )
+
+
+def highest_factor(settings: OptimizerConfig, steps: int) -> float:
+    """Returns the largest share of the learning rate that a run of so many steps gets to."""
+    return max(learning_rate_factor(settings, steps, step) for step in range(steps))
+
+
+def step_if_finite(optimizer: torch.optim.AdamW, settings: OptimizerConfig, learning_rate: float, norm: Tensor) -> None:
+    """Takes one step, unless the norm of the gradients is not finite.
+
+    The device decides, so that nobody waits for the norm.
+
+    Args:
+        optimizer: a fused one. It steps by the recipe as it is, whatever the recipe was when a checkpoint was written.
+        settings: the recipe's settings.
+        learning_rate: this step's rate.
+        norm: norm of the gradients, a scalar.
     """
     for group in optimizer.param_groups:
         group.update(lr=learning_rate, betas=tuple(settings.betas), weight_decay=settings.weight_decay)
@@ -56,7 +94,7 @@ def step_if_finite(optimizer: torch.optim.AdamW, settings: OptimizerConfig, lear
 
 
 class DivergenceWatch:
-    """Notices a run that goes wrong, before its checkpoints are spoilt.
+    """Notices a run that goes wrong, from its first step on, before its checkpoints are spoilt.
 
     Args:
         ratio: how far above its lowest value so far the averaged loss may rise.
@@ -65,7 +103,7 @@ class DivergenceWatch:
     def __init__(self, ratio: float):
         self.ratio = ratio
         self.skipped = self.steps = 0
-        self.average = self.lowest = math.inf
+        self.average, self.lowest = 0.0, math.inf
         self.noted: list[Tensor] = []
 
     def note(self, loss: Tensor, norm: Tensor) -> None:
@@ -76,8 +114,8 @@ class DivergenceWatch:
         """Looks at the steps noted since the last time.
 
         Raises:
-            DivergenceError: if too many steps in succession have been skipped, or the loss, averaged over the last
-                steps, has risen too far above its lowest value.
+            DivergenceError: if too many steps in succession have been skipped, or the averaged loss has risen too far
+                above its lowest value.
         """
         noted, self.noted = self.noted, []
         for loss, norm in torch.stack(noted).tolist() if noted else []:
@@ -90,11 +128,12 @@ class DivergenceWatch:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return
         self.steps += 1
-        self.average = loss if self.steps == 1 else self.average + SMOOTHING * (loss - self.average)
-        if self.steps < SETTLING_STEPS:
-            return
+        # The mean of all losses at first, and then of about the last 50: the first step's loss, before any update of
+        # the weights, is what a wrong learning rate is measured by.
+        self.average += max(SMOOTHING, 1 / self.steps) * (loss - self.average)
         self.lowest = min(self.lowest, self.average)
-        if self.average > self.ratio * self.lowest:
+        limit = self.ratio * (2 if self.steps < EARLY_STEPS else 1)
+        if self.steps >= FEWEST_STEPS and self.average > limit * self.lowest:
             raise DivergenceError(
-                f"The log-mel loss has risen to {self.average:.3g}, more than {self.ratio:g} times its lowest value."
+                f"The log-mel loss has risen to {self.average:.3g}, more than {limit:g} times its lowest value."
             )

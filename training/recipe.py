@@ -36,17 +36,20 @@ class CorpusConfig:
 
 @dataclass
 class AugmentationConfig:
-    """How training crops are changed; every crop is changed in level, the other changes are drawn for each crop.
+    """How training crops are changed. Which changes a crop gets is drawn for each of them by itself.
 
     Args:
         level: largest gain either way, in dB; crops are never made to clip.
-        probability: share of the crops that each of the following changes.
+        probability: share of the crops that each of the following changes, where it has no share of its own.
         speed: largest change of speed and pitch; 0.1 is up to 1.1 times as fast or as slow.
         polarity: turn the waveform upside down.
         equalization: largest gain either way of the bands of an equaliser, in dB.
         noise: folder of recordings to add; None adds none.
         noise_snr: lowest and highest ratio of speech to noise, in dB.
         room: folder of impulse responses to convolve with; None convolves with none.
+        level_probability: share of the crops whose level changes.
+        speed_probability, polarity_probability, equalization_probability, noise_probability, room_probability: share
+            of the crops that get this change; None takes `probability`.
     """
 
     level: NonNegativeFloat = 5.0
@@ -57,6 +60,12 @@ class AugmentationConfig:
     noise: str | None = None
     noise_snr: tuple[float, float] = (5.0, 30.0)
     room: str | None = None
+    level_probability: ClosedUnitInterval = 1.0
+    speed_probability: ClosedUnitInterval | None = None
+    polarity_probability: ClosedUnitInterval | None = None
+    equalization_probability: ClosedUnitInterval | None = None
+    noise_probability: ClosedUnitInterval | None = None
+    room_probability: ClosedUnitInterval | None = None
 
 
 @dataclass
@@ -262,8 +271,11 @@ class Recipe:
         max_steps: optimiser steps in all.
         batch_size: crops per process and forward pass.
         gradient_accumulation_steps: forward passes per optimiser step.
-        mixed_precision: precision of activations; weights are kept in float32.
-        attn_implementation: attention in training; "eager" is the fastest for short crops on CPUs.
+        processes: on a CPU, how many processes share each batch; None takes as many as pay. A launcher, such as
+            `accelerate launch`, overrides it, and gives each of its processes a batch of its own.
+        mixed_precision: precision of activations; weights are kept in float32. "auto" takes bfloat16 where the machine
+            computes faster with it, and float32 elsewhere.
+        attn_implementation: attention in training; "auto" takes what is fastest on the machine.
         gradient_checkpointing: compute activations twice instead of keeping them, for large models.
         compile: compile each transformer layer.
         cuda_graph: replay forward and backward passes as a CUDA graph; for reconstruction losses, on one GPU.
@@ -290,8 +302,9 @@ class Recipe:
     max_steps: PositiveInt = 100_000
     batch_size: PositiveInt = 4
     gradient_accumulation_steps: PositiveInt = 1
-    mixed_precision: Literal["no", "bf16"] = "no"
-    attn_implementation: str = "sdpa"
+    processes: PositiveInt | None = None
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    attn_implementation: str = "auto"
     gradient_checkpointing: bool = False
     compile: bool = False
     cuda_graph: bool = False

@@ -1,6 +1,6 @@
 """Whole utterances with their text, for the CTC head."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import pyarrow.parquet
@@ -9,11 +9,16 @@ from datasets import Dataset
 
 from modeling_taae import TaaeFeatureExtractor
 from training.augmentation import INT16_FULL_SCALE
-from training.ctc import split_units
 from training.data import CorpusError, corpus_origin, corpus_probabilities, decode_row, load_corpus
 from training.recipe import CorpusConfig, CTCConfig
 
 ATTEMPTS = 100  # draws without a recording that can be used, after which a corpus is given up
+
+
+def split_units(text: str, units: str, ignored: Collection[str] = ()) -> list[str]:
+    """Splits a text into symbols: its characters in lower case, or what stands between spaces, such as phonemes."""
+    found = text.strip().lower() if units == "characters" else text.split()
+    return [unit for unit in found if unit not in ignored]
 
 
 class TranscribedCorpus:

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from training.dry_run import fixed_memory
 from training.recipe import parse_recipe
-from training.train import Trainer
+from training.trainer import Trainer
 
 
 def launch_environment() -> dict[str, str]:

@@ -5,9 +5,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from training.adversarial import Adversary
-from training.discriminator import DiscriminatorError, MultiResolutionDiscriminator, STFTDiscriminator
-from training.losses import codec_hinge_loss, discriminator_hinge_loss, feature_matching_loss
+from training.discriminator import (
+    Adversary,
+    DiscriminatorError,
+    MultiResolutionDiscriminator,
+    STFTDiscriminator,
+    codec_hinge_loss,
+    discriminator_hinge_loss,
+    feature_matching_loss,
+)
 from training.recipe import DataConfig, DiscriminatorConfig, Recipe
 
 HOP = 640
@@ -82,12 +88,12 @@ def test_neither_side_gets_gradients_of_the_other():
     audio = random_audio(0)
     decoded = codec(audio.unflatten(-1, (-1, HOP))).flatten(-2)
     terms, own = adversary.losses(decoded, audio, step=0)
-    gathered = [parameter.grad.clone() for parameter in adversary.discriminator.parameters()]
+    gathered = [parameter.grad.clone() for parameter in adversary.module.parameters()]
     assert any(gradient.any() for gradient in gathered)
     assert codec.weight.grad is None, "the discriminator's loss reached the codec"
     (terms["adversarial"] + terms["feature_matching"]).backward()
     assert codec.weight.grad.any()
-    for parameter, gradient in zip(adversary.discriminator.parameters(), gathered, strict=True):
+    for parameter, gradient in zip(adversary.module.parameters(), gathered, strict=True):
         assert torch.equal(parameter.grad, gradient), "the codec's loss reached the discriminator"
     assert own["discriminator"] > 0
 
@@ -100,7 +106,7 @@ def test_a_discriminator_learns_to_tell_two_signals_apart():
     losses = []
     for step in range(40):
         losses.append(adversary.losses(decoded, audio, step)[1]["discriminator"].item())
-        adversary.companion.update(step)
+        adversary.update(step)
     assert losses[-1] < 0.5 * losses[0]
 
 
@@ -110,7 +116,7 @@ def test_resolutions_are_drawn_by_step_and_rest_otherwise():
     assert {index for draw in draws for index in draw} == {0, 1, 2}
     assert draws == [make_adversary(resolutions_per_step=1)._draw(step) for step in range(30)]
     adversary.losses(random_audio(0), random_audio(1), step=3)
-    touched = [resolution.to_logits.bias.grad is not None for resolution in adversary.discriminator.resolutions]
+    touched = [resolution.to_logits.bias.grad is not None for resolution in adversary.module.resolutions]
     assert touched == [index in draws[3] for index in range(3)]
 
 
@@ -118,9 +124,9 @@ def test_between_its_updates_a_discriminator_only_judges():
     adversary = make_adversary(update_every=2)
     terms, own = adversary.losses(random_audio(0), random_audio(1), step=2)
     assert terms.keys() == {"adversarial", "feature_matching"} and not own
-    before = [parameter.clone() for parameter in adversary.discriminator.parameters()]
-    adversary.companion.update(step=2)
-    assert all(map(torch.equal, before, adversary.discriminator.parameters()))
+    before = [parameter.clone() for parameter in adversary.module.parameters()]
+    adversary.update(step=2)
+    assert all(map(torch.equal, before, adversary.module.parameters()))
 
 
 def test_before_its_start_a_discriminator_is_not_active():

@@ -27,7 +27,7 @@ def test_a_dry_run_tells_what_a_run_takes_and_writes_nothing(tmp_path, monkeypat
     options = ("--dry_run", "true", "--output_dir", tmp_path / "run", *ADVERSARIAL, "--discriminator.start_step", 4)
     run_main(monkeypatch, recipe, *options, "--gradient_accumulation_steps", 3)
     lines = {line[:11].strip(): line[12:] for line in capfd.readouterr().out.splitlines()}
-    assert sorted(lines) == ["a day", "a step", "memory", "parameters", "sharded", "takes", "the run"]
+    assert sorted(lines) == ["a day", "a step", "memory", "parameters", "precision", "sharded", "takes", "the run"]
     assert not (tmp_path / "run").exists()
     # Three times 2 crops of 16 frames of 640 samples.
     assert re.fullmatch(r"96 token frames, 3.8 s of audio, in 1 process of \d+ threads?", lines["a step"])
@@ -53,9 +53,9 @@ def test_what_stays_in_memory_is_counted_as_a_run_holds_it(tmp_path):
     trainer = train(
         recipe, *ADVERSARIAL, "--max_steps", 1, "--output_dir", tmp_path / "run", "--validation.corpus", "null"
     )
-    discriminator, codec = trainer.adversary.discriminator, trainer.model
+    discriminator, codec = trainer.adversary.module, trainer.model
     counted = fixed_memory(trainer.average.module, [discriminator])
-    optimizers = (trainer.optimizer.optimizer, trainer.adversary.companion.optimizer)
+    optimizers = (trainer.optimizer.optimizer, trainer.adversary.optimizer)
     states = [tensor for optimizer in optimizers for state in optimizer.state.values() for tensor in state.values()]
     assert counted["optimiser"] == sum(tensor.nbytes for tensor in states if tensor.ndim > 0)
     assert counted["weights"] == sum(p.nbytes for module in (codec, discriminator) for p in module.parameters())

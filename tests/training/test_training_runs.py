@@ -35,7 +35,8 @@ from training.cuda_graph import check_replayable
 from training.discriminator import DiscriminatorError, MultiResolutionDiscriminator
 from training.publish import publish
 from training.recipe import RecipeError, parse_recipe
-from training.train import Trainer, main
+from training.train import main
+from training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_a_run_goes_on_with_a_discriminator_and_publishes_it(recipe_file, tmp_pa
     assert found.config == {"fft_sizes": [78, 206, 542], "channels": 4, "exponent": 0.5}
     start = ("--size", tmp_path / "published", "--config", "{}", "--output_dir", tmp_path / "tuned")
     tuned = make_trainer(recipe_file, *ADVERSARIAL, *start)
-    assert_equal(found.state_dict(), tuned.adversary.discriminator.state_dict())
+    assert_equal(found.state_dict(), tuned.adversary.module.state_dict())
     with pytest.raises(DiscriminatorError, match="'channels': 4"):
         make_trainer(recipe_file, *ADVERSARIAL, *start, "--discriminator.channels", 8)
 
@@ -219,7 +220,7 @@ def test_a_resumed_run_steps_as_its_recipe_says_now(recipe_file, tmp_path):
     now = {"learning_rate": 1e-5, "weight_decay": 0.5, "betas": [0.5, 0.6]}
     options = [word for name, value in now.items() for word in (f"--optimizer.{name}", value)]
     trainer = train(recipe_file, *ADVERSARIAL, *options, "--optimizer.decay_steps", 0, "--output_dir", tmp_path)
-    for optimizer in (trainer.optimizer, trainer.adversary.companion.optimizer):
+    for optimizer in (trainer.optimizer, trainer.adversary.optimizer):
         (group,) = optimizer.param_groups
         assert (group["weight_decay"], list(group["betas"])) == (0.5, [0.5, 0.6])
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(1e-5)

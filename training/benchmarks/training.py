@@ -18,7 +18,7 @@ from training.benchmarks.tools import BFLOAT16, FLOAT32, Bench, name_of, random_
 from training.losses import weighted_sum
 from training.optimization import trainable_parameters
 from training.recipe import parse_recipe
-from training.train import Trainer
+from training.trainer import Trainer
 
 # Sizes with the crops of a batch and their seconds, by type of device.
 BATCHES = {
@@ -110,7 +110,7 @@ def step_parts(trainer: Trainer) -> dict[str, Callable[[], object]]:
         leaf = decoded.clone().requires_grad_()
         terms, _ = trainer.adversary.losses(leaf, audio, trainer.step)
         weighted_sum(terms, trainer.recipe.losses, 0).backward()
-        trainer.adversary.discriminator.zero_grad(set_to_none=True)
+        trainer.adversary.module.zero_grad(set_to_none=True)
         trainer.step += 1
 
     def optimizer() -> None:
@@ -130,7 +130,7 @@ def step_parts(trainer: Trainer) -> dict[str, Callable[[], object]]:
 
 def networks(trainer: Trainer) -> list[torch.nn.Module]:
     """All that trains."""
-    return [trainer.model, *(companion.module for companion in trainer.companions)]
+    return [trainer.model, *(auxiliary.module for auxiliary in trainer.auxiliaries)]
 
 
 def profile_kinds(function: Callable[[], object], device: torch.device) -> dict[str, float]:

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's tra
 from modeling_taae.evaluation.report import NOTHING, table
 from training.optimization import trainable_parameters
 from training.recipe import RecipeError, parse_recipe
-from training.train import Trainer
+from training.trainer import Trainer
 
 BATCHES = 8
 

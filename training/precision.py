@@ -1,0 +1,130 @@
+"""What a machine computes fastest with: precision, attention, processes. `auto` in a recipe means these choices.
+
+Nothing here is a default that was tuned on one machine: a processor says what it has, and one matrix product each way
+confirms it.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import psutil
+import torch
+
+Precision = Literal["no", "bf16"]  # as Accelerate names them
+
+# What PyTorch calls a feature, by what people call it.
+FEATURES = {"avx2": "avx2", "avx512": "avx512_f", "avx512_bf16": "avx512_bf16", "amx": "amx_bf16"}
+# Any of these multiplies matrices in bfloat16; without one PyTorch emulates it, many times slower than float32.
+BFLOAT16_FEATURES = {"avx512_bf16", "amx", "bf16"}
+SIZE, REPEATS = 1024, 3
+
+
+@dataclass(frozen=True)
+class PrecisionChoice:
+    """A precision, and why it was chosen.
+
+    Args:
+        precision: "no" (float32) or "bf16", as Accelerate names them.
+        reason: half a sentence, for the log.
+    """
+
+    precision: Precision
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{'bfloat16' if self.precision == 'bf16' else 'float32'} ({self.reason})"
+
+
+@lru_cache
+def processor_features() -> tuple[str, ...]:
+    """Returns those features of this processor that decide how fast matrix products are, such as `amx`."""
+    if hasattr(torch.cpu, "get_capabilities"):  # since PyTorch 2.10
+        found = torch.cpu.get_capabilities()
+        known = [name for name, key in FEATURES.items() if found.get(key)]
+        return tuple(known) + (("bf16",) if found.get("bf16") else ())
+    told = {"avx2": "_is_avx2_supported", "avx512": "_is_avx512_supported"}
+    told |= {"avx512_bf16": "_is_avx512_bf16_supported", "amx": "_is_amx_tile_supported"}
+    return tuple(name for name, function in told.items() if getattr(torch.cpu, function, lambda: False)())
+
+
+def choose_precision(
+    wanted: str,
+    device: torch.device,
+    features: tuple[str, ...] | None = None,
+    seconds: Callable[[torch.dtype, torch.device], float] | None = None,
+) -> PrecisionChoice:
+    """Chooses the precision of activations on a device.
+
+    Args:
+        wanted: "no" or "bf16", which are taken as they are, or "auto".
+        device: where the run computes.
+        features: the processor's features; None asks it.
+        seconds: gives the time of a matrix product; None measures it.
+    """
+    if wanted in ("no", "bf16"):
+        return PrecisionChoice("bf16" if wanted == "bf16" else "no", "as asked")
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return PrecisionChoice("bf16", "this GPU has it")
+        return PrecisionChoice("no", "this GPU has no bfloat16")
+    if device.type != "cpu":
+        return PrecisionChoice("no", f"bfloat16 has not been tried on {device.type}")
+    features = processor_features() if features is None else features
+    if not (having := BFLOAT16_FEATURES & set(features)):
+        return PrecisionChoice("no", "this processor has no bfloat16")
+    measure = seconds or product_seconds
+    full, half = measure(torch.float32, device), measure(torch.bfloat16, device)
+    ratio = f"{max(full, half) / min(full, half):.1f} times as fast here"
+    if half < full:
+        return PrecisionChoice("bf16", f"{' and '.join(sorted(having))}: {ratio}")
+    return PrecisionChoice("no", ratio)
+
+
+def product_seconds(dtype: torch.dtype, device: torch.device) -> float:
+    """Measures the least seconds that a product of two square matrices takes."""
+    left, right = torch.ones(2, SIZE, SIZE, device=device).to(dtype)
+    times = []
+    for _ in range(1 + REPEATS):  # the first sets libraries up
+        start = time.perf_counter()
+        left @ right
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def choose_attention(wanted: str, device: torch.device, precision: Precision) -> str:
+    """Chooses the attention implementation of training; only `auto` is a question.
+
+    On the CPUs that were tried, bfloat16 is 3 to 9 % faster with attention spelt out, float32 and GPUs are faster
+    with PyTorch's own.
+    """
+    if wanted != "auto":
+        return wanted
+    return "eager" if device.type == "cpu" and precision == "bf16" else "sdpa"
+
+
+def choose_processes(batch_sizes: list[int], cores: int | None = None) -> int:
+    """Chooses how many processes share the batches of a run on a CPU: one for each core, as far as batches divide.
+
+    Args:
+        batch_sizes: items in each kind of batch; each process gets the same share of each.
+        cores: cores to use; None takes those that this process may use, hyper-threads not counted.
+    """
+    cores = usable_cores() if cores is None else cores
+    return max(
+        number
+        for number in range(1, max(cores, 1) + 1)
+        if number == 1 or all(size % number == 0 for size in batch_sizes)
+    )
+
+
+def usable_cores() -> int:
+    """Returns the number of cores that this process may use, hyper-threads not counted."""
+    logical, physical = os.cpu_count() or 1, psutil.cpu_count(logical=False) or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
+    if "OMP_NUM_THREADS" in os.environ:
+        allowed = min(allowed, max(int(os.environ["OMP_NUM_THREADS"] or 1), 1))
+    return max(1, min(allowed, physical))
