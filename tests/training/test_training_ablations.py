@@ -10,7 +10,10 @@ from training.experiments import ablations as run_ablations
 from training.experiments.ablations import ADVERSARIAL, COLUMNS, MARKERS, all_ablations, last_validation, main, markdown
 from training.recipe import parse_recipe
 
-RESULTS, README = CHECKOUT / "training" / "results" / "ablations.json", CHECKOUT / "training" / "README.md"
+RESULTS, README = (
+    CHECKOUT / "training" / "experiments" / "results" / "ablations.json",
+    CHECKOUT / "training" / "README.md",
+)
 
 
 @pytest.mark.parametrize("ablation", all_ablations(), ids=lambda ablation: ablation.name)

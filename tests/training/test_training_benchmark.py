@@ -16,7 +16,7 @@ from training.benchmarks import training as benchmark_training
 from training.benchmarks.benchmark import GPU_MARKERS, MARKERS, main, markdown
 from training.benchmarks.tools import Bench, count_operations, random_model
 
-RESULTS, README = CHECKOUT / "training" / "benchmark.json", CHECKOUT / "training" / "README.md"
+RESULTS, README = CHECKOUT / "training" / "benchmarks" / "benchmark.json", CHECKOUT / "training" / "README.md"
 GPU_RESULTS = RESULTS.with_name("benchmark_gpu.json")
 QUICK = ("--threads", "1", "--seconds", "0")
 

@@ -19,7 +19,7 @@ from training.experiments.stages import EXPERIMENTS, MARKERS, PUBLISHED, Experim
 from training.recipe import parse_recipe
 
 RATE, PRESET = 16_000, run_stages.PRESET
-RESULTS, README = CHECKOUT / "training" / "results" / "stages.json", CHECKOUT / "training" / "README.md"
+RESULTS, README = CHECKOUT / "training" / "experiments" / "results" / "stages.json", CHECKOUT / "training" / "README.md"
 STAGES = {stage for experiment in EXPERIMENTS.values() for stage in experiment.stages if stage.recipe is not None}
 
 
