@@ -17,12 +17,13 @@ from training.recipe import AugmentationConfig, RecipeError
 
 # Where the equaliser's gain is drawn, in Hz; in between it follows the logarithm of the frequency.
 EQUALIZER_BANDS = (60.0, 150.0, 400.0, 1_000.0, 2_500.0, 6_000.0)
+CHANGES = ("level", "speed", "polarity", "equalization", "noise", "room")
 INT16_FULL_SCALE = 32768
 SILENCE = 1e-6  # mean square, about -60 dB of full scale
 
 
 class AugmentationError(RecipeError):
-    """A folder of noises or rooms that holds none."""
+    """A folder of noises or rooms that holds none, or the probability of a change that does not exist."""
 
 
 class Augmenter:
@@ -33,11 +34,15 @@ class Augmenter:
         sampling_rate: in Hz.
 
     Raises:
-        AugmentationError: if a folder holds no audio.
+        AugmentationError: if a folder holds no audio, or a probability is that of no change.
     """
 
     def __init__(self, settings: AugmentationConfig, sampling_rate: int):
         self.settings, self.sampling_rate = settings, sampling_rate
+        if unknown := sorted(settings.probabilities.keys() - set(CHANGES)):
+            raise AugmentationError(
+                f"augmentation.probabilities has {unknown[0]!r}; the changes are {', '.join(CHANGES)}."
+            )
         self.noises = find_audio(settings.noise) if settings.noise else []
         self.rooms = find_audio(settings.room) if settings.room else []
 
@@ -59,13 +64,12 @@ class Augmenter:
         if self.noises and self._drawn("noise", generator):
             noise = read_or_silence(self._one_of(self.noises, generator), self.sampling_rate)
             crop = add_noise(crop, random_crop(noise, generator, length), generator.uniform(*settings.noise_snr))
-        if settings.level_probability == 1 or self._drawn("level", generator):
+        if settings.probabilities.get("level", 1) == 1 or self._drawn("level", generator):
             crop = change_level(crop, 10 ** (generator.uniform(-settings.level, settings.level) / 20))
         return torch.from_numpy(crop)[None]
 
     def _drawn(self, change: str, generator: np.random.Generator) -> bool:
-        own = getattr(self.settings, f"{change}_probability")
-        return generator.random() < (self.settings.probability if own is None else own)
+        return generator.random() < self.settings.probabilities.get(change, self.settings.probability)
 
     @staticmethod
     def _one_of(files: list[Path], generator: np.random.Generator) -> Path:

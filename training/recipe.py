@@ -40,32 +40,26 @@ class AugmentationConfig:
 
     Args:
         level: largest gain either way, in dB; crops are never made to clip.
-        probability: share of the crops that each of the following changes, where it has no share of its own.
+        probability: share of the crops that each of the following changes.
+        probabilities: shares of single changes by their names, such as `{speed: 0.9}`, in place of `probability`; the
+            share of `level` is 1.
         speed: largest change of speed and pitch; 0.1 is up to 1.1 times as fast or as slow.
         polarity: turn the waveform upside down.
         equalization: largest gain either way of the bands of an equaliser, in dB.
         noise: folder of recordings to add; None adds none.
         noise_snr: lowest and highest ratio of speech to noise, in dB.
         room: folder of impulse responses to convolve with; None convolves with none.
-        level_probability: share of the crops whose level changes.
-        speed_probability, polarity_probability, equalization_probability, noise_probability, room_probability: share
-            of the crops that get this change; None takes `probability`.
     """
 
     level: NonNegativeFloat = 5.0
     probability: ClosedUnitInterval = 0.5
+    probabilities: dict[str, ClosedUnitInterval] = field(default_factory=dict)
     speed: NonNegativeFloat = 0.0
     polarity: bool = False
     equalization: NonNegativeFloat = 0.0
     noise: str | None = None
     noise_snr: tuple[float, float] = (5.0, 30.0)
     room: str | None = None
-    level_probability: ClosedUnitInterval = 1.0
-    speed_probability: ClosedUnitInterval | None = None
-    polarity_probability: ClosedUnitInterval | None = None
-    equalization_probability: ClosedUnitInterval | None = None
-    noise_probability: ClosedUnitInterval | None = None
-    room_probability: ClosedUnitInterval | None = None
 
 
 @dataclass

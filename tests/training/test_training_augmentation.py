@@ -111,9 +111,26 @@ def test_what_is_switched_off_draws_nothing():
 
 def test_each_change_spares_its_share_of_the_crops():
     recording = (32_000 * np.abs(tone(300, 2.0))).astype(np.int16)
-    augmenter = Augmenter(AugmentationConfig(probability=0.25, polarity=True), RATE)
-    turned = [augmenter.draw(recording, np.random.default_rng(seed), 640).sum() < 0 for seed in range(400)]
-    assert np.mean(turned) == pytest.approx(0.25, abs=0.06)
+    for settings in ({"probability": 0.25}, {"probability": 1.0, "probabilities": {"polarity": 0.25, "speed": 0.9}}):
+        augmenter = Augmenter(AugmentationConfig(polarity=True, **settings), RATE)
+        turned = [augmenter.draw(recording, np.random.default_rng(seed), 640).sum() < 0 for seed in range(400)]
+        assert np.mean(turned) == pytest.approx(0.25, abs=0.06)
+
+
+def test_levels_may_be_spared_too():
+    """And what a probability of 1 draws is what was drawn before levels had one."""
+    recording, generator = (9_000 * tone(300, 2.0)).astype(np.int16), np.random.default_rng
+    plain, always, never = (
+        Augmenter(AugmentationConfig(probabilities=probabilities), RATE).draw(recording, generator(1), 640)
+        for probabilities in ({}, {"level": 1.0}, {"level": 0.0})
+    )
+    assert torch.equal(plain, always) and not torch.equal(plain, never)
+    assert (never / plain).nanmedian() == pytest.approx(float((never / plain)[0, 100]), rel=1e-3)
+
+
+def test_a_probability_of_no_change_is_refused():
+    with pytest.raises(AugmentationError, match="has 'pitch'; the changes are level, speed, polarity"):
+        Augmenter(AugmentationConfig(probabilities={"pitch": 0.5}), RATE)
 
 
 def test_a_noise_that_has_gone_is_silence(folders):

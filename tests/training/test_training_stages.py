@@ -19,7 +19,8 @@ from training.experiments.stages import EXPERIMENTS, MARKERS, PUBLISHED, Experim
 from training.recipe import parse_recipe
 
 RATE, PRESET = 16_000, run_stages.PRESET
-RESULTS, README = CHECKOUT / "training" / "experiments" / "results" / "stages.json", CHECKOUT / "training" / "README.md"
+README = CHECKOUT / "training" / "README.md"
+RESULTS = README.parent / "experiments" / "results" / "stages.json"
 STAGES = {stage for experiment in EXPERIMENTS.values() for stage in experiment.stages if stage.recipe is not None}
 
 
