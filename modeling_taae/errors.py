@@ -14,8 +14,13 @@ def as_text(path: str | Path) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """An error's message, without line breaks."""
-    return " ".join(str(error).split())
+    """Returns an error's message without line breaks and control characters."""
+    return printable(" ".join(str(error).split()))
+
+
+def printable(text: object) -> str:
+    """Returns text as one line for terminals and tables: control characters, line breaks and the like become \\xNN."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in str(text))
 
 
 def describe(error: Exception) -> str:

@@ -1,8 +1,15 @@
 """`taae tokenize`: from a corpus of recorded speech to a data set of tokens."""
 
 import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .options import SHORTEST, SUBSET_HELP, add_encoding_options, add_model_options, number, split_name, whole_number
+
+if TYPE_CHECKING:
+    from ..tokenize import Manifest
+    from ..tokenize.report import Report
 
 SUMMARY = "turn a corpus into a data set of tokens"
 EXAMPLES = """\
@@ -24,7 +31,7 @@ Sources
 
 Output
   data/          Parquet: id, codes (frames x tokens per frame), frames, duration in seconds, and the source's columns
-                 but the audio; a column of the source with one of these names is replaced
+                 but the audio; one that has such a name is kept as source_codes, source_duration, ...
   manifest.json  model, settings, counts, checksums
   README.md      the data set's card; load_dataset("tokens") works, and so does `taae push tokens ...`
   rejects.jsonl  rows without tokens: id, source and reason, which is one of missing, bad audio (not decodable, cut off,
@@ -71,7 +78,59 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Tokenises the corpus and returns the exit status."""
-    from .tokenize_run import run
+    """Tokenises as the arguments say and returns the exit status.
 
-    return run(args)
+    Raises:
+        TaaeInputError: if the model, a source, the folder or an option cannot be used, or no row could be tokenised.
+    """
+    from ..files import read_json
+    from ..tokenize import read_manifest, tokenize_corpus
+    from ..tokenize.manifest import REPORT
+    from ..tokenize.report import Report
+
+    was_complete = read_manifest(args.output) is not None
+    manifest = tokenize_corpus(
+        args.sources,
+        args.output,
+        args.model,
+        bottleneck=args.bottleneck,
+        device=args.device,
+        dtype=args.dtype,
+        loudness=args.loudness,
+        split=args.split,
+        subset=args.subset,
+        audio_column=args.audio_column,
+        id_column=args.id_column,
+        shortest=args.min_seconds,
+        shard_hours=args.shard_hours,
+        readers=args.readers,
+        license=args.license,
+        price_per_hour=args.price_per_hour,
+        ray=args.ray,
+        workers=args.workers,
+    )
+    if was_complete:
+        print(f"{args.output}: is complete, nothing is left to do")
+        return 0
+    report = Report.from_json(read_json(Path(args.output) / REPORT))
+    print(*summary(args.output, manifest, report), sep="\n")
+    return 0
+
+
+def summary(output: str, manifest: "Manifest", report: "Report") -> Iterator[str]:
+    """Yields a few lines about what was done and how fast."""
+    from ..tokenize.manifest import REJECTS
+
+    rows, shards, hours = manifest.rows, len(manifest.shards), manifest.seconds / 3600
+    yield f"{output}: {rows:,} rows, {hours:,.2f} hours of speech, {shards:,} shard{'s' if shards > 1 else ''}"
+    if manifest.rejected:
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in manifest.rejected.items())
+        yield f"rejected: {reasons}; {Path(output) / REJECTS} tells more"
+    if (speed := report.measured) is not None:
+        unit, million = report.unit, speed.million_hours
+        yield (
+            f"speed: {speed.speed:,.1f} seconds of audio a second, {speed.speed_per_unit:,.1f} per {unit} once "
+            f"it is at work; the model was busy for {speed.model_busy_share:.0%} of the time"
+        )
+        cost = "" if million.cost is None else f", and cost {million.cost:,.2f}"
+        yield f"a million hours would take {million.unit_hours:,.0f} hours of a {unit}{cost}"

@@ -1,19 +1,17 @@
 """The folder of a tokenised corpus, from its plan to its manifest.
 
 Parts are collected in `.parts`, each written in one step, beside the plan that they belong to. When all are there, they
-become shards in `data`, then card and list of rejects are written, and last of all the manifest. At whatever moment a
-run is killed, the next one finds all parts that were made, or a corpus that is complete.
+become shards in `data`, then the card and the list of rejects are written, and last of all the manifest. At whatever
+moment a run is killed, the next one finds all parts that were made, or a corpus that is complete.
 """
 
 import hashlib
-import io
 import json
 import os
+import re
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from itertools import chain, count
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,11 +21,36 @@ from tqdm import tqdm
 
 from ..errors import TaaeInputError
 from ..files import as_json, read_json, write_bytes
-from .encoder import OUR_COLUMNS, PROBLEM, SOURCE, Part
+from .encoder import Part
+from .manifest import CARD, MANIFEST, REJECTS, Manifest, Plan, Reject, Shard
+from .parts import kept_names
+from .shards import Contents, common_schema, in_shards, shard_bytes
+from .verification import DATA, fingerprint_of
 
-# Instead of the fingerprints that say so.
+# In place of the fingerprints that say so.
 FILES_DIFFER = "other files, or files that were changed since"
-MANIFEST, REJECTS, CARD = "manifest.json", "rejects.jsonl", "README.md"
+MORE_FILES = "; recordings that were added go into a folder of tokens of their own, and both are loaded together"
+SHARD_NAME = re.compile(r".+-\d{5,}-of-\d{5,}-[0-9a-f]{16}\.parquet")
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """The shards of a folder, and what they leave out.
+
+    Args:
+        shards: the files.
+        columns: the names of their columns.
+        rejected: the number of rejected rows for each kind of reason.
+    """
+
+    shards: list[Shard]
+    columns: list[str]
+    rejected: dict[str, int]
+
+    @property
+    def fingerprint(self) -> str:
+        """The shards' fingerprint."""
+        return fingerprint_of([shard.sha256 for shard in self.shards])
 
 
 class TokenFolder:
@@ -35,15 +58,15 @@ class TokenFolder:
 
     Args:
         path: the folder; it is made if need be.
-        plan: all that the tokens depend on, by names that people understand. A folder belongs to one plan.
-        units: number of the corpus's units.
+        plan: the settings. A folder belongs to one plan.
+        units: the number of the corpus's units.
 
     Raises:
         TaaeInputError: if the folder belongs to another plan or holds something else.
     """
 
-    def __init__(self, path: Path, plan: dict, units: int):
-        self.path, self.plan, self.units = path, plan, units
+    def __init__(self, path: Path, plan: Plan, units: int):
+        self.path, self.plan, self.units = path, plan.to_json(), units
         self.parts = path / ".parts"
         self.lock = FileLock(self.parts / "lock")
         self._check()
@@ -82,12 +105,13 @@ class TokenFolder:
                 difference = FILES_DIFFER if name == "source" else f"{before}, now {now}"
                 raise TaaeInputError(
                     f"{self.path}: was begun with another {name} ({difference}); go on with what it was begun with, or "
-                    "choose a new folder with -o"
+                    f"choose a new folder with -o{MORE_FILES if name == 'source' else ''}"
                 )
 
-    def _unwritable(self, error: OSError) -> TaaeInputError:
+    def _unwritable(self, error: BaseException | None) -> TaaeInputError:
         # Making folders below a file says "File exists".
-        reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror or error
+        strerror = getattr(error, "strerror", None)
+        reason = "Not a directory" if isinstance(error, FileExistsError) else strerror or error
         return TaaeInputError(
             f"{self.path}: cannot be written ({reason}); see to it, then run the same command again: nothing that is "
             "done is lost"
@@ -98,12 +122,18 @@ class TokenFolder:
         """Whether there is nothing left to do."""
         return (self.path / MANIFEST).is_file()
 
-    def missing(self) -> list[int]:
-        """Units without a part."""
-        return [unit for unit in range(self.units) if not is_parquet(self.part(unit))]
+    def missing(self, schema: Callable[[int], pa.Schema]) -> list[int]:
+        """Returns the units without a part, or with one that lacks a column of their source.
+
+        Parts from before a source's own `codes`, `frames` and `duration` were kept lack these.
+
+        Args:
+            schema: returns the types of a unit's columns, as far as they are known.
+        """
+        return [unit for unit in range(self.units) if not is_part(self.part(unit), schema(unit).names)]
 
     def part(self, unit: int) -> Path:
-        """Where the part of a unit is."""
+        """Returns the path of a unit's part."""
         return self.parts / f"{unit:08d}.parquet"
 
     def add(self, part: Part) -> None:
@@ -125,16 +155,16 @@ class TokenFolder:
         except TaaeInputError as error:
             raise self._unwritable(error.__cause__) from error
 
-    def assemble(self, split: str, hours: float) -> "Contents":
-        """Makes shards and the list of rejects of all parts.
+    def assemble(self, split: str, hours: float) -> Assembled:
+        """Makes the shards and the list of rejects from all parts.
 
         Args:
-            split: what the shards are named after.
-            hours: of audio that a shard holds, and little more.
+            split: the split, after which the shards are named.
+            hours: the audio in a shard, to which little more may be added.
 
         Raises:
-            TaaeInputError: if a file cannot be written, columns of the same name have nothing in common, or no row has
-                tokens; then nothing is kept, so that the folder can be used again.
+            TaaeInputError: if a file cannot be written, a column's types have nothing in common, or no row has tokens;
+                then nothing is kept, so that the folder can be used again.
         """
         for leftover in self.path.glob(".*.tmp"):
             leftover.unlink()
@@ -144,160 +174,65 @@ class TokenFolder:
             contents.add(parquet.read_table(part, partitioning=None))
             for part in tqdm(parts, desc="Writing shards", disable=None)
         )
-        for number, table in enumerate(in_shards(tables, hours * 3600)):
-            content = shard_bytes(table)
-            self.write(self.parts / "shards" / f"{number}.parquet", content)
-            contents.shards.append(
-                {
-                    "rows": len(table),
-                    "frames": compute.sum(table["frames"]).as_py(),
-                    "seconds": round(compute.sum(table["duration"]).as_py(), 3),
-                    "bytes": len(content),
-                    "sha256": hashlib.sha256(content).hexdigest(),
-                }
-            )
-        if not contents.shards:
-            shutil.rmtree(self.parts, ignore_errors=True)
-            reasons = "; ".join(f"{reject['id']}: {reject['reason']}" for reject in contents.rejects[:3])
-            raise TaaeInputError(f"no row could be tokenised ({reasons or 'there is none'}); check the source")
-        total = len(contents.shards)
-        end = f"of-{total:05d}-{contents.fingerprint}.parquet"
-        names = [f"data/{split}-{number:05d}-{end}" for number in range(total)]
+        unnamed = [self._write_shard(number, table) for number, table in enumerate(in_shards(tables, hours * 3600))]
+        if not unnamed:
+            self._free(contents.rejects)
+        shards = self._place_shards(unnamed, split)
+        lines = "".join(json.dumps(reject.to_json(), ensure_ascii=False) + "\n" for reject in contents.rejects)
+        self.write(self.path / REJECTS, lines.encode())
+        return Assembled(shards, contents.schema.names, contents.reasons)
+
+    def _write_shard(self, number: int, table: pa.Table) -> Shard:
+        content, file = shard_bytes(table), self.parts / "shards" / f"{number}.parquet"
+        self.write(file, content)
+        return Shard(
+            file=str(file),
+            rows=len(table),
+            frames=compute.sum(table["frames"]).as_py(),
+            seconds=round(compute.sum(table["duration"]).as_py(), 3),
+            bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+        )
+
+    def _place_shards(self, unnamed: list[Shard], split: str) -> list[Shard]:
+        """Moves the shards to where they stay, and removes those that an earlier run left there."""
+        end = f"of-{len(unnamed):05d}-{fingerprint_of([shard.sha256 for shard in unnamed])}.parquet"
+        names = [f"{DATA}/{split}-{number:05d}-{end}" for number in range(len(unnamed))]
         try:
-            (self.path / "data").mkdir(exist_ok=True)
-            for number, name in enumerate(names):
-                os.replace(self.parts / "shards" / f"{number}.parquet", self.path / name)
+            (self.path / DATA).mkdir(exist_ok=True)
+            for shard, name in zip(unnamed, names, strict=True):
+                os.replace(shard.file, self.path / name)
+            for file in (self.path / DATA).iterdir():
+                if SHARD_NAME.fullmatch(file.name) and f"{DATA}/{file.name}" not in names:
+                    file.unlink()
         except OSError as error:
             raise self._unwritable(error) from error
-        contents.shards = [{"file": name} | shard for name, shard in zip(names, contents.shards, strict=True)]
-        lines = "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in contents.rejects)
-        self.write(self.path / REJECTS, lines.encode())
-        return contents
+        return [Shard(**vars(shard) | {"file": name}) for shard, name in zip(unnamed, names, strict=True)]
 
-    def finish(self, card: str, manifest: dict) -> None:
+    def _free(self, rejects: list[Reject]) -> None:
+        shutil.rmtree(self.parts, ignore_errors=True)
+        reasons = "; ".join(f"{reject.id}: {reject.reason}" for reject in rejects[:3])
+        raise TaaeInputError(f"no row could be tokenised ({reasons or 'there is none'}); check the source")
+
+    def finish(self, card: str, manifest: Manifest) -> None:
         """Writes what makes the corpus complete.
 
         Raises:
             TaaeInputError: if it cannot be written.
         """
         self.write(self.path / CARD, card.encode())
-        self.write(self.path / MANIFEST, as_json(manifest))
+        self.write(self.path / MANIFEST, as_json(manifest.to_json()))
 
 
-@dataclass
-class Contents:
-    """What a corpus consists of.
+def is_part(path: Path, columns: list[str]) -> bool:
+    """Returns whether there is a whole Parquet file with a source's columns: after a power failure there may be less.
 
     Args:
-        schema: of the shards.
-        shards: of each shard its file, rows, frames, seconds, bytes and SHA-256.
-        rejects: of each row without tokens its id, source and reason.
-        ids: of all rows with tokens, and how many rows have each in the source.
+        path: the file.
+        columns: the source's own columns, as far as they are known.
     """
-
-    schema: pa.Schema
-    shards: list[dict] = field(default_factory=list)
-    rejects: list[dict] = field(default_factory=list)
-    ids: Counter[str] = field(default_factory=Counter)
-
-    def add(self, part: pa.Table) -> pa.Table:
-        """Takes the rejects from a part and returns the rest, each row with an id of its own."""
-        kept, names = [], []
-        columns = (part[name].to_pylist() for name in ("id", SOURCE, PROBLEM))
-        for number, (name, source, reason) in enumerate(zip(*columns, strict=True)):
-            if reason:
-                self.rejects.append({"id": name, "source": source, "reason": reason})
-            else:
-                kept.append(number)
-                names.append(self._own_id(name))
-        rows = part.take(pa.array(kept, pa.int64()))
-        rows = rows.set_column(rows.column_names.index("id"), "id", pa.array(names, pa.string()))
-        columns = [
-            rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(len(rows), field.type)
-            for field in self.schema
-        ]
-        return pa.table(columns, schema=self.schema)
-
-    def _own_id(self, name: str) -> str:
-        """An id that no row has yet: in many corpora it is that of the sentence, which several people read."""
-        spellings = chain([name], (f"{name}#{number}" for number in count(self.ids[name] + 1)))
-        own = next(spelling for spelling in spellings if spelling not in self.ids)
-        self.ids.update({name, own})
-        return own
-
-    @property
-    def fingerprint(self) -> str:
-        """What tells these shards from all others: the start of the SHA-256 over theirs.
-
-        It is in the shards' names, and so in the card's pattern of them, because `datasets` takes folders of one name
-        and one pattern for the same, and would give what it has cached of the other.
-        """
-        checksums = "".join(shard["sha256"] for shard in self.shards)
-        return hashlib.sha256(checksums.encode()).hexdigest()[:16]
-
-    @property
-    def reasons(self) -> dict[str, int]:
-        """How many rows were rejected for each kind of reason."""
-        return dict(sorted(Counter(reject["reason"].split(":")[0] for reject in self.rejects).items()))
-
-    def total(self, name: str) -> float:
-        """Rows, frames, seconds or bytes of all shards."""
-        return round(sum(shard[name] for shard in self.shards), 3)
-
-
-def in_shards(tables: Iterable[pa.Table], seconds: float) -> Iterator[pa.Table]:
-    """Joins tables until they hold so many seconds of audio."""
-    joined, duration = [], 0.0
-    for table in tables:
-        joined.append(table)
-        duration += compute.sum(table["duration"]).as_py() or 0
-        if duration >= seconds:
-            yield pa.concat_tables(joined)
-            joined, duration = [], 0.0
-    if duration:
-        yield pa.concat_tables(joined)
-
-
-def shard_bytes(table: pa.Table) -> bytes:
-    """A shard as a Parquet file, the same for the same table."""
-    content = io.BytesIO()
-    # Tokens are spread too evenly for a dictionary to make them smaller.
-    dictionary = [field.name for field in table.schema if field.name not in OUR_COLUMNS]
-    parquet.write_table(table, content, compression="zstd", use_dictionary=dictionary, row_group_size=1024)
-    return content.getvalue()
-
-
-def common_schema(schemas: Iterable[pa.Schema]) -> pa.Schema:
-    """Columns of all parts, ours first, each of a type that holds what is in any part; text if there is no other.
-
-    Raises:
-        TaaeInputError: if there is none at all.
-    """
-    types: dict[str, pa.DataType] = {}
-    for field_ in (field_ for schema in schemas for field_ in schema if field_.name not in (SOURCE, PROBLEM)):
-        known = types.setdefault(field_.name, field_.type)
-        types[field_.name] = known if known == field_.type else common_type(field_.name, known, field_.type)
-    # A column without any value could not be loaded together with data that have some.
-    return pa.schema([(name, pa.string() if pa.types.is_null(kind) else kind) for name, kind in types.items()])
-
-
-def common_type(name: str, *types: pa.DataType) -> pa.DataType:
-    """A type for a column that has several."""
-    schemas = [pa.schema([(name, kind)]) for kind in types]
     try:
-        return pa.unify_schemas(schemas, promote_options="permissive").field(name).type
-    except pa.ArrowException as error:
-        if any(pa.types.is_nested(kind) or pa.types.is_binary(kind) for kind in types):
-            raise TaaeInputError(
-                f"the column {name!r} is {types[0]} in one place and {types[1]} in another; rename it in one of them"
-            ) from error
-        return pa.string()
-
-
-def is_parquet(path: Path) -> bool:
-    """Whether there is a whole Parquet file: after a power failure there may be less."""
-    try:
-        parquet.read_metadata(path)
+        names = parquet.read_schema(path).names
     except (OSError, pa.ArrowException):
         return False
-    return True
+    return {kept for name, kept in kept_names(columns).items() if name != "id"} <= {*names}

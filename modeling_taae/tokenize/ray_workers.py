@@ -1,7 +1,7 @@
 """A corpus encoded by the workers of a Ray cluster, with Ray Data: one worker for each GPU, or for each core.
 
-Ray Data gives each worker that is idle the next few units, starts a worker again that was killed, and repeats what it
-had not finished. A part is the same wherever it is made, so that the corpus is, too.
+Ray Data gives each idle worker the next few units, restarts a worker that was killed, and repeats its unfinished units.
+A part is the same wherever it is made, and so is the corpus.
 """
 
 import logging
@@ -9,24 +9,26 @@ import math
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from ..codec import load_codec
 from ..data.sources import Corpus
 from ..errors import TaaeInputError, one_line
-from .encoder import CorpusEncoder, Encoding, Part, units_together
+from .encoder import CorpusEncoder, Encoding, Part
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a worker loads.
+    """The model that workers load.
 
     Args:
-        model: folder or name on the Hub.
-        identity: of the weights that are meant.
+        model: its folder or its name on the Hub.
+        identity: the identity that it must have.
         loudness: whether clips are brought to the extractor's loudness.
     """
 
@@ -36,14 +38,14 @@ class Weights:
 
 
 class Worker:
-    """A [`CorpusEncoder`] as Ray Data wants it: foreseen errors are results, which Ray would wrap in tracebacks."""
+    """A [`CorpusEncoder`] as Ray Data wants it: foreseen errors are results, because Ray wraps errors in tracebacks."""
 
     def __init__(self, corpus: Corpus, encoding: Encoding, weights: Weights, device: str):
         self.corpus, self.encoding, self.weights, self.device = corpus, encoding, weights, device
 
     @cached_property
     def encoder(self) -> CorpusEncoder:
-        """The encoder, which is loaded when it is first used."""
+        """The encoder, loaded at its first use."""
         model, identity, loudness = self.weights.model, self.weights.identity, self.weights.loudness
         codec = load_codec(model, self.device, loudness)
         if codec.identity != identity:
@@ -53,7 +55,7 @@ class Worker:
         return CorpusEncoder(self.corpus, self.encoding, codec)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
-        """The units in `unit`, (units,) int64, as parts: a list of each of their fields, or one row with `error`."""
+        """Returns the units in `unit`, (units,) int64, as parts: a list for each field, or one row with `error`."""
         try:
             rows = [asdict(part) | {"error": ""} for part in self.encoder.parts(batch["unit"].tolist())]
         except TaaeInputError as error:
@@ -64,66 +66,79 @@ class Worker:
 class RayWorkers:
     """Workers of a Ray cluster; as a context, connected to it.
 
-    Args:
-        address: as `ray.init` takes it: of a cluster's head, "auto" for the one of this machine, or "local" to start
-            one on this machine for this run.
-        workers: how many; None for all GPUs, or all cores.
-        device: "cpu" to leave GPUs alone.
+    Ray's own messages tell about its inside; what matters to users comes as an exception. They are silenced until the
+    context ends.
 
-    Raises:
-        TaaeInputError: if Ray is not installed or cannot be reached, or has fewer GPUs or cores.
+    Args:
+        address: an address as `ray.init` takes it: a cluster's head, "auto" for this machine's cluster, or "local" to
+            start one on this machine for this run.
+        workers: the number of workers; None for one on each GPU, or on each core.
+        device: "cpu" to leave GPUs alone.
     """
 
     def __init__(self, address: str, workers: int | None, device: str | None):
-        # Ray's own messages tell about its inside; what matters to users comes as an exception.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        try:
-            import ray
-        except ImportError as error:
-            raise TaaeInputError(f"--ray: needs Ray ({one_line(error)}); pip install 'modeling_taae[ray]'") from error
-        local = {"include_dashboard": False} if address == "local" else {}
-        try:
-            check_reachable(address)
-            ray.init(address, logging_level="error", log_to_driver=False, **local)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise TaaeInputError(
-                f"--ray {address}: cannot be used ({one_line(error)}); expected the address of a cluster's head, auto, "
-                "or local for one on this machine; where the cluster asks for a token, set RAY_AUTH_MODE=token"
-            ) from error
-        resources = ray.cluster_resources()
-        gpus, self.cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-        self.device = "cuda" if gpus and device != "cpu" else "cpu"
-        there = gpus if self.device == "cuda" else self.cores
-        if workers is not None and not 1 <= workers <= there:
-            ray.shutdown()
-            kind = "GPUs" if self.device == "cuda" else "cores"
-            raise TaaeInputError(f"--workers {workers}: the cluster has {there} {kind}; expected 1 to {there}")
-        self.workers = workers or there
+        self.address, self.wanted, self.wanted_device = address, workers, device
+        self.stack = ExitStack()
 
     def __enter__(self) -> "RayWorkers":
+        """Connects, and finds out what the cluster has.
+
+        Raises:
+            TaaeInputError: if Ray is not installed or cannot be reached, or has fewer GPUs or cores.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(environment_default("RAY_BACKEND_LOG_LEVEL", "fatal"))
+            try:
+                import ray
+                import ray.data
+            except ImportError as error:
+                message = f"--ray: needs Ray ({one_line(error)}); pip install 'modeling_taae[ray]'"
+                raise TaaeInputError(message) from error
+            stack.enter_context(logging_level("ray.data", logging.CRITICAL))
+            stack.enter_context(progress_bars(ray.data.DataContext.get_current(), False))
+            self._connect()
+            stack.callback(ray.shutdown)
+            resources = ray.cluster_resources()
+            gpus, self.cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+            self.device = "cuda" if gpus and self.wanted_device != "cpu" else "cpu"
+            there = gpus if self.device == "cuda" else self.cores
+            if self.wanted is not None and not 1 <= self.wanted <= there:
+                kind = "GPUs" if self.device == "cuda" else "cores"
+                raise TaaeInputError(f"--workers {self.wanted}: the cluster has {there} {kind}; expected 1 to {there}")
+            self.workers = self.wanted or there
+            self.stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Leaves the cluster, and ends one that was started for this run."""
+        self.stack.close()
+
+    def _connect(self) -> None:
         import ray
 
-        ray.shutdown()
+        local: dict[str, Any] = {"include_dashboard": False} if self.address == "local" else {}
+        try:
+            check_reachable(self.address)
+            ray.init(self.address, logging_level=logging.ERROR, log_to_driver=False, **local)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise TaaeInputError(
+                f"--ray {self.address}: cannot be used ({one_line(error)}); expected the address of a cluster's head, "
+                "auto, or local for one on this machine; where the cluster asks for a token, set RAY_AUTH_MODE=token"
+            ) from error
 
     def parts(self, corpus: Corpus, encoding: Encoding, weights: Weights, units: list[int]) -> Iterator[Part]:
-        """The units as parts, in whatever order they are done.
+        """Yields the units as parts, in whatever order they are done.
 
         Raises:
             TaaeInputError: if a worker cannot load the model, or read a source.
         """
         import ray
-        from ray.data import ActorPoolStrategy, DataContext
+        from ray.data import ActorPoolStrategy
 
         if not units:
             return
-        logging.getLogger("ray.data").setLevel("CRITICAL")
-        DataContext.get_current().enable_progress_bars = False
         # Fewer at a time than a worker could take, if there would not be enough for all workers to end together.
-        size = min(units_together(self.device), math.ceil(len(units) / (4 * self.workers)))
+        size = min(encoding.stream_units(self.device), math.ceil(len(units) / (4 * self.workers)))
         calls = math.ceil(len(units) / size)
         workers = min(self.workers, calls)
         cores = 1 if self.device == "cpu" else max(1, min(encoding.readers, self.cores // self.workers))
@@ -142,6 +157,41 @@ class RayWorkers:
                 if error := row.pop("error"):
                     raise TaaeInputError(error)
                 yield Part(**row)
+
+
+@contextmanager
+def environment_default(name: str, value: str) -> Iterator[None]:
+    """Sets an environment variable that is not set, until the context ends."""
+    ours = name not in os.environ
+    if ours:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        if ours:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def logging_level(name: str, level: int) -> Iterator[None]:
+    """Sets a logger's level until the context ends."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
+def progress_bars(context: Any, enabled: bool) -> Iterator[None]:
+    """Switches Ray Data's progress bars until the context ends; `context` is its `DataContext`."""
+    before, context.enable_progress_bars = context.enable_progress_bars, enabled
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = before
 
 
 def check_reachable(address: str) -> None:

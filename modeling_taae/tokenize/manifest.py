@@ -1,0 +1,287 @@
+"""The manifest of a token folder: what the corpus is, what it was made of and how, and what is in each of its files.
+
+Each class is a part of `manifest.json` (or, in the case of [`Reject`], a line of `rejects.jsonl`): `to_json` returns
+it as a dictionary for JSON, `from_json` reads that.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import TaaeInputError, one_line
+from ..files import read_json
+
+FORMAT = "taae tokens, version 1"
+MANIFEST, REJECTS, CARD, REPORT = "manifest.json", "rejects.jsonl", "README.md", "report.json"
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The model that made the tokens.
+
+    Args:
+        name: its folder's name, or its name on the Hub.
+        identity: the identity of its weights.
+        sampling_rate: samples per second, in Hz.
+        hop_length: samples per frame.
+        frame_rate: frames per second, in Hz.
+    """
+
+    name: str
+    identity: str
+    sampling_rate: int
+    hop_length: int
+    frame_rate: float
+
+
+@dataclass(frozen=True)
+class BottleneckFacts:
+    """The bottleneck that made the tokens.
+
+    Args:
+        name: a preset's name, `"native"`, or stages as text.
+        vocabulary_sizes: the number of codes of each stage.
+        bit_rate: bits per second if all codes were equally likely.
+    """
+
+    name: str
+    vocabulary_sizes: list[int]
+    bit_rate: float
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """A source of the corpus.
+
+    Args:
+        name: its file's or folder's name, or its name on the Hub.
+        units: the number of its units.
+        fingerprint: a text that changes with its content.
+    """
+
+    name: str
+    units: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A Parquet file of tokens.
+
+    Args:
+        file: its path in the folder.
+        rows: the number of its rows.
+        frames: the number of frames in all of them.
+        seconds: the audio in all of them, in seconds.
+        bytes: its size.
+        sha256: the checksum of its content.
+    """
+
+    file: str
+    rows: int
+    frames: int
+    seconds: float
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A row without tokens.
+
+    Args:
+        id: the row's id.
+        source: the file that it is from.
+        reason: why it has none: a kind, a colon and the details.
+    """
+
+    id: str
+    source: str
+    reason: str
+
+    @property
+    def kind(self) -> str:
+        """The kind of the reason, such as `bad audio`."""
+        return self.reason.split(":")[0]
+
+    def to_json(self) -> dict[str, str]:
+        """Returns the reject as a dictionary."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, str]) -> "Reject":
+        """Reads a reject."""
+        return cls(content["id"], content["source"], content["reason"])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings that the shards depend on, which must not change while a folder is being made.
+
+    Args:
+        model: the identity of the model's weights.
+        bottleneck: a preset's name, `"native"`, or stages as text.
+        loudness: the loudness that clips are brought to, in LUFS; None for their own.
+        dtype: the model's dtype.
+        device: the type of device that the model runs on.
+        source: the fingerprint of each source, and the number of its units.
+        split: the split's name.
+        subset: the data set's subset.
+        audio_column: the column with the audio.
+        id_column: the column with ids, if it was named.
+        shortest: seconds; shorter clips are rejected.
+        shard_hours: hours of audio in a shard.
+    """
+
+    model: str
+    bottleneck: str
+    loudness: float | None
+    dtype: str
+    device: str
+    source: list[str]
+    split: str
+    subset: str | None
+    audio_column: str
+    id_column: str | None
+    shortest: float
+    shard_hours: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the plan as a dictionary, by names that people understand."""
+        return {PLAN_NAMES.get(name, name): value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Plan":
+        """Reads a plan."""
+        return cls(**{field.name: content[PLAN_NAMES.get(field.name, field.name)] for field in fields(cls)})
+
+
+PLAN_NAMES = {
+    "audio_column": "audio column",
+    "id_column": "id column",
+    "shortest": "minimum of seconds",
+    "shard_hours": "number of hours in a shard",
+}
+
+
+Facts = TypeVar("Facts", ModelFacts, BottleneckFacts, SourceFacts, Shard)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A complete corpus of tokens.
+
+    Args:
+        versions: the versions of the packages that made it.
+        model: the model.
+        bottleneck: the bottleneck.
+        sources: the sources.
+        plan: the settings.
+        columns: the names of the shards' columns.
+        fingerprint: the start of the SHA-256 over the shards' own, which is part of their names.
+        shards: the files.
+        rejected: the number of rejected rows for each kind of reason.
+        format: the manifest's own version.
+    """
+
+    versions: dict[str, str]
+    model: ModelFacts
+    bottleneck: BottleneckFacts
+    sources: list[SourceFacts]
+    plan: Plan
+    columns: list[str]
+    fingerprint: str
+    shards: list[Shard]
+    rejected: dict[str, int]
+    format: str = FORMAT
+
+    @property
+    def split(self) -> str:
+        """The split's name."""
+        return self.plan.split
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def frames(self) -> int:
+        """The number of frames."""
+        return sum(shard.frames for shard in self.shards)
+
+    @property
+    def seconds(self) -> float:
+        """The audio in all rows, in seconds."""
+        return round(sum(shard.seconds for shard in self.shards), 3)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the manifest as a dictionary."""
+        return {
+            "format": self.format,
+            "versions": self.versions,
+            "model": asdict(self.model),
+            "bottleneck": asdict(self.bottleneck),
+            "sources": [asdict(source) for source in self.sources],
+            "plan": self.plan.to_json(),
+            "split": self.split,
+            "columns": self.columns,
+            "rows": self.rows,
+            "frames": self.frames,
+            "seconds": self.seconds,
+            "fingerprint": self.fingerprint,
+            "shards": [asdict(shard) for shard in self.shards],
+            "rejected": self.rejected,
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Manifest":
+        """Reads a manifest.
+
+        Raises:
+            ValueError: if it is another format's, or its parts contradict each other.
+            KeyError, TypeError, AttributeError: if a part is missing, or of another type.
+        """
+        if content["format"] != FORMAT:
+            raise ValueError(f"its format is {content['format']!r}, not {FORMAT!r}")
+        manifest = cls(
+            versions=dict(content["versions"]),
+            model=_facts(ModelFacts, content["model"]),
+            bottleneck=_facts(BottleneckFacts, content["bottleneck"]),
+            sources=[_facts(SourceFacts, source) for source in content["sources"]],
+            plan=Plan.from_json(content["plan"]),
+            columns=list(content["columns"]),
+            fingerprint=str(content["fingerprint"]),
+            shards=[_facts(Shard, shard) for shard in content["shards"]],
+            rejected=dict(content["rejected"]),
+        )
+        told_twice = {name: content[name] for name in ("split", "rows", "frames", "seconds")}
+        told_twice |= {"model": manifest.plan.model, "bottleneck": manifest.plan.bottleneck}
+        computed = {name: getattr(manifest, name) for name in ("split", "rows", "frames", "seconds")}
+        computed |= {"model": manifest.model.identity, "bottleneck": manifest.bottleneck.name}
+        if differing := [name for name, value in told_twice.items() if value != computed[name]]:
+            raise ValueError(f"it contradicts itself about {', '.join(differing)}")
+        return manifest
+
+
+def _facts(kind: type[Facts], content: dict[str, Any]) -> Facts:
+    """Reads a dataclass of plain fields; others that a later version has added are passed over."""
+    return kind(**{field.name: content[field.name] for field in fields(kind)})
+
+
+def read_manifest(folder: str | Path) -> Manifest | None:
+    """Reads a token folder's manifest; None if there is none, as in a folder that is not complete.
+
+    Raises:
+        TaaeInputError: if it is damaged, or another program's.
+    """
+    path = Path(folder) / MANIFEST
+    if not (content := read_json(path)):
+        return None
+    try:
+        return Manifest.from_json(content)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = f"it has no {error.args[0]!r}" if isinstance(error, KeyError) else one_line(error)
+        raise TaaeInputError(
+            f"{path}: is no manifest of `taae tokenize` ({reason}); restore it, or make the folder again"
+        ) from error
