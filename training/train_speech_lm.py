@@ -7,26 +7,39 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's 
 
 from modeling_taae.errors import TaaeInputError
 from training.speech_lm.options import parse_settings
-from training.speech_lm.train import Settings, run
+from training.speech_lm.results import Settings
+from training.speech_lm.train import is_main_process, run
+
+TOKENS = {
+    "train": "tokens to train on: folders of `taae tokenize`, or names of such data sets on the Hub",
+    "validation": "others, of the same preset and codec",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Trains as the command line says and returns the exit status: 2 where that is not possible."""
-    settings = parse_settings(Settings, "train_speech_lm.py", arguments)
+    settings = parse_settings(Settings, "train_speech_lm.py", arguments, TOKENS)
     try:
         result = run(settings)
     except TaaeInputError as error:
-        print(f"train_speech_lm.py: error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return 2
     except KeyboardInterrupt:
-        print("train_speech_lm.py: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
+        tell("interrupted; the same command goes on from the newest checkpoint")
         return 130
-    rates = result["bit_rate"]
-    print(
-        f"{settings.output_dir}: {rates['free']:.0f} bits per second of speech, {rates['grammar']:.0f} with the "
-        f"grammar; {result['nominal_bit_rate']:.0f} were all tokens equally likely"
-    )
+    if result is not None and is_main_process():
+        rates = result.bit_rate
+        print(
+            f"{settings.output_dir}: {rates.free:.0f} bits per second of speech, {rates.grammar:.0f} with the "
+            f"grammar; {result.nominal_bit_rate:.0f} were all tokens equally likely"
+        )
     return 0
+
+
+def tell(message: str) -> None:
+    """Says what went wrong on standard error, in the main process alone."""
+    if is_main_process():
+        print(f"train_speech_lm.py: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

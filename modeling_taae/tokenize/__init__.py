@@ -5,6 +5,6 @@
 
 from .manifest import Manifest, Reject, Shard, read_manifest
 from .run import tokenize_corpus
-from .verification import open_token_folder
+from .verification import find_tokens, open_token_folder
 
-__all__ = ["Manifest", "Reject", "Shard", "open_token_folder", "read_manifest", "tokenize_corpus"]
+__all__ = ["Manifest", "Reject", "Shard", "find_tokens", "open_token_folder", "read_manifest", "tokenize_corpus"]

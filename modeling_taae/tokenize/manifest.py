@@ -4,12 +4,13 @@ Each class is a part of `manifest.json` (or, in the case of [`Reject`], a line o
 it as a dictionary for JSON, `from_json` reads that.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import TaaeInputError, one_line
 from ..files import read_json
+from ..identity import TokenSource
 
 FORMAT = "taae tokens, version 1"
 MANIFEST, REJECTS, CARD, REPORT = "manifest.json", "rejects.jsonl", "README.md", "report.json"
@@ -25,6 +26,8 @@ class ModelFacts:
         sampling_rate: samples per second, in Hz.
         hop_length: samples per frame.
         frame_rate: frames per second, in Hz.
+        token_identity: the identity of the tokens; None in manifests from before there was one.
+        ancestors: the identities of the models with the same tokens, oldest first.
     """
 
     name: str
@@ -32,6 +35,18 @@ class ModelFacts:
     sampling_rate: int
     hop_length: int
     frame_rate: float
+    token_identity: str | None = None
+    ancestors: list[str] = field(default_factory=list)
+
+    @property
+    def token_source(self) -> TokenSource:
+        """What made the tokens."""
+        return TokenSource(self.identity, self.token_identity, tuple(self.ancestors))
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the model as a dictionary; what is not known about its tokens is left out."""
+        content = asdict(self)
+        return {name: value for name, value in content.items() if value is not None and value != []}
 
 
 @dataclass(frozen=True)
@@ -220,7 +235,7 @@ class Manifest:
         return {
             "format": self.format,
             "versions": self.versions,
-            "model": asdict(self.model),
+            "model": self.model.to_json(),
             "bottleneck": asdict(self.bottleneck),
             "sources": [asdict(source) for source in self.sources],
             "plan": self.plan.to_json(),
@@ -266,7 +281,11 @@ class Manifest:
 
 def _facts(kind: type[Facts], content: dict[str, Any]) -> Facts:
     """Reads a dataclass of plain fields; others that a later version has added are passed over."""
-    return kind(**{field.name: content[field.name] for field in fields(kind)})
+    optional = {
+        field.name for field in fields(kind) if field.default is not MISSING or field.default_factory is not MISSING
+    }
+    names = [field.name for field in fields(kind) if field.name in content or field.name not in optional]
+    return kind(**{name: content[name] for name in names})
 
 
 def read_manifest(folder: str | Path) -> Manifest | None:

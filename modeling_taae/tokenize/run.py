@@ -172,10 +172,19 @@ def complete_folder(folder: TokenFolder, license: str | None) -> Manifest:
 def make_manifest(plan: Plan, codec: Codec, model: str, corpus: Corpus, assembled: Assembled) -> Manifest:
     """Returns the manifest of a folder whose shards are in their places."""
     config, quantizer = codec.model.config, codec.model.bottleneck(parse_bottleneck(plan.bottleneck))
+    source = codec.token_source(parse_bottleneck(plan.bottleneck))
     name = as_text(Path(model).resolve().name) if os.path.isdir(model) else model
     return Manifest(
         versions={"modeling_taae": __version__, "torch": torch.__version__},
-        model=ModelFacts(name, codec.identity, config.sampling_rate, config.hop_length, config.frame_rate),
+        model=ModelFacts(
+            name=name,
+            identity=codec.identity,
+            sampling_rate=config.sampling_rate,
+            hop_length=config.hop_length,
+            frame_rate=config.frame_rate,
+            token_identity=source.token_identity,
+            ancestors=list(source.ancestors),
+        ),
         bottleneck=BottleneckFacts(
             name=plan.bottleneck,
             vocabulary_sizes=list(quantizer.codebook_sizes),

@@ -1,23 +1,50 @@
 """A finished token folder against its manifest: no file is missing, changed, foreign or elsewhere."""
 
 import hashlib
+import os
+import re
 from pathlib import Path, PurePosixPath
 
+from huggingface_hub import snapshot_download
 from tqdm import tqdm
 
-from ..errors import TaaeInputError, as_text
+from ..errors import TaaeInputError, as_text, one_line
 from .manifest import MANIFEST, Manifest, Shard, read_manifest
 
 DATA = "data"
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 LFS_POINTER = b"version https://git-lfs"
 SHOWN = 3  # problems that a message names
 
 
-def open_token_folder(folder: str | Path) -> Manifest:
+def find_tokens(name: str | Path) -> Path:
+    """Returns the folder of a corpus of tokens, which is downloaded if it is on the Hub.
+
+    Args:
+        name: a folder that `taae tokenize` wrote, or a data set's name on the Hub, `owner/name`.
+
+    Raises:
+        TaaeInputError: if there is neither.
+    """
+    if os.path.isdir(name):
+        return Path(name)
+    if not HUB_NAME.fullmatch(str(name)):
+        raise TaaeInputError(f"{name}: is no folder; expected one of `taae tokenize`, or a name on the Hub, owner/name")
+    try:
+        patterns = [MANIFEST, f"{DATA}/*.parquet"]
+        return Path(snapshot_download(str(name), repo_type="dataset", allow_patterns=patterns))
+    except Exception as error:  # huggingface_hub and what it stands on raise many types
+        raise TaaeInputError(
+            f"{name}: is no folder, and cannot be had from the Hub ({one_line(error)}); check the name, or download it"
+        ) from error
+
+
+def open_token_folder(folder: str | Path, checked: bool = True) -> Manifest:
     """Returns the manifest of a complete token folder whose shards are those that the manifest lists.
 
     Args:
-        folder: a folder that `taae tokenize` wrote.
+        folder: a folder that `taae tokenize` wrote, or that [`find_tokens`] returned.
+        checked: whether the shards are compared with the manifest; one process among several is enough.
 
     Raises:
         TaaeInputError: if it is not complete, or as for [`verify_shards`].
@@ -27,7 +54,8 @@ def open_token_folder(folder: str | Path) -> Manifest:
         raise TaaeInputError(
             f"{folder}: is no complete corpus of tokens; make it, or finish it, with `taae tokenize SPEECH -o {folder}`"
         )
-    verify_shards(folder, manifest)
+    if checked:
+        verify_shards(folder, manifest)
     return manifest
 
 
@@ -58,7 +86,9 @@ def shard_problem(folder: Path, shard: Shard) -> str:
     parts = PurePosixPath(shard.file).parts
     inside = parts[:1] == (DATA,) and ".." not in parts and "\\" not in shard.file and "\0" not in shard.file
     path = folder / shard.file
-    if not inside or (path.exists() and not path.resolve().is_relative_to(folder.resolve() / DATA)):
+    # The Hub's cache holds links to its blobs.
+    homes = [folder.resolve() / DATA, *([folder.parents[1] / "blobs"] if folder.parent.name == "snapshots" else [])]
+    if not inside or (path.exists() and not any(path.resolve().is_relative_to(home.resolve()) for home in homes)):
         return f"{shard.file!r} lies outside of the folder {DATA}"
     if not path.is_file():
         return f"{shard.file} is missing"

@@ -18,8 +18,11 @@ from modeling_taae import cli
 from training import speak, train_speech_lm
 from training.speech_lm import compare as compare_speech_lms
 from training.speech_lm import train as language_model_training
-from training.speech_lm.sequences import IGNORED, SpeechSequences, TokenCorpus, character_tokenizer
-from training.speech_lm.train import Budget, Settings, bits_per_second, make_processor, sequence_bits
+from training.speech_lm.corpora import TokenCorpus
+from training.speech_lm.measure import bits_per_second, sequence_bits
+from training.speech_lm.results import Budget, Settings
+from training.speech_lm.sequences import IGNORED, SpeechSequences, character_tokenizer
+from training.speech_lm.train import make_processor
 
 PRESETS = ("4x729_1000bps", "2x15625_700bps")
 TINY = Budget(
@@ -58,12 +61,12 @@ def tokens(tiny_model_folder, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def settings(tokens, tiny_model_folder, tmp_path) -> Settings:
-    corpora = (str(tokens / PRESETS[0] / part) for part in ("train", "validation"))
+    corpora = ([str(tokens / PRESETS[0] / part)] for part in ("train", "validation"))
     return Settings(*corpora, str(tmp_path / "run"), codec=str(tiny_model_folder), samples=1, budget=TINY)
 
 
 def sequences(settings: Settings) -> SpeechSequences:
-    corpus = TokenCorpus(Path(settings.train), settings.texts)
+    corpus = TokenCorpus(settings.train, settings.texts)
     return SpeechSequences(corpus, make_processor(settings, corpus, None), settings.budget.crop_frames)
 
 
@@ -82,7 +85,7 @@ class TestSequences:
         settings.layout = layout
         data = sequences(settings)
         pieces: dict[int, list] = {}
-        for (row, _), item in zip(data.pieces, data, strict=True):
+        for (row, _), item in zip(data.crops, data, strict=True):
             (codes,) = data.processor.parse(item["input_ids"]).segments
             assert codes.shape[1] <= TINY.crop_frames
             pieces.setdefault(row, []).append(codes)
@@ -133,12 +136,12 @@ class TestBits:
         data = sequences(settings)
         found = bits_per_second(UniformModel(3_000), data)
         frames = sum(data.corpus.rows["frames"])
-        assert found["seconds"] == pytest.approx(frames / 25)
+        assert found.seconds == pytest.approx(frames / 25)
         count = 4 * frames + len(data)  # an end marker for each piece
-        assert found["free"] == pytest.approx(count * math.log2(3_000) / found["seconds"])
+        assert found.free == pytest.approx(count * math.log2(3_000) / found.seconds)
         # 31 of 81 combinations of digits in each of 6 dimensions occur; the end competes with each frame but the first.
-        lowest = frames * 6 * math.log2(3) / found["seconds"]
-        assert lowest < found["grammar"] < frames * 6 * math.log2(81) / found["seconds"]
+        lowest = frames * 6 * math.log2(3) / found.seconds
+        assert lowest < found.grammar < frames * 6 * math.log2(81) / found.seconds
 
     @pytest.mark.parametrize("layout", ["interleaved", "delay"])
     def test_the_grammar_sees_what_generation_would_show_it(self, settings, layout):
@@ -165,11 +168,10 @@ class TestRuns:
         state = json.loads((tmp_path / "run" / "checkpoint-60" / "trainer_state.json").read_text())
         losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
         assert losses[-1] < 0.8 * losses[0]
-        rates = result["bit_rate"]
-        assert 0 < rates["grammar"] <= rates["free"] < math.inf
-        for sample in result["samples"]:
-            audio, rate = soundfile.read(tmp_path / "run" / sample["file"])
-            assert rate == 16_000 and len(audio) == 640 * sample["frames"] > 0
+        assert 0 < result.bit_rate.grammar <= result.bit_rate.free < math.inf
+        for sample in result.samples:
+            audio, rate = soundfile.read(tmp_path / "run" / sample.file)
+            assert rate == 16_000 and len(audio) == 640 * sample.frames > 0
         monkeypatch.chdir(tmp_path)
         model = tmp_path / "run" / "model"
         codec = ("--codec", settings.codec)
@@ -211,11 +213,11 @@ class TestRuns:
             budget=Budget(**{**vars(TINY), "max_steps": 1}),
         )
         summary = compare_speech_lms.compare(comparison)
-        found = {(run["bottleneck"], run["layout"], run["texts"]) for run in summary["runs"]}
+        found = {(run.bottleneck, run.layout, run.texts) for run in summary}
         assert found == {(p, layout, False) for p in PRESETS for layout in ("interleaved", "delay")} | {
             (PRESETS[0], "interleaved", True)
         }
-        assert len({run["parameters"]["transformer"] for run in summary["runs"]}) == 1
+        assert len({run.parameters.transformer for run in summary}) == 1
         page = (tmp_path / "results" / "language_models.md").read_text()
         assert page.count("| 2x15625_700bps |") == 2 and "| delay |" in page
         monkeypatch.setattr(language_model_training, "train", None)  # nothing is trained again
@@ -225,7 +227,8 @@ class TestRuns:
 class TestMistakes:
     def refused(self, capsys, settings: Settings, **changes: object) -> str:
         options = {name: value for name, value in vars(settings).items() if name != "budget"} | changes
-        given = [part for name, value in options.items() if value is not None for part in (f"--{name}", value)]
+        lists = {name: value if isinstance(value, list) else [value] for name, value in options.items()}
+        given = [part for name, values in lists.items() if values != [None] for part in (f"--{name}", *values)]
         return refusal(capsys, train_speech_lm, *given, "--budget.crop_frames", 16, "--budget.max_steps", 1)
 
     def test_corpora_that_do_not_fit(self, settings, tokens, tmp_path, capsys):

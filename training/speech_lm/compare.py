@@ -13,7 +13,8 @@ from modeling_taae.evaluation.report import NOTHING, number, table
 from modeling_taae.files import as_json, read_json, write_bytes
 from modeling_taae.quantization_taae import BOTTLENECK_PRESETS
 from modeling_taae.speech_vocabulary_taae import LAYOUTS
-from training.speech_lm.train import Budget, Settings, run
+from training.speech_lm.results import Budget, Result, Settings
+from training.speech_lm.train import run
 
 HEADING = (
     "preset",
@@ -75,8 +76,8 @@ def combinations(comparison: Comparison) -> list[Settings]:
     wanted += [(preset, next(iter(LAYOUTS)), comparison.texts) for preset in comparison.with_texts]
     return [
         Settings(
-            train=str(folder / preset / "train"),
-            validation=str(folder / preset / "validation"),
+            train=[str(folder / preset / "train")],
+            validation=[str(folder / preset / "validation")],
             output_dir=str(Path(comparison.output_dir) / "-".join([preset, layout] + ["text"] * (texts is not None))),
             bottleneck=preset,
             layout=layout,
@@ -97,51 +98,52 @@ def coded_bit_rates(results: Path, codec: str) -> dict[str, float]:
     return {name: sizes["version_2"]["payload"]["bit_rate"] for name, sizes in entropy["bottlenecks"].items()}
 
 
-def report(runs: list[dict], coded: dict[str, float]) -> str:
-    """The results as a page of Markdown."""
-    budget, rows = runs[0]["budget"], []
+def report(runs: list[Result], coded: dict[str, float]) -> str:
+    """Returns the results as a page of Markdown."""
+    first, rows = runs[0], []
+    budget = first.budget
     for each in runs:
-        rates = [each["bit_rate"]["free"], each["bit_rate"]["grammar"], each["nominal_bit_rate"]]
-        rates.append(coded.get(each["bottleneck"]))
+        rates = [each.bit_rate.free, each.bit_rate.grammar, each.nominal_bit_rate, coded.get(each.bottleneck)]
         rows.append(
             [
-                each["bottleneck"],
-                each["layout"],
-                "yes" if each["texts"] else NOTHING,
+                each.bottleneck,
+                each.layout,
+                "yes" if each.texts else NOTHING,
                 *(number(rate, 0) for rate in rates),
-                number(each["parameters"]["embeddings"] / 1e6, 1),
+                number(each.parameters.embeddings / 1e6, 1),
             ]
         )
-    heard = budget["max_steps"] * budget["batch_size"]
+    heard = budget.max_steps * budget.batch_size
     return "\n\n".join(
         [
             "# Language models of speech",
             table(HEADING, rows),
-            f"Llamas of {budget['layers']} layers × {budget['hidden_size']} "
-            f"({runs[0]['parameters']['transformer'] / 1e6:.1f} million parameters besides the embeddings, which are "
-            f"tied), each trained for {budget['max_steps']:,} steps of {budget['batch_size']} pieces of at most "
-            f"{budget['crop_frames']} frames: the same pieces for all rows without text, {heard:,} in all, drawn from "
-            f"{runs[0]['sequences']['train']:,}. Tokens of codec `{runs[0]['codec']}`.",
+            f"Llamas of {budget.layers} layers × {budget.hidden_size} "
+            f"({first.parameters.transformer / 1e6:.1f} million parameters besides the embeddings, which are "
+            f"tied), each trained for {budget.max_steps:,} steps of {budget.batch_size} crops of at most "
+            f"{budget.crop_frames} frames: the same crops for all rows without text, {heard:,} in all, drawn from "
+            f"{first.sequences.train:,}. Tokens of codec `{first.codec}`.",
             "bit/s: minus the base-2 logarithm of the probability of the speech tokens and end markers, over "
-            f"{runs[0]['bit_rate']['seconds']:,.0f} s of speech for validation; with the grammar, among the tokens "
+            f"{first.bit_rate.seconds:,.0f} s of speech for validation; with the grammar, among the tokens "
             "that it allows. Rows with text leave out clips that are longer or have none"
-            + "".join(f" ({each['bit_rate']['seconds']:,.0f} s remain)" for each in runs if each["texts"])
+            + "".join(f" ({each.bit_rate.seconds:,.0f} s remain)" for each in runs if each.texts)
             + ".",
             "`.taae` version 2: payload of entropy-coded files of the test set, where it was measured with this codec.",
         ]
     )
 
 
-def compare(comparison: Comparison) -> dict:
-    """Runs what has not been run, and writes the results.
+def compare(comparison: Comparison) -> list[Result]:
+    """Runs what has not been run, writes the results, and returns them.
 
     Raises:
         TaaeInputError: if a part of it cannot be used.
     """
-    runs = [run(settings) for settings in combinations(comparison)]
+    runs = [result for settings in combinations(comparison) if (result := run(settings)) is not None]
     results = Path(comparison.results)
-    coded = coded_bit_rates(results, runs[0]["codec"])
-    summary = {"model_identity": runs[0]["codec"], "runs": runs, "entropy_coded_bit_rates": coded}
+    coded = coded_bit_rates(results, runs[0].codec)
+    content = [each.to_json() for each in runs]
+    summary = {"model_identity": runs[0].codec, "runs": content, "entropy_coded_bit_rates": coded}
     write_bytes(results / "language_models.json", as_json(summary))
     write_bytes(results / "language_models.md", (report(runs, coded) + "\n").encode())
-    return summary
+    return runs

@@ -1,20 +1,27 @@
 """Options of commands whose settings are a dataclass."""
 
+from collections.abc import Mapping
 from typing import TypeVar
 
 from jsonargparse import ArgumentParser
 
 Settings = TypeVar("Settings")
+NONE: Mapping[str, str] = {}
 
 
-def parse_settings(kind: type[Settings], program: str, arguments: list[str] | None) -> Settings:
+def parse_settings(
+    kind: type[Settings], program: str, arguments: list[str] | None, several: Mapping[str, str] = NONE
+) -> Settings:
     """Reads a dataclass from the command line; exits with status 2 and one line on a mistake.
 
     Args:
         kind: the dataclass; its fields are the options, its docstring is their help.
         program: the command's name.
         arguments: the arguments without the command's name; None for the process's own.
+        several: the fields that take one value or several, in a row behind the option, with their help.
     """
-    parser = ArgumentParser(prog=program, description=kind.__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_class_arguments(kind, as_group=False)
+    parser = ArgumentParser(prog=program, description=(kind.__doc__ or "").splitlines()[0], allow_abbrev=False)
+    for name, explanation in several.items():
+        parser.add_argument(f"--{name}", nargs="+", type=str, required=True, help=explanation)
+    parser.add_class_arguments(kind, as_group=False, skip={*several})
     return kind(**parser.instantiate(parser.parse_args(arguments)))

@@ -25,7 +25,7 @@ def generate_speech(
     frames: int = 250,
     temperature: float = 1.0,
 ) -> Tensor:
-    """Speech by a language model, kept on the grammar.
+    """Returns speech by a language model, kept on the grammar.
 
     Args:
         model: the language model.
@@ -69,7 +69,7 @@ def token_source(language_model: PreTrainedModel) -> TokenSource | None:
 
 
 def load_speaker(folder: str) -> tuple[PreTrainedModel, TaaeProcessor]:
-    """A language model and its processor.
+    """Returns a language model and its processor.
 
     Raises:
         TaaeInputError: if the folder does not hold both.
