@@ -6,37 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
 
-# What is published, how it was trained, and how it is evaluated.
-CARD := hub_cards/taae-speech-16k-nano
-SPEECH ?= $(or $(TAAE_SHARED),../shared)/speech
-RUN ?= runs/nano
-CHECKPOINT ?= $(RUN)/model
-TRAINED_ON ?= two CPU cores
-# Assumed, of each process of the run, in W.
-WATTS ?= 10
-# Where the run went on from a published model: that model's folder, as it was.
-AFTER ?=
-TRAINING_SPEECH := $(SPEECH)/train-*.parquet $(SPEECH)/train_more-*.parquet
-# An utterance of LJ Speech, which is in the public domain.
-DEMO = '$(SPEECH)/train-*.parquet' lj-LJ001-0036
-BOTTLENECKS := 1x46656_400bps 2x15625_700bps
-# DNSMOS alone takes longer than all of these: name dnsmos as well where time allows.
-METRICS ?= pesq_wb pesq_nb stoi si_sdr mel_distance stft_distance
-# For the curve: three levels a dimension and nine beside the presets. Trials on a part of the data take minutes.
-STAGES = 3,3,3,3,3,3@1.0 1x46656_400bps 9,9,9,9,9,9@1.0 native $(wordlist 2,3,$(PRESETS))
-TRIALS := --metrics pesq_wb stoi mel_distance --samples 0 --no-speed
-# Language models of its tokens; after a change of its weights, choose a new folder or remove this one.
-LANGUAGE_MODELS ?= $(RUN)/language_models
-PRESETS := 1x46656_400bps 2x15625_700bps 4x729_1000bps
-BUDGET ?= --budget.crop_frames 100 --budget.batch_size 4 --budget.max_steps 300
-PEERS := codec2-450 codec2-700C codec2-1200 codec2-2400 opus-6k pcm16
-# All that belongs to a model's weights, each after what it needs; the middle ones for the model of the documentation.
-SHOWN := $(filter %/taae-speech-16k-nano,$(CARD:%/=%))
-RELEASE := weights prior provenance results entropy determinism exports \
-	$(if $(SHOWN),presets protocols probes language-models page) pictures card
-
 .DEFAULT_GOAL := help
-.PHONY: help demo space web test conformance release weights prior provenance results entropy presets protocols probes exports determinism benchmark stages language-models page pictures code card lint format clean
+include hub_cards/cards/release.mk
+.PHONY: help demo space web test conformance lint format clean
 .DELETE_ON_ERROR:
 
 help:  ## list these commands
@@ -56,79 +28,6 @@ test: lint  ## check the style and run every test
 
 conformance: $(VENV)/test.stamp  ## run the common tests of Transformers, fetched for the installed version
 	$(BIN)/python -m pytest tests/conformance
-
-release:  ## make all that belongs to new weights, in hours: make release RUN=runs/nano [CARD=hub_cards/taae-…]
-	for step in $(RELEASE); do $(MAKE) $$step || exit; done
-
-weights: $(VENV)/train.stamp  ## publish the weights CHECKPOINT of the run RUN in CARD, with a sample
-	$(BIN)/python training/publish.py $(CHECKPOINT) $(CARD) --demo $(DEMO)
-
-prior: $(VENV)/train.stamp  ## train the published model's prior for entropy coding
-	$(BIN)/python training/make_entropy_prior.py $(CARD) $(TRAINING_SPEECH)
-
-entropy: $(VENV)/eval.stamp  ## measure how small files are with it, on SPEECH
-	$(BIN)/python training/benchmarks/file_sizes.py $(CARD) --speech $(SPEECH)/test-*.parquet
-
-results: $(VENV)/eval.stamp  ## evaluate the published model beside its peers, on SPEECH
-	$(BIN)/taae evaluate $(SPEECH)/test-*.parquet --model $(CARD) --bottleneck $(BOTTLENECKS) \
-		--peers $(PEERS) --metrics $(METRICS) -o $(CARD)/results
-
-presets: $(VENV)/eval.stamp  ## evaluate every preset of the published model, and draw quality against bit rate
-	$(BIN)/taae evaluate $(SPEECH)/test-*.parquet --model $(CARD) --bottleneck $(STAGES) --limit 60 \
-		--peers $(filter-out pcm16,$(PEERS)) $(TRIALS) -o $(CARD)/results/presets
-	$(BIN)/python hub_cards/cards/make_pictures.py $(CARD)
-
-protocols: $(VENV)/eval.stamp  ## try the published model with noise, rooms, lengths, unseen languages, tandems and losses
-	$(BIN)/taae evaluate $(SPEECH)/test-*.parquet --model $(CARD) --limit 30 --noise $(SPEECH)/robustness-*.parquet \
-		--snr 20 10 0 --reverb $(SPEECH)/robustness-*.parquet --lengths 1 10 60 600 --music \
-		--peers codec2-700C opus-6k $(TRIALS) -o $(CARD)/results/robustness
-	$(BIN)/taae evaluate $(SPEECH)/test_multilingual_gpl-*.parquet --model $(CARD) --bottleneck $(BOTTLENECKS) \
-		--peers codec2-700C $(TRIALS) -o $(CARD)/results/multilingual
-	$(BIN)/taae evaluate $(SPEECH)/test-*.parquet --model $(CARD) --limit 30 --tandem 5 --packet-loss 0.02 0.05 0.1 \
-		--peers codec2-700C opus-6k $(TRIALS) -o $(CARD)/results/transmission
-
-probes: $(VENV)/eval.stamp  ## measure what the published model's tokens carry: language, gender, speaker, phonemes
-	$(BIN)/python training/benchmarks/probes.py $(CARD) --phonemes $(SPEECH)/transcripts.parquet \
-		--speech $(SPEECH)/test-*.parquet $(SPEECH)/validation-*.parquet $(SPEECH)/train_more-*.parquet \
-		--train $(SPEECH)/train-0000[01]-*.parquet
-
-exports: $(VENV)/eval.stamp $(VENV)/export.stamp  ## export the published model in every format, and measure it on speech
-	$(BIN)/python training/benchmarks/exports.py $(CARD) --speech $(SPEECH)/test-*.parquet --limit 30
-
-provenance: $(VENV)/train.stamp  ## write down what the run RUN trained on, and its curves
-	$(BIN)/python hub_cards/cards/make_provenance.py $(CARD) --run $(RUN) --trained-on "$(TRAINED_ON)" \
-		--watts $(WATTS) $(if $(AFTER),--after $(AFTER)) \
-		--data $(TRAINING_SPEECH)
-
-determinism: $(VENV)/eval.stamp  ## count the tokens that change with threads, batches, dtype, attention and compiler
-	$(BIN)/python training/benchmarks/determinism.py $(CARD) --speech $(SPEECH)/test-*.parquet
-
-language-models: $(VENV)/train.stamp  ## compare presets and layouts as tokens of small language models, on SPEECH
-	for preset in $(PRESETS); do for part in train validation; do \
-		$(BIN)/taae tokenize $(SPEECH)/$$part-0000[01]-*.parquet --model $(CARD) --bottleneck $$preset \
-			-o $(LANGUAGE_MODELS)/tokens/$$preset/$$part || exit; \
-	done; done
-	$(BIN)/python training/compare_speech_lms.py --tokens $(LANGUAGE_MODELS)/tokens --output_dir $(LANGUAGE_MODELS) \
-		--texts $(SPEECH)/transcripts.parquet --with_texts '[4x729_1000bps]' --codec $(CARD) \
-		--results $(CARD)/results $(BUDGET)
-
-page: $(VENV)/eval.stamp web  ## measure what the 8-bit weights of the page change
-	$(BIN)/python hub_cards/web/measure.py $(SPEECH)/test-*.parquet --model $(CARD)
-
-pictures: $(VENV)/eval.stamp  ## draw the model card's pictures
-	$(BIN)/python hub_cards/cards/make_pictures.py $(CARD) --speech $(SPEECH)/test-*.parquet
-
-benchmark: $(VENV)/train.stamp $(VENV)/export.stamp  ## measure how fast training and inference are, for training/README.md
-	$(BIN)/python training/benchmarks/benchmark.py --json training/benchmarks/benchmark.json --readme training/README.md
-
-stages: $(VENV)/train.stamp $(VENV)/eval.stamp  ## train what shows the stages of training at nano size, for training/README.md: hours
-	$(BIN)/python training/experiments/stages.py --json training/experiments/results/stages.json --readme training/README.md
-
-code: $(VENV)/demo.stamp  ## write the model's code into the folders that are published, after a change of it
-	$(BIN)/python hub_cards/model_code.py $(patsubst %/config.json,%,$(wildcard hub_cards/*/config.json))
-
-card: $(VENV)/eval.stamp  ## write the cards of the model, from results and provenance, of the metrics and the Space
-	$(BIN)/python hub_cards/make_card.py $(CARD) hub_cards/space $(wildcard hub_cards/metrics/*)
 
 lint: $(VENV)/test.stamp  ## check the style
 	$(BIN)/ruff check

@@ -1,7 +1,7 @@
-"""Hear the codec: decodes the sample that comes with a model, or takes a recording of yours through it.
+"""Hear the codec: takes a recording through it, and leaves what went in and what came out side by side.
 
-`python hub_cards/demo.py` decodes the model's own demo.taae, encodes what came out once more, and compares.
-`python hub_cards/demo.py my.wav` encodes and decodes my.wav, and draws both.
+`python hub_cards/demo.py` takes the recording that comes with the model through it, and
+`python hub_cards/demo.py my.wav` one of yours.
 """
 
 import argparse
@@ -20,7 +20,9 @@ from modeling_taae.errors import TaaeInputError
 from modeling_taae.taae_file import TaaeFile
 
 MODEL = Path(__file__).parent / "taae-speech-16k-nano"
+RECORDING = Path("samples/english-woman-original.flac")  # in a model's folder
 OUTPUT = Path("demo_out")
+RATE = 16_000
 
 # The picture's spectrograms: 32 ms windows every 8 ms at 16 kHz, down to this far below the loudest value.
 WINDOW, STEP, RANGE_DB = 512, 128, 80
@@ -33,69 +35,58 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="demo", description=__doc__.splitlines()[0])
     parser.add_argument("audio", nargs="?", help="a recording: wav, flac, ogg or mp3, of any rate and channel count")
     parser.add_argument("--model", default=MODEL, help="a model's folder (default: %(default)s)")
-    parser.add_argument("-o", "--output", type=Path, default=OUTPUT, help="where files go (default: %(default)s)")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=OUTPUT, help="folder of the results (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
+    audio = Path(options.model) / RECORDING if options.audio is None else Path(options.audio).expanduser()
     try:
-        codec, seconds = timed(lambda: load_codec(str(options.model)))
-        say(
-            "model", f"{Path(options.model).name}, {codec.model.num_parameters():,} parameters, {seconds:.1f} s to load"
-        )
-        if options.audio is None:
-            play_sample(codec, Path(options.model) / "demo.taae", options.output)
-        else:
-            reconstruct(codec, Path(options.audio).expanduser(), options.output)
+        recording = read_audio(audio, RATE)  # before the model, which takes seconds to load
+        print(f"Loading {Path(options.model).name} …", flush=True)
+        reconstruct(load_codec(str(options.model)), recording, options.output / audio.stem.removesuffix("-original"))
     except TaaeInputError as error:
         print(f"demo: error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def play_sample(codec: Codec, sample: Path, output: Path) -> None:
-    """Decodes a `.taae` file, encodes what came out, and says how many tokens survive a second passage."""
-    encoded = TaaeFile.load(sample)
-    if encoded.model_identity not in codec.ancestors:
-        raise TaaeInputError(f"{sample}: was encoded by another model than the one beside it; fetch the two together")
-    say("sample", f"{sample.name}: {describe(encoded)}")
+def reconstruct(codec: Codec, recording: np.ndarray, stem: Path) -> None:
+    """Takes a recording through the codec, and writes tokens, sounds and a picture.
 
-    decoded, seconds = timed(lambda: codec.decode(encoded))
-    write_audio(output / "demo.wav", decoded, encoded.sampling_rate)
-    say("decoded", f"{output / 'demo.wav'}, {speed(encoded, seconds)}")
+    Args:
+        codec: the codec, of a model for 16 kHz.
+        recording: (samples,) float32 at 16 kHz.
+        stem: the results' path, to which endings are added; so no result can have the recording's own name.
 
-    again, seconds = timed(lambda: codec.encode(decoded, encoded.bottleneck))
-    again.save(output / "demo_again.taae")
-    write_audio(output / "demo_again.wav", codec.decode(again), encoded.sampling_rate)
-    say("encoded again", f"{output / 'demo_again.wav'}, {speed(encoded, seconds)}")
+    Raises:
+        TaaeInputError: if the model works at another rate, or a file cannot be written.
+    """
+    if codec.model.config.sampling_rate != RATE:
+        raise TaaeInputError(
+            f"the demo is for models of {RATE:,} Hz; this one has {codec.model.config.sampling_rate:,}"
+        )
+    codec.decode(codec.encode(recording[:RATE]))  # the first call takes longer than all others
+    encoded, encoding = timed(lambda: codec.encode(recording))
+    decoded, decoding = timed(lambda: codec.decode(encoded))
+    heard = codec.extractor(recording, sampling_rate=RATE)["input_values"][0, 0, : len(recording)].numpy()
 
-    same = again.audio_codes == encoded.audio_codes
-    say("compared", f"{same.sum()} of {same.size} tokens ({same.mean():.0%}) are those of the sample.")
-    explain("They were made from a recording, the new ones from the decoded audio, which is not that recording.")
-    explain("So this is no check of correctness: it says how far a second passage through the codec drifts.")
-    say("to play", f"{output / 'demo.wav'}, then {output / 'demo_again.wav'}")
-
-
-def reconstruct(codec: Codec, audio: Path, output: Path) -> None:
-    """Takes a recording through the codec: a `.taae` file, what went in and what came out as sound and as a picture."""
-    rate = codec.model.config.sampling_rate
-    recording = read_audio(audio, rate)
-    encoded, seconds = timed(lambda: codec.encode(recording))
-    # Under one stem, so that whatever the recording is called, none of these names can be the recording's own.
-    stem = output / audio.stem
     tokens, before, after, picture = (
-        stem.with_name(stem.name + end) for end in (".taae", "_in.wav", "_out.wav", ".png")
+        stem.with_name(stem.name + end) for end in (".taae", "_original.wav", "_decoded.wav", ".png")
     )
-    encoded.save(tokens)
-    say("encoded", f"{tokens}: {describe(encoded)}")
-    explain(speed(encoded, seconds))
-
-    decoded, seconds = timed(lambda: codec.decode(TaaeFile.load(tokens)))
-    say("decoded", speed(encoded, seconds))
-
-    heard = codec.extractor(recording, sampling_rate=rate)["input_values"][0, 0, : len(recording)].numpy()
-    write_audio(before, heard, rate)
-    write_audio(after, decoded, rate)
-    draw(picture, {before.name: heard, after.name: decoded}, rate, codec.identity)
-    say("to play", f"{before} (mono, {rate:,} Hz, at the loudness that the codec gives it), then {after}")
-    say("to look at", str(picture))
+    content = encoded.to_bytes(codec.prior)
+    encoded.save(tokens, codec.prior)
+    write_audio(before, heard, RATE)
+    write_audio(after, decoded, RATE)
+    draw(picture, {before.name: heard, after.name: decoded}, RATE, codec.identity)
+    print(describe(encoded, len(content)))
+    for topic, text in {
+        "recording": f"{before}",
+        "decoded": f"{after}",
+        "picture": f"{picture}",
+        "tokens": f"{tokens} (`taae decode` takes it)",
+        "speed": f"encoding {speed(encoded.duration, encoding)}, decoding {speed(encoded.duration, decoding)}",
+    }.items():
+        print(f"  {topic:<10} {text}")
 
 
 def draw(target: Path, signals: dict[str, np.ndarray], rate: int, identity: str) -> None:
@@ -135,34 +126,26 @@ def log_spectrogram(signal: np.ndarray) -> np.ndarray:
     return 20 * spectrum.abs().clamp(min=1e-6).log10().numpy()
 
 
-def describe(encoded: TaaeFile) -> str:
-    """Length, size and rate of an encoded clip."""
-    size = len(encoded.to_bytes())
+def describe(encoded: TaaeFile, size: int) -> str:
+    """Returns what a clip became: its length, the file's size in bytes, and how much smaller that is."""
+    samples = 2 * encoded.num_samples
     return (
-        f"{encoded.duration:.2f} s of speech in {size:,} bytes, {8 * size / encoded.duration:.0f} bit/s "
-        f"({encoded.bit_rate:.0f} without header, checksum and padding)"
+        f"{encoded.duration:.1f} seconds of speech became {size:,} bytes: {8 * size / encoded.duration:.0f} bits per "
+        f"second, {samples / size:,.0f} times less than 16-bit samples. Play the recording, then what came back:"
     )
 
 
-def speed(encoded: TaaeFile, seconds: float) -> str:
-    """How long a clip took, absolutely and relative to its length."""
-    return f"{seconds:.2f} s, {encoded.duration / seconds:.1f} times faster than real time"
+def speed(duration: float, seconds: float) -> str:
+    """Returns how long work on a clip took, in seconds and relative to the clip's length, also in seconds."""
+    faster = seconds <= duration
+    ratio = duration / seconds if faster else seconds / duration
+    return f"{seconds:.2f} s ({ratio:.1f} times {'faster' if faster else 'slower'} than speaking)"
 
 
 def timed(work: Callable[[], Result]) -> tuple[Result, float]:
-    """What `work` returns, and the seconds it took."""
+    """Returns the result of `work`, and the seconds it took."""
     start = time.perf_counter()
     return work(), time.perf_counter() - start
-
-
-def say(topic: str, text: str) -> None:
-    """Prints one line of the demo's report."""
-    print(f"{topic:>14}  {text}", flush=True)
-
-
-def explain(text: str) -> None:
-    """Prints a line that goes on from the one before."""
-    say("", text)
 
 
 if __name__ == "__main__":

@@ -273,10 +273,10 @@ def gap_text(curves: Curves) -> str:
     if not curves.get("validation/gap"):
         return ""
     loss, gap = (curves[f"validation/{name}"][-1][1] for name in ("loss", "gap"))
-    text = f"At the end the loss is {loss:.2f} on speech that did not train it and {loss - gap:.2f} on as much that did"
+    text = f"Final loss: {loss:.2f} on validation speech, {loss - gap:.2f} on training speech."
     if gap < SMALL_GAP * loss:
-        return f"{text}: time and size limit it, more than the amount of speech."
-    return f"{text}: it begins to learn its training speech by heart, and more speech would help it."
+        return f"{text} The model does not overfit: training time and size limit it, not the amount of speech."
+    return f"{text} The model is starting to overfit: more speech would help it."
 
 
 def score_text(curves: Curves, start: int, end: int) -> str:

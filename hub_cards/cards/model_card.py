@@ -25,6 +25,7 @@ from hub_cards.cards.card_sections import (
     trial_section,
 )
 from hub_cards.cards.make_provenance import WATTS, stages
+from hub_cards.cards.make_samples import Clip, read_clips
 from modeling_taae.codec import Codec, load_codec
 from modeling_taae.configuration_taae import NAMED_SIZES
 from modeling_taae.evaluation import report
@@ -70,6 +71,7 @@ def card(folder: Path, codec: Codec, results: dict) -> str:
     ours = default_system(codec, results)
     shown = [name for name in SHOWN_METRICS if name in results["metrics"]]
     hours = sum(source["hours"] for source in data["sources"])
+    samples = [clip for clip in read_clips() if (folder / "samples" / f"{clip.name}.flac").is_file()]
     by_language = sorted(data["languages"].items(), key=lambda item: -item[1])
     card_data = ModelCardData(
         language=[language for language, _ in by_language],
@@ -89,6 +91,7 @@ def card(folder: Path, codec: Codec, results: dict) -> str:
         frame_milliseconds=f"{1000 / config.frame_rate:g}",
         training_hours=f"{hours:.0f}",
         setting=report.setting(results),
+        test_set=test_set_text(ours),
         quality=report.quality_table(results, shown),
         footnote=report.footnote(results),
         standing=standing(ours, results),
@@ -99,6 +102,8 @@ def card(folder: Path, codec: Codec, results: dict) -> str:
         probes=probe_section(folder, codec.identity),
         genders=gender_text(ours, results),
         speed="\n\n".join(report.speed_section(results)[1:]),
+        samples=samples,
+        sample_note=sample_note(samples),
         spectrogram=(folder / "spectrogram.png").is_file(),
         curves=(folder / "curves.png").is_file(),
         gap=gap_text(curves),
@@ -110,6 +115,33 @@ def card(folder: Path, codec: Codec, results: dict) -> str:
         main_language={"en": "English"}.get(by_language[0][0], by_language[0][0]),
         main_share=f"{100 * by_language[0][1] / hours:.0f}",
     )
+
+
+def sample_note(clips: list[Clip]) -> str:
+    """Returns where the recordings of the samples are from, in sentences."""
+    return " ".join(
+        f"{clip.voice}: [{clip.source}]({clip.link}), {clip.license.lower() if ' ' in clip.license else clip.license}. "
+        f"{clip.training}"
+        for clip in clips
+    )
+
+
+def test_set_text(ours: dict) -> str:
+    """Returns where the test set's utterances are from, in which languages, in sentences; empty where nobody knows.
+
+    Args:
+        ours: the results of one of the model's bottlenecks.
+    """
+
+    def listed(grouping: str) -> str:
+        groups = sorted(ours["by"].get(grouping, {}).items(), key=lambda item: -item[1]["utterances"])
+        return ", ".join(f"{name} {group['utterances']}" for name, group in groups)
+
+    texts = [f"Utterances by source: {sources}." if (sources := listed("source")) else ""]
+    texts += [f"By language: {languages}." if (languages := listed("language")) else ""]
+    if speakers := ours["by"].get("speaker"):
+        texts.append(f"{len(speakers)} speakers are told apart.")
+    return " ".join(filter(None, texts))
 
 
 def default_system(codec: Codec, results: dict) -> dict:
@@ -172,7 +204,7 @@ def training_text(training: dict, curves: Curves, frame_rate: float) -> str:
         start = end
     if len(texts) > 1:
         texts = [f"**Stage {number}.** {text}" for number, text in enumerate(texts, 1)]
-    return "\n\n".join([*texts, "The recipes are in training/recipes of the project, the settings in training.json."])
+    return "\n\n".join([*texts, "[training.json](training.json) has all settings."])
 
 
 def stage_text(stage: dict, frame_rate: float) -> str:
@@ -319,5 +351,12 @@ def evaluation_results(ours: dict, results: dict) -> list[EvalResult]:
 def project_readme(name: str, results: dict) -> str | None:
     """The project's README with its comparison filled in; None where it has no place for this model's."""
     shown = [metric for metric in ("pesq_wb", "pesq_nb", "stoi") if metric in results["metrics"]]
-    body = "\n\n".join([report.setting(results), report.quality_table(results, shown), report.footnote(results)])
+    ours = next(system for system in results["systems"] if system["kind"] == "TAAE")
+    body = "\n\n".join(
+        [
+            f"{report.setting(results)} {test_set_text(ours)}",
+            report.quality_table(results, shown),
+            report.footnote(results),
+        ]
+    )
     return report.between((COMPARISON[0].format(name=name), COMPARISON[1]), README, body)

@@ -11,7 +11,6 @@ import torch
 
 from modeling_taae import TaaeConfig, TaaeFeatureExtractor, TaaeModel
 from modeling_taae.audio_io import read_audio
-from modeling_taae.codec import load_codec
 from modeling_taae.taae_file import TaaeFile
 
 RATE = 16_000
@@ -37,7 +36,7 @@ def recording() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, recording: np.ndarray) -> Path:
-    """A model's folder with its sample in it."""
+    """A model's folder with its recording in it."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     config = TaaeConfig(
@@ -45,21 +44,20 @@ def model(tmp_path_factory: pytest.TempPathFactory, recording: np.ndarray) -> Pa
     )
     TaaeModel(config).save_pretrained(folder)
     TaaeFeatureExtractor(hop_length=config.hop_length).save_pretrained(folder)
-    load_codec(str(folder)).encode(recording).save(folder / "demo.taae")
+    (folder / "samples").mkdir()
+    soundfile.write(folder / "samples" / "english-woman-original.flac", recording, RATE)
     return folder
 
 
-def test_sample_is_decoded_and_encoded_again(demo, model, tmp_path, capsys):
+def test_it_begins_with_the_recording_that_comes_along(demo, model, recording, tmp_path, capsys):
     assert demo.main(["--model", str(model), "-o", str(tmp_path)]) == 0
-    again = TaaeFile.load(tmp_path / "demo_again.taae")
-    sample = TaaeFile.load(model / "demo.taae")
-    agreeing = int((again.audio_codes == sample.audio_codes).sum())
-    report = capsys.readouterr().out
-    assert f"{agreeing} of {sample.audio_codes.size} tokens" in report
-    assert f"{SECONDS:.2f} s of speech in {len(sample.to_bytes()):,} bytes" in report
-    for name in ("demo.wav", "demo_again.wav"):
-        assert str(tmp_path / name) in report
-        assert soundfile.info(tmp_path / name).frames == SECONDS * RATE
+    report = capsys.readouterr().out.splitlines()
+    size = (tmp_path / "english-woman.taae").stat().st_size
+    assert report[1].startswith(f"{SECONDS:.1f} seconds of speech became {size:,} bytes")
+    before, after = (tmp_path / f"english-woman_{end}.wav" for end in ("original", "decoded"))
+    assert report[2].split() == ["recording", str(before)] and report[3].split() == ["decoded", str(after)]
+    assert np.corrcoef(read_audio(before), recording)[0, 1] > 0.999
+    assert soundfile.info(after).frames == SECONDS * RATE
 
 
 def test_own_recording_gives_sounds_tokens_and_a_picture(demo, model, recording, tmp_path, capsys):
@@ -69,10 +67,15 @@ def test_own_recording_gives_sounds_tokens_and_a_picture(demo, model, recording,
     assert demo.main([str(tmp_path / "my voice.flac"), "--model", str(model), "-o", str(output)]) == 0
     assert TaaeFile.load(output / "my voice.taae").num_samples == SECONDS * RATE
     assert (output / "my voice.png").read_bytes().startswith(b"\x89PNG")
-    heard, decoded = (read_audio(output / f"my voice_{end}.wav") for end in ("in", "out"))
+    heard, decoded = (read_audio(output / f"my voice_{end}.wav") for end in ("original", "decoded"))
     assert len(heard) == len(decoded) == SECONDS * RATE
     assert np.corrcoef(heard, read_audio(tmp_path / "my voice.flac"))[0, 1] > 0.999
     assert str(output / "my voice.png") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0.5, "0.50 s (4.0 times faster"), (3.0, "3.00 s (1.5 times slower")])
+def test_speed_is_told_in_either_direction(demo, seconds, words):
+    assert demo.speed(2.0, seconds) == f"{words} than speaking)"
 
 
 def test_silence_can_be_drawn(demo, model, tmp_path):
@@ -80,18 +83,16 @@ def test_silence_can_be_drawn(demo, model, tmp_path):
     assert demo.main([str(tmp_path / "silence.wav"), "--model", str(model), "-o", str(tmp_path / "out")]) == 0
 
 
-def test_errors_are_one_line(demo, model, tmp_path, capsys):
-    assert demo.main([str(tmp_path / "missing.wav"), "--model", str(model), "-o", str(tmp_path)]) == 2
-    captured = capsys.readouterr().err
-    assert captured.startswith("demo: error: ") and captured.count("\n") == 1 and "missing.wav" in captured
+@pytest.mark.parametrize("content", [None, b"words"])
+def test_a_file_that_cannot_be_used_is_told_before_the_model_loads(demo, tmp_path, capsys, content):
+    if content:
+        (tmp_path / "speech.wav").write_bytes(content)
+    assert demo.main([str(tmp_path / "speech.wav"), "--model", str(tmp_path / "no model")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("demo: error: ") and captured.err.count("\n") == 1 and "speech.wav" in captured.err
+    assert "Loading" not in captured.out
 
 
-def test_sample_of_another_model_is_refused(demo, model, tmp_path, capsys):
-    torch.manual_seed(1)
-    stranger = TaaeModel(TaaeModel.from_pretrained(model).config)
-    stranger.save_pretrained(tmp_path)
-    TaaeFeatureExtractor.from_pretrained(model).save_pretrained(tmp_path)
-    (tmp_path / "demo.taae").write_bytes((model / "demo.taae").read_bytes())
-    assert demo.main(["--model", str(tmp_path), "-o", str(tmp_path)]) == 2
-    assert "another model" in capsys.readouterr().err
-    assert not (tmp_path / "demo.wav").exists()
+def test_a_model_without_a_recording_asks_for_one(demo, tmp_path, capsys):
+    assert demo.main(["--model", str(tmp_path)]) == 2
+    assert "english-woman-original.flac" in capsys.readouterr().err

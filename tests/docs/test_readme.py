@@ -305,7 +305,8 @@ def look_at(words: list[str], content: bytes) -> bytes:
             pinned = (CHECKOUT / "constraints.txt").read_text().splitlines()
             assert all(name in pinned for name in requirements if "==" in name)
         case ["make", target, *_]:
-            assert re.search(rf"^{target}:", (CHECKOUT / "Makefile").read_text(), flags=re.MULTILINE)
+            makefiles = (CHECKOUT / "Makefile", CHECKOUT / "hub_cards" / "cards" / "release.mk")
+            assert any(re.search(rf"^{target}:", file.read_text(), flags=re.MULTILINE) for file in makefiles)
         case ["tensorboard", "--logdir", folder]:
             assert list(Path(folder).glob("**/events.out.tfevents.*"))
         case ["taae", *arguments]:

@@ -24,6 +24,7 @@ from PIL import Image
 from modeling_taae import TaaeConfig, TaaeModel, cli
 from modeling_taae.codec import load_codec
 from modeling_taae.errors import TaaeInputError
+from modeling_taae.hub.cards import PROJECT_URL
 from modeling_taae.hub.checks import inspect
 
 ROOT = Path(__file__).parents[2]
@@ -180,6 +181,7 @@ class TestSections:
         share = 100 * probes["gender"]["tokens"]["balanced_accuracy"]
         assert table["gender, accuracy ↑"][:3] == ["2", "40", f"{share:.0f} %"] and "language, accuracy" not in text
         assert "{{" not in text and "None" not in text.replace("None of", "")
+        (made_further / "README.md").write_text(text.replace(PROJECT_URL, "https://github.com/a-team/taae"))
         assert "under cc-by-sa-4.0" in inspect(made_further).summary
 
     @pytest.mark.parametrize("name", ["presets/results.json", "transmission/results.json", "probes.json"])
@@ -329,8 +331,11 @@ class TestCard:
 
     def test_it_can_be_published(self, folder, make_card):
         make_card.main([str(folder)])
-        assert "under cc-by-sa-4.0" in inspect(folder).summary
         card = folder / "README.md"
+        with pytest.raises(TaaeInputError, match="the placeholder of the project's address"):
+            inspect(folder)
+        card.write_text(card.read_text().replace(PROJECT_URL, "https://github.com/a-team/taae"))
+        assert "under cc-by-sa-4.0" in inspect(folder).summary
         card.write_text(
             card.read_text().replace("    - type: stoi\n      value: 0", "    - type: stoi\n      value: 1")
         )
@@ -380,8 +385,8 @@ def test_what_limits_a_model_follows_from_its_curves(tmp_path, make_card, gap, v
     header = "step,validation/gap,validation/loss\n"
     file.write_text(f"{header}50,,\n100,9,9\n200,{gap},2.5\n250,,\n")
     text = sections.gap_text(sections.read_curves(file))
-    assert f"the loss is 2.50 on speech that did not train it and {2.5 - float(gap):.2f} on" in text
-    assert ("time and size limit it" in text, "learn its training speech by heart" in text) == (verdict, not verdict)
+    assert f"Final loss: 2.50 on validation speech, {2.5 - float(gap):.2f} on training speech." in text
+    assert ("does not overfit" in text, "is starting to overfit" in text) == (verdict, not verdict)
 
 
 class TestProvenance:

@@ -27,7 +27,7 @@ from support.hub_server import OWNER, TOKEN, HubServer
 from modeling_taae import TaaeFeatureExtractor, TaaeModel, cli
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.evaluation.report import quality_table
-from modeling_taae.hub.cards import PROJECT_URL, install_command
+from modeling_taae.hub.cards import PLACEHOLDER_DOMAIN, PROJECT_URL, install_command
 from modeling_taae.hub.checks import RESULTS, inspect
 from modeling_taae.hub.push import PushError, push_folder
 
@@ -418,10 +418,15 @@ def test_what_was_pushed_loads_elsewhere(hub, folder, tmp_path, make_tiny_model)
 
 
 @pytest.mark.skipif(not README.is_file(), reason="the README is in a checkout of the project only")
-def test_the_commands_of_the_readme(hub, monkeypatch):
-    monkeypatch.chdir(README.parent)
+def test_the_commands_of_the_readme(hub, monkeypatch, tmp_path):
+    folder = tmp_path / "hub_cards" / "taae-speech-16k-nano"
+    shutil.copytree(README.parent / "hub_cards" / "taae-speech-16k-nano", folder)
+    monkeypatch.chdir(tmp_path)
     commands = re.findall(r"^taae (push .*?)\s*(?:#.*)?$", README.read_text(), re.MULTILINE)
     assert len(commands) == 2
+    if PLACEHOLDER_DOMAIN in PROJECT_URL:
+        assert cli.main(shlex.split(commands[1])) == 2
+        rewrite_card(folder, PROJECT_URL, "https://github.com/a-team/taae")
     for command in commands:
         assert cli.main(shlex.split(command)) == 0
     assert [name for _, name in hub.repositories] == [f"{OWNER}/taae-speech-16k-nano"]

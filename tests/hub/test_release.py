@@ -33,7 +33,8 @@ KEYS = {"model_identity", "identity"}
 
 def artefacts(folder: Path) -> list[Path]:
     """Files of a model's folder that can tell which weights they belong to."""
-    files = [file for pattern in ("*.json", "*.taae", "*.png", PRIOR_FILE) for file in folder.rglob(pattern)]
+    files = [file for pattern in ("*.json", "*.taae", "*.png", "*.flac", PRIOR_FILE) for file in folder.rglob(pattern)]
+    files = [file for file in files if not file.name.endswith("-original.flac")]  # recordings, whatever the weights
     return sorted(file for file in files if file.name not in NOT_OF_WEIGHTS)
 
 
@@ -43,6 +44,9 @@ def identities(artefact: Path) -> set[str]:
         return {TaaeFile.load(artefact, find_prior(artefact.parent)).model_identity}
     if artefact.name == PRIOR_FILE:
         return {EntropyPrior.load(artefact.parent).model_identity}
+    if artefact.suffix == ".flac":
+        with soundfile.SoundFile(artefact) as sample:
+            return set(re.findall(r"model_identity=(\w+)", sample.comment))
     if artefact.suffix == ".png":
         return {Image.open(artefact).text.get("model_identity")}
     return named(json.loads(artefact.read_text()))
@@ -86,6 +90,21 @@ def test_texts_name_published_weights_only():
 
 def words(text: Path) -> list[str]:
     return re.findall(r"\b[0-9a-f]{16}\b", text.read_text())
+
+
+def test_samples_are_complete_and_small():
+    """Each recording in every version; what the page plays is there."""
+    clips = [path.parent for path in (HUB_CARDS / "samples").glob("*/original.flac")]
+    assert len(clips) >= 4
+    for folder in FOLDERS:
+        for clip in clips:
+            copy = folder / "samples" / f"{clip.name}-original.flac"
+            assert copy.read_bytes() == (clip / "original.flac").read_bytes()
+            assert (folder / "samples" / f"{clip.name}.flac").is_file()
+    page = ROOT / "docs" / "samples.html"
+    files = {(page.parent / name).resolve() for name in re.findall(r'data-file="([^"]+)"', page.read_text())}
+    assert len(files) >= 6 * len(clips) and all(file.is_file() for file in files)
+    assert sum(file.stat().st_size for file in files) < 2e6
 
 
 class TestFinding:
@@ -141,7 +160,7 @@ class TestMake:
             first.setdefault(command.split()[0], number)
         assert commands[0].startswith("publish.py runs/mine/model hub_cards/taae-speech-16k-nano ")
         assert commands[-1].startswith("make_card.py hub_cards/taae-speech-16k-nano ")
-        assert first["make_entropy_prior.py"] < first["file_sizes.py"] < first["compare.py"]
+        assert first["make_entropy_prior.py"] < first["file_sizes.py"] < first["compare_speech_lms.py"]
         assert (
             first["web/build.py"] < first["web/measure.py"] and first["make_provenance.py"] < first["make_pictures.py"]
         )
@@ -150,7 +169,7 @@ class TestMake:
     def test_another_model_s_folder_gets_its_own(self):
         card = "hub_cards/taae-speech-16k-nano-causal"
         commands = self.commands(f"CARD={card}")
-        assert all(card in command for command in commands)
+        assert all(card in command for command in commands if not command.startswith("make_samples.py"))
         assert not any(re.search(r"taae-speech-16k-nano(?!-causal)", command) for command in commands)
         assert commands[-1].startswith(f"make_card.py {card} ")
 
