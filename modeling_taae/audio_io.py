@@ -49,11 +49,23 @@ def read_audio(source: str | Path, sampling_rate: int = 16_000) -> np.ndarray:
         return decode_audio(file, display_name(source), sampling_rate)
 
 
-def decode_audio(content: BinaryIO, name: str, sampling_rate: int = 16_000) -> np.ndarray:
-    """As [`read_audio`], from an open, seekable file; `name` is what errors call it."""
+def decode_audio(content: BinaryIO, name: str, sampling_rate: int = 16_000, channel: int | None = None) -> np.ndarray:
+    """As [`read_audio`], from an open, seekable file.
+
+    Args:
+        content: the file.
+        name: its name in errors.
+        sampling_rate: samples per second of the result, in Hz.
+        channel: the one channel to read, from 1; None averages all.
+    """
     try:
         with SequentialFile(content) as file:
-            audio, rate, log = _read_mono(file), file.samplerate, file.extra_info
+            if channel is not None and channel > file.channels:
+                raise TaaeInputError(
+                    f"{name}: has {file.channels} channel{'s' if file.channels > 1 else ''}; expected at least "
+                    f"{channel}, so choose another channel"
+                )
+            audio, rate, log = _read_mono(file, channel), file.samplerate, file.extra_info
             missing = 0 if file.frames >= UNKNOWN_FRAMES else file.frames - len(audio)
     # soundfile raises TypeError for a headerless .raw file, whose rate it would have to be told.
     except (soundfile.SoundFileError, TypeError) as error:
@@ -83,11 +95,11 @@ class SequentialFile(soundfile.SoundFile):
         return False
 
 
-def _read_mono(file: SequentialFile, block_length: int = 1 << 18) -> np.ndarray:
+def _read_mono(file: SequentialFile, channel: int | None = None, block_length: int = 1 << 18) -> np.ndarray:
     # Block by block, so that a long file is never in memory with all its channels.
     blocks = [np.zeros(0, dtype=np.float32)]
     while len(block := file.read(block_length, dtype="float32", always_2d=True)):
-        blocks.append(block.mean(axis=1))
+        blocks.append(block.mean(axis=1) if channel is None else block[:, channel - 1])
     return np.concatenate(blocks)
 
 

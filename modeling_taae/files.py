@@ -94,12 +94,12 @@ def _replace(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def search_directory(root: Path, suffixes: frozenset[str], output: str | None = None) -> Iterator[Path]:
+def search_directory(root: Path, suffixes: frozenset[str] | None, output: str | None = None) -> Iterator[Path]:
     """Files below a folder, however deep and through links, with one of these suffixes, in no particular order.
 
     Args:
         root: the folder.
-        suffixes: in lower case.
+        suffixes: in lower case; None for all files.
         output: a folder to leave out, where it is one below the other: what an earlier run made is no input.
 
     Raises:
@@ -121,7 +121,7 @@ def search_directory(root: Path, suffixes: frozenset[str], output: str | None = 
         below.sort()
         for path in (Path(folder, name) for name in names):
             # Hidden files are not meant: macOS leaves a ._speech.wav without audio beside each file on foreign disks.
-            if path.suffix.lower() in suffixes and not path.name.startswith("."):
+            if (suffixes is None or path.suffix.lower() in suffixes) and not path.name.startswith("."):
                 yield path
 
 

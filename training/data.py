@@ -1,6 +1,6 @@
-"""From data sets of recorded speech to training crops.
+"""From corpora of recorded speech to training crops.
 
-Audio is kept as bytes by `datasets`, decoded as the command line does, and brought to the loudness that the feature
+Speech is read as all commands read it (`modeling_taae.data`), decoded, and brought to the loudness that the feature
 extractor gives at inference. What cannot be decoded, or is cut short, is counted and left out.
 
 Which crop comes n-th in a run follows from the seed and n alone, so a run that resumes goes on with exactly the crops
@@ -8,21 +8,29 @@ that it would have seen. `TrainingCrops` decodes its corpora once, to disk; `Str
 """
 
 import itertools
-import os
+import json
+import pickle
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import Audio, Dataset, Features, IterableDataset, LargeList, Value, interleave_datasets, load_dataset
+from datasets import Dataset, Features, IterableDataset, Value, interleave_datasets
 from datasets.distributed import split_dataset_by_node
+from datasets.exceptions import DatasetGenerationError
+from pyarrow import compute
 from tqdm import tqdm
 
 from modeling_taae import TaaeFeatureExtractor
 from modeling_taae.audio_io import to_pcm16
-from modeling_taae.data.utterances import Origin, decode_cell, fault, files_of, matching_paths
+from modeling_taae.data.decode import decode_row, fault
+from modeling_taae.data.row import Row
+from modeling_taae.data.sources import Corpus
 from modeling_taae.errors import TaaeInputError, one_line
 from modeling_taae.feature_extraction_taae import GATING_BLOCK, normalize_loudness
 from training.augmentation import INT16_FULL_SCALE, Augmenter
@@ -30,171 +38,159 @@ from training.recipe import CorpusConfig, DataConfig, RecipeError
 
 LONGEST_VALIDATION = 20  # seconds, of which all at once are scored
 DECODED_AT_ONCE = 4  # recordings, which can be hours long
-# Not the Audio feature, which wants torchcodec even for undecoded audio, as soon as streams are interleaved.
-AUDIO_BYTES = {"bytes": Value("binary"), "path": Value("string")}
-DECODED = Features({"samples": LargeList(Value("int16"))})
+# Samples are int16, in bytes; there are none where `problem` says why. Columns are JSON.
+DECODED = Features(
+    {"id": Value("string"), "columns": Value("string"), "samples": Value("large_binary"), "problem": Value("string")}
+)
+# Rows as streams of `datasets` can hold them.
+PICKLED = Features({"row": Value("binary")})
 
 
 class CorpusError(RecipeError):
     """A corpus that cannot be trained on; the message says which and why."""
 
 
-def load_corpus(
-    corpus: CorpusConfig, streaming: bool = False, columns: Sequence[str] = ()
-) -> Dataset | IterableDataset:
-    """The rows of a corpus with their audio as bytes, and with other columns if they are named.
+def open_corpus(corpus: CorpusConfig, streamed: bool = False) -> Corpus:
+    """Opens a corpus of a recipe.
+
+    Args:
+        corpus: its description.
+        streamed: whether a data set on the Hub is read as it comes, rather than downloaded first.
 
     Raises:
-        CorpusError: if there is nothing to read or no such column.
+        CorpusError: if there is nothing to read.
     """
     try:
-        rows = open_corpus(corpus, streaming)
-        found = rows.column_names or list(next(iter(rows), {}))
-    except Exception as error:  # datasets raises many types; each means that there is nothing to train on
+        return Corpus(
+            [corpus.source],
+            corpus.audio_column,
+            subset=corpus.subset,
+            hub_split=corpus.split,
+            audio_root=corpus.audio_root,
+            channel=corpus.channel,
+            names_by_source=True,
+            streamed=streamed,
+        )
+    except TaaeInputError as error:
         raise CorpusError(f"No corpus at {corpus.source!r}: {one_line(error)}") from error
-    wanted = [corpus.audio_column, *columns]
-    for column in wanted:
-        if column not in found:
-            raise CorpusError(f"{corpus.source!r} has no column {column!r}; it has {', '.join(found)}.")
-    return with_audio_bytes(rows.select_columns(wanted), corpus)
 
 
-def open_corpus(corpus: CorpusConfig, streaming: bool) -> Dataset | IterableDataset:
-    """The rows of Parquet files, of recordings by their names, or of a data set on the Hub.
+def rows_of(corpus: Corpus, units: Iterable[int]) -> Iterator[Row]:
+    """Yields the rows of units of a corpus.
 
     Raises:
-        TaaeInputError: if there is no such file, or a folder holds nothing, or Parquet files beside recordings.
+        CorpusError: if a source cannot be read any more.
     """
-    paths = matching_paths(corpus.source)
-    if not paths:
-        return load_dataset(corpus.source, corpus.subset, split=corpus.split, streaming=streaming)
-    files = [file for path in paths for file in files_of(path)]
-    if not files:
-        raise TaaeInputError("it is a folder without recordings and Parquet files")
-    tables = [str(file) for _, file in files if file.suffix == ".parquet"]
-    if tables and len(tables) < len(files):
-        raise TaaeInputError("it holds Parquet files and recordings; name one kind with a pattern, such as *.parquet")
-    if tables:
-        return load_dataset("parquet", data_files=tables, split="train", streaming=streaming)
-    # Size and time, so that `datasets` decodes again what has changed.
-    listed = [(name, str(file.resolve()), file.stat().st_size, file.stat().st_mtime) for name, file in files]
-    features = Features({"id": Value("string"), corpus.audio_column: AUDIO_BYTES})
-    recordings = {"files": listed, "audio_column": corpus.audio_column}
-    rows = Dataset.from_generator(recording_rows, features, gen_kwargs=recordings)
-    return rows.to_iterable_dataset() if streaming else rows
-
-
-def recording_rows(files: list[tuple], audio_column: str) -> Iterator[dict]:
-    """A row for each recording, by its name and path."""
-    for name, path, *_ in files:
-        yield {"id": name, audio_column: {"bytes": None, "path": path}}
-
-
-def with_audio_bytes(rows: Dataset | IterableDataset, corpus: CorpusConfig) -> Dataset | IterableDataset:
-    """The same rows, with a column of audio, however a data set holds it, as bytes or path.
-
-    Raises:
-        CorpusError: if the column holds something else.
-    """
-    column = corpus.audio_column
-    if rows.features is None:  # of a stream that does not tell before it is read
-        return rows.cast_column(column, AUDIO_BYTES)
-    kind = rows.features[column]
-    if kind == AUDIO_BYTES:
-        return rows
-    if isinstance(kind, Value) and kind.dtype in ("string", "large_string", "binary", "large_binary"):
-        features = Features({**rows.features, column: AUDIO_BYTES})
-        return rows.map(audio_cell, fn_kwargs={"audio_column": column}, features=features)
-    if isinstance(kind, Audio) or (isinstance(kind, dict) and kind.keys() == AUDIO_BYTES.keys()):
-        return rows.cast_column(column, AUDIO_BYTES)
-    raise CorpusError(
-        f"The column {column!r} of {corpus.source!r} holds {kind}; expected the bytes or the path of audio files."
-    )
-
-
-def corpus_origin(corpus: CorpusConfig) -> Origin:
-    """What the cells of a corpus may name."""
-    paths = matching_paths(corpus.source)
-    if not paths:
-        return Origin(dataset=corpus.source)
-    files = [file for path in paths for _, file in files_of(path)]
-    if not any(file.suffix == ".parquet" for file in files):
-        return Origin(Path(os.path.abspath(os.sep)))  # recordings that were found, wherever links lead
-    folders = {path if path.is_dir() else path.parent for path in paths}
-    return Origin(Path(os.path.commonpath(map(os.path.abspath, folders))))
-
-
-def audio_cell(row: dict, audio_column: str) -> dict:
-    """A row whose audio is bare bytes, or a bare path, as a dictionary of both."""
-    value = row[audio_column]
-    is_path = isinstance(value, str)
-    return {audio_column: {"bytes": None if is_path else value, "path": value if is_path else None}}
-
-
-def decode_row(
-    audio: dict | None, sampling_rate: int, target_loudness: float | None, origin: Origin
-) -> np.ndarray | None:
-    """One row's audio as (samples,) int16 at a rate in Hz and a loudness in LUFS; None if it cannot be decoded."""
     try:
-        samples = decode_cell(audio, "", sampling_rate, origin)
-    except (TaaeInputError, OSError):
-        return None
+        for unit in units:
+            yield from corpus.rows(unit)
+    except TaaeInputError as error:
+        raise CorpusError(one_line(error)) from error
+
+
+def decode_to_pcm(row: Row, sampling_rate: int, target_loudness: float | None) -> tuple[np.ndarray, str]:
+    """Decodes a row.
+
+    Args:
+        row: the recording.
+        sampling_rate: the rate to decode to, in Hz.
+        target_loudness: the loudness to bring it to, in LUFS; None leaves it as it is.
+
+    Returns:
+        (samples,) int16, and what is wrong with the recording where there are none.
+
+    Raises:
+        CorpusError: if it cannot be read, though nothing is known against its content: another time it may be.
+    """
+    try:
+        samples = decode_row(row, sampling_rate)
+    except TaaeInputError as error:
+        return np.zeros(0, np.int16), one_line(error).removeprefix(f"{row.id}: ")
+    except OSError as error:
+        raise CorpusError(
+            f"{row.id}: cannot be read ({error.strerror or one_line(error)}); see to it, then start the run again"
+        ) from error
     if target_loudness is not None:
         samples = normalize_loudness(samples, sampling_rate, target_loudness)
-    return to_pcm16(samples)
+    return to_pcm16(samples), ""
 
 
-def decode_batch(
-    batch: dict, audio_column: str, sampling_rate: int, target_loudness: float | None, origin: Origin
-) -> dict:
-    """Rows of encoded audio -> as many rows of samples as can be decoded."""
-    decoded = (decode_row(audio, sampling_rate, target_loudness, origin) for audio in batch[audio_column])
-    return {"samples": [samples for samples in decoded if samples is not None]}
+def decode_for_disk(row: Row, sampling_rate: int, target_loudness: float | None) -> dict[str, Any]:
+    """Returns a row of a decoded corpus (see `DECODED`)."""
+    samples, problem = decode_to_pcm(row, sampling_rate, target_loudness)
+    columns = {name: value for name, value in row.columns.items() if isinstance(value, str | int)}
+    return {"id": row.id, "columns": json.dumps(columns), "samples": samples.tobytes(), "problem": problem}
 
 
-def with_origin(rows: IterableDataset, number: int) -> IterableDataset:
-    """Rows that say which corpus they are of, which is lost when streams are interleaved."""
-    return rows.map(lambda row: {"corpus": number})
+def decoded_rows(corpus: Corpus, source: str, decode: Callable[[Row], dict], workers: int) -> Iterator[dict]:
+    """Yields the rows of a corpus, decoded by several processes, in their order."""
+    rows = tqdm(rows_of(corpus, range(len(corpus))), f"Decoding {source}", corpus.known_rows, disable=None)
+    if workers < 2:
+        yield from map(decode, rows)
+        return
+    with ProcessPoolExecutor(workers) as executor:
+        yield from mapped_ahead(executor, decode, rows, 2 * workers)
+
+
+def mapped_ahead(executor: Executor, function: Callable, items: Iterable, ahead: int) -> Iterator:
+    """Maps in an executor, so many items ahead and no more: all of them would be in memory at once."""
+    waiting: deque = deque()
+    for item in items:
+        waiting.append(executor.submit(function, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def counted(problems: list[str]) -> str:
+    """Returns how many recordings are left out for each kind of reason, and one of each in full."""
+    kinds: dict[str, list[str]] = {}
+    for problem in problems:
+        kinds.setdefault(problem.partition(":")[0].partition(" (")[0], []).append(problem)
+    return "; ".join(f"{len(each)} × {each[0]}" for each in kinds.values()) or "it has no rows"
 
 
 class DecodedCorpus:
     """A decoded corpus on disk, from which any stretch of audio is about equally likely to be drawn.
 
+    It is decoded again as soon as a file of it has another size or time of change, or a missing one is there.
+
     Args:
-        corpus: what to decode.
-        extractor: which rate and loudness to decode to.
+        corpus: the corpus to decode.
+        extractor: the feature extractor whose rate and loudness to decode to.
         workers: processes that decode; 0 decodes in this one.
 
+    Attributes:
+        decoded: all rows, those without samples included.
+        problems: why recordings are left out.
+        notes: lines about what lies in the corpus and is not read.
+
     Raises:
-        CorpusError: if nothing in it can be decoded, or all of it is silent.
+        CorpusError: if it cannot be read, nothing in it can be decoded, or all of it is silent.
     """
 
     def __init__(self, corpus: CorpusConfig, extractor: TaaeFeatureExtractor, workers: int = 0):
-        rows = load_corpus(corpus)
-        decoded = rows.map(
-            decode_batch,
-            batched=True,
-            batch_size=DECODED_AT_ONCE,
-            remove_columns=[corpus.audio_column],
-            features=DECODED,
-            # Plain values, so that `datasets` finds what an earlier run has decoded.
-            fn_kwargs={
-                "audio_column": corpus.audio_column,
-                "sampling_rate": extractor.sampling_rate,
-                "target_loudness": extractor.target_loudness,
-                "origin": corpus_origin(corpus),
-            },
-            num_proc=min(workers, len(rows)) or None,
-            desc=f"Decoding {corpus.source}",
-        )
-        self.skipped = len(rows) - len(decoded)
-        self.decoded = decoded
-        lengths = np.concatenate([chunk.value_lengths().to_numpy() for chunk in self.column.chunks] or [[]])
+        opened, target = open_corpus(corpus), (extractor.sampling_rate, extractor.target_loudness)
+        self.notes = opened.notes
+        decode = partial(decode_for_disk, sampling_rate=target[0], target_loudness=target[1])
+        try:
+            self.decoded = Dataset.from_generator(
+                decoded_rows,
+                features=DECODED,
+                gen_kwargs={"corpus": opened, "source": corpus.source, "decode": decode, "workers": workers},
+                fingerprint=f"taae-{opened.fingerprint()}-{target[0]}-{target[1]}",
+                writer_batch_size=DECODED_AT_ONCE,
+            )
+        except DatasetGenerationError as error:
+            raise CorpusError(one_line(error.__cause__ or error)) from error
+        self.problems = [problem for problem in self.decoded["problem"] if problem]
+        lengths = np.concatenate([compute.binary_length(chunk).to_numpy() for chunk in self.column.chunks] or [[]])
         if lengths.sum() == 0:
-            raise CorpusError(f"{corpus.source!r} holds no audio that can be decoded ({self.skipped} rows skipped).")
-        if not any(chunk.values.to_numpy().any() for chunk in self.column.chunks):
+            raise CorpusError(f"{corpus.source!r} holds no audio that can be decoded ({counted(self.problems)}).")
+        if not any(self.samples_of(row).any() for row in range(len(self.decoded))):
             raise CorpusError(f"{corpus.source!r} is silent throughout.")
-        self.ends = np.cumsum(lengths)
+        self.ends = np.cumsum(lengths // 2)
 
     @property
     def column(self) -> pa.ChunkedArray:
@@ -202,14 +198,22 @@ class DecodedCorpus:
         return self.decoded.data.column("samples")
 
     @property
+    def skipped(self) -> int:
+        """The number of rows that could not be decoded."""
+        return len(self.problems)
+
+    @property
     def samples(self) -> int:
-        """Samples in all."""
+        """The number of samples in all."""
         return int(self.ends[-1])
 
+    def samples_of(self, row: int) -> np.ndarray:
+        """Returns a recording by the number of its row, (samples,) int16, empty where it could not be decoded."""
+        return np.frombuffer(self.column[row].as_buffer(), np.int16)
+
     def recording(self, generator: np.random.Generator) -> np.ndarray:
-        """A recording, (samples,) int16, drawn at random in proportion to its length."""
-        row = int(np.searchsorted(self.ends, generator.integers(self.samples), side="right"))
-        return self.column[row].values.to_numpy()
+        """Returns a recording, (samples,) int16, drawn at random in proportion to its length."""
+        return self.samples_of(int(np.searchsorted(self.ends, generator.integers(self.samples), side="right")))
 
 
 class TrainingCrops(torch.utils.data.Dataset):
@@ -265,14 +269,10 @@ class StreamedCrops(torch.utils.data.IterableDataset):
     def __init__(
         self, data: DataConfig, extractor: TaaeFeatureExtractor, seed: int, process: int, processes: int, first: int
     ):
-        # Columns of one name, whatever each corpus calls them, so that they can be interleaved.
-        streams = [
-            with_origin(load_corpus(corpus, streaming=True).rename_column(corpus.audio_column, "crop_source"), number)
-            for number, corpus in enumerate(data.corpora)
-        ]
-        self.origins = list(map(corpus_origin, data.corpora))
+        corpora = [open_corpus(corpus, streamed=True) for corpus in data.corpora]
+        self.notes = [note for corpus in corpora for note in corpus.notes]
         rows = interleave_datasets(
-            streams,
+            list(map(stream_of, corpora)),
             probabilities=list(corpus_probabilities(data.corpora)),
             seed=seed,
             stopping_strategy="all_exhausted",
@@ -293,28 +293,39 @@ class StreamedCrops(torch.utils.data.IterableDataset):
         index = 0
         for epoch in itertools.count():
             self.rows.set_epoch(epoch)
-            start, tried, skipped = index, 0, 0
+            start, tried = index, 0
+            problems: list[str] = []
             for row in self.rows:
                 if index >= self.first:
-                    samples = decode_row(row["crop_source"], *self.target, self.origins[row["corpus"]])
-                    tried, skipped = tried + 1, skipped + (samples is None)
-                    yield self._crop(index, samples)
+                    samples, problem = decode_to_pcm(pickle.loads(row["row"]), *self.target)
+                    tried += 1
+                    problems += [problem] if problem else []
+                    generator = np.random.default_rng((self.seed, self.process, index))
+                    yield self.augmenter.draw(samples, generator, self.crop_length)
                 index += 1
-            self._check_round(index - start, tried, skipped)
+            self._check_round(index - start, tried, problems)
 
-    def _crop(self, index: int, samples: np.ndarray | None) -> torch.Tensor:
-        generator = np.random.default_rng((self.seed, self.process, index))
-        recording = np.zeros(0, np.int16) if samples is None else samples
-        return self.augmenter.draw(recording, generator, self.crop_length)
-
-    def _check_round(self, rows: int, tried: int, skipped: int) -> None:
+    def _check_round(self, rows: int, tried: int, problems: list[str]) -> None:
         share = f"the share of process {self.process + 1} of {self.processes}"
         if rows == 0:
             raise CorpusError(f"There is no row of the corpora in {share}; they are empty, or have too few rows.")
-        if skipped == rows:
-            raise CorpusError(f"No audio can be decoded of {rows} rows in {share}.")
-        if skipped:
-            tqdm.write(f"{skipped} of {tried} recordings could not be decoded in {share}.", file=sys.stderr)
+        if len(problems) == rows:
+            raise CorpusError(f"No audio can be decoded of {rows} rows in {share} ({counted(problems)}).")
+        if problems:
+            message = f"{len(problems)} of {tried} recordings could not be decoded in {share}: {counted(problems)}."
+            tqdm.write(message, file=sys.stderr)
+
+
+def stream_of(corpus: Corpus) -> IterableDataset:
+    """Returns the rows of a corpus as a stream of `datasets`, which shuffles the corpus's files, and then its rows."""
+    units = {"corpus": corpus, "shards": corpus.shards()}
+    return IterableDataset.from_generator(pickled_rows, PICKLED, units)
+
+
+def pickled_rows(corpus: Corpus, shards: list[list[int]]) -> Iterator[dict[str, bytes]]:
+    """Yields the rows of some of a corpus's shards."""
+    for row in rows_of(corpus, itertools.chain.from_iterable(shards)):
+        yield {"row": pickle.dumps(row)}
 
 
 def corpus_probabilities(corpora: list[CorpusConfig]) -> np.ndarray:
@@ -339,12 +350,9 @@ def validation_clips(
     Of long recordings it is the beginning. Those that cannot be scored, because they are undecodable, silent or too
     short, are left out.
     """
-    rows = load_corpus(corpus, streaming)
-    origin = corpus_origin(corpus)
-    for row in rows.take(utterances):
-        samples = decode_row(row[corpus.audio_column], extractor.sampling_rate, extractor.target_loudness, origin)
-        if samples is None:
-            continue
+    opened = open_corpus(corpus, streaming)
+    for row in itertools.islice(rows_of(opened, range(len(opened))), utterances):
+        samples, problem = decode_to_pcm(row, extractor.sampling_rate, extractor.target_loudness)
         clip = samples[: LONGEST_VALIDATION * extractor.sampling_rate].astype(np.float32) / INT16_FULL_SCALE
-        if not fault(clip, extractor.sampling_rate, GATING_BLOCK):
+        if not problem and not fault(clip, extractor.sampling_rate, GATING_BLOCK):
             yield clip

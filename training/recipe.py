@@ -20,11 +20,14 @@ class CorpusConfig:
     """One source of speech.
 
     Args:
-        source: recordings or Parquet files, as a path, folder or glob pattern, or the name of a data set on the Hub.
+        source: recordings, Parquet files, WebDataset archives or a list of recordings, as a path, folder or glob
+            pattern, or the name of a data set on the Hub.
         subset: which subset of a Hub data set that has several, such as a language.
         split: which split of a Hub data set.
         audio_column: column that holds the audio's bytes or path.
         weight: how often to draw from this corpus, relative to the others.
+        audio_root: a folder outside of the source in which recordings may lie that its tables name.
+        channel: the channel of recordings to read, from 1; None averages all.
     """
 
     source: str
@@ -32,6 +35,8 @@ class CorpusConfig:
     split: str = "train"
     audio_column: str = "audio"
     weight: float = 1.0
+    audio_root: str | None = None
+    channel: PositiveInt | None = None
 
 
 @dataclass
@@ -154,7 +159,8 @@ class CTCConfig:
 
     Args:
         corpora: recordings with texts.
-        text_column: the column that holds the texts, of the corpora or of `transcripts`.
+        text_column: the column that holds the texts, of the corpora or of `transcripts`; None takes the first with a
+            usual name, such as text, sentence or transcription.
         transcripts: a Parquet file with the texts by `id`, if they are no column of the corpora.
         units: "characters" of the text, or "symbols" that stand between spaces, such as phonemes.
         ignored: units that are no part of the text, such as marks between words.
@@ -167,7 +173,7 @@ class CTCConfig:
     """
 
     corpora: list[CorpusConfig]
-    text_column: str = "text"
+    text_column: str | None = None
     transcripts: str | None = None
     units: Literal["characters", "symbols"] = "characters"
     ignored: list[str] = field(default_factory=list)

@@ -1,15 +1,17 @@
 """Whole utterances with their text, for the CTC head."""
 
-from collections.abc import Collection, Iterator
+import json
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
-import pyarrow.parquet
 import torch
-from datasets import Dataset
 
 from modeling_taae import TaaeFeatureExtractor
+from modeling_taae.data.row import Row
+from modeling_taae.data.utterances import read_transcripts
+from modeling_taae.errors import TaaeInputError, one_line
 from training.augmentation import INT16_FULL_SCALE
-from training.data import CorpusError, corpus_origin, corpus_probabilities, decode_row, load_corpus
+from training.data import CorpusError, DecodedCorpus, corpus_probabilities, decode_to_pcm, open_corpus, rows_of
 from training.recipe import CorpusConfig, CTCConfig
 
 ATTEMPTS = 100  # draws without a recording that can be used, after which a corpus is given up
@@ -22,54 +24,75 @@ def split_units(text: str, units: str, ignored: Collection[str] = ()) -> list[st
 
 
 class TranscribedCorpus:
-    """The recordings of a corpus that have a text.
+    """The recordings of a corpus that have a text, decoded on disk.
 
     Args:
         corpus: the recordings.
-        settings: where the texts are.
+        settings: the place of the texts.
+        extractor: the feature extractor whose rate and loudness to decode to.
+        workers: processes that decode; 0 decodes in this one.
 
     Raises:
-        CorpusError: if there is no such column, or no recording has a text.
+        CorpusError: if it cannot be read, or no recording has a text.
     """
 
-    def __init__(self, corpus: CorpusConfig, settings: CTCConfig):
-        joined = settings.transcripts is not None
-        rows = load_corpus(corpus, columns=["id" if joined else settings.text_column])
-        if joined:
-            texts = read_transcripts(settings.transcripts, settings.text_column)
-            texts = [texts.get(identifier) for identifier in rows["id"]]
-        else:
-            texts = [None if text is None else str(text) for text in rows[settings.text_column]]
-        kept = [row for row, text in enumerate(texts) if text and split_units(text, settings.units, settings.ignored)]
-        if not kept:
-            raise CorpusError(f"No recording of {corpus.source!r} has a text in {settings.text_column!r}.")
-        self.rows: Dataset = rows.select(kept)
-        self.texts = [texts[row] for row in kept]
-        self.origin = corpus_origin(corpus)
-        self.source, self.audio_column, self.max_seconds = corpus.source, corpus.audio_column, settings.max_seconds
+    def __init__(self, corpus: CorpusConfig, settings: CTCConfig, extractor: TaaeFeatureExtractor, workers: int = 0):
+        self.source, self.longest = corpus.source, settings.max_seconds * extractor.sampling_rate
+        self.max_seconds, self.decoded = settings.max_seconds, DecodedCorpus(corpus, extractor, workers)
+        rows = self.decoded.decoded.select_columns(["id", "columns"])
+        text_of = text_reader(settings)
+        texts = [text_of(Row(row["id"], "", columns=json.loads(row["columns"]))) for row in rows]
+        self.kept = [row for row, text in enumerate(texts) if text]
+        self.texts = [text for text in texts if text]
+        if not self.kept:
+            columns = dict.fromkeys(name for row in rows for name in json.loads(row["columns"]))
+            raise without_text(corpus, settings, list(columns))
 
-    def utterance(self, row: int, extractor: TaaeFeatureExtractor) -> tuple[np.ndarray, str] | None:
-        """A recording (samples,) float32 and its text; None if it is too long or cannot be decoded."""
-        audio = self.rows[row][self.audio_column]
-        samples = decode_row(audio, extractor.sampling_rate, extractor.target_loudness, self.origin)
-        if samples is None or len(samples) > self.max_seconds * extractor.sampling_rate:
+    def utterance(self, number: int) -> tuple[np.ndarray, str] | None:
+        """Returns a recording (samples,) float32 and its text; None if it is too long or could not be decoded."""
+        samples = self.decoded.samples_of(self.kept[number])
+        if not 0 < len(samples) <= self.longest:
             return None
-        return samples.astype(np.float32) / INT16_FULL_SCALE, self.texts[row]
+        return samples.astype(np.float32) / INT16_FULL_SCALE, self.texts[number]
 
 
-def read_transcripts(file: str, text_column: str) -> dict[str, str]:
-    """Texts by `id` from a Parquet file.
+def text_reader(settings: CTCConfig) -> Callable[[Row], str | None]:
+    """Returns a function that finds the text of a row, None where there is none.
 
     Raises:
-        CorpusError: if there is no such file or column.
+        CorpusError: if a file of texts cannot be read.
     """
-    try:
-        table = pyarrow.parquet.read_table(file, columns=["id", text_column])
-        return dict(zip(table["id"].to_pylist(), table[text_column].to_pylist(), strict=True))
-    except (OSError, KeyError, pyarrow.ArrowException) as error:
-        raise CorpusError(
-            f"Cannot read the columns 'id' and {text_column!r} of {file!r}: {str(error).splitlines()[0]}"
-        ) from error
+    texts = None
+    if settings.transcripts is not None:
+        column = settings.text_column or "text"
+        try:
+            texts = read_transcripts(settings.transcripts, column)
+        except TaaeInputError as error:
+            reason = one_line(error.__cause__ or error)
+            raise CorpusError(
+                f"Cannot read the columns 'id' and {column!r} of {settings.transcripts!r}: {reason}"
+            ) from error
+
+    def text_of(row: Row) -> str | None:
+        text = row.text(settings.text_column) if texts is None else texts.get(row.id)
+        return text if text and split_units(text, settings.units, settings.ignored) else None
+
+    return text_of
+
+
+def without_text(corpus: CorpusConfig, settings: CTCConfig, columns: list[str]) -> CorpusError:
+    """Returns the error of a corpus without texts, which names what it has."""
+    there = ", ".join(columns) or "none"
+    if settings.transcripts is not None:
+        return CorpusError(f"No recording of {corpus.source!r} has its id in {settings.transcripts!r}.")
+    if settings.text_column is None:
+        return CorpusError(
+            f"{corpus.source!r} has no texts under a usual name, such as text, sentence or transcription; its columns "
+            f"are {there}. Name the one with the texts: ctc.text_column."
+        )
+    if settings.text_column not in columns:
+        return CorpusError(f"{corpus.source!r} has no column {settings.text_column!r}; it has {there}.")
+    return CorpusError(f"No recording of {corpus.source!r} has a text in {settings.text_column!r}.")
 
 
 class TranscribedSpeech(torch.utils.data.Dataset):
@@ -78,14 +101,15 @@ class TranscribedSpeech(torch.utils.data.Dataset):
     Args:
         settings: corpora and texts.
         extractor: which rate and loudness to decode to.
-        seed: of the sequence.
+        seed: the sequence's.
+        workers: processes that decode; 0 decodes in this one.
 
     Raises:
         CorpusError: if there is nothing to draw from.
     """
 
-    def __init__(self, settings: CTCConfig, extractor: TaaeFeatureExtractor, seed: int):
-        self.corpora = [TranscribedCorpus(corpus, settings) for corpus in settings.corpora]
+    def __init__(self, settings: CTCConfig, extractor: TaaeFeatureExtractor, seed: int, workers: int = 0):
+        self.corpora = [TranscribedCorpus(corpus, settings, extractor, workers) for corpus in settings.corpora]
         self.probabilities = corpus_probabilities(settings.corpora)
         self.extractor, self.seed, self.settings = extractor, seed, settings
 
@@ -100,7 +124,7 @@ class TranscribedSpeech(torch.utils.data.Dataset):
         generator = np.random.default_rng((self.seed, index))
         corpus = self.corpora[generator.choice(len(self.corpora), p=self.probabilities)]
         for _ in range(ATTEMPTS):
-            drawn = corpus.utterance(int(generator.integers(len(corpus.texts))), self.extractor)
+            drawn = corpus.utterance(int(generator.integers(len(corpus.texts))))
             if drawn is not None:
                 return drawn
         raise CorpusError(
@@ -124,9 +148,24 @@ class TranscribedSpeech(torch.utils.data.Dataset):
 def first_utterances(
     corpus: CorpusConfig, settings: CTCConfig, extractor: TaaeFeatureExtractor, count: int
 ) -> Iterator[tuple[np.ndarray, str]]:
-    """The first utterances of a corpus that have a text, as many as there are up to a count."""
-    transcribed = TranscribedCorpus(corpus, settings)
-    for row in range(len(transcribed.texts)):
-        if count > 0 and (drawn := transcribed.utterance(row, extractor)) is not None:
+    """Yields the first utterances of a corpus that have a text, as many as there are up to a count.
+
+    Raises:
+        CorpusError: if it cannot be read, or none of its recordings has a text.
+    """
+    opened, text_of = open_corpus(corpus), text_reader(settings)
+    columns: dict[str, None] = {}
+    has_texts = False
+    for row in rows_of(opened, range(len(opened))):
+        columns |= dict.fromkeys(row.columns)
+        if count == 0:
+            return
+        if (text := text_of(row)) is None:
+            continue
+        has_texts = True
+        samples, problem = decode_to_pcm(row, extractor.sampling_rate, extractor.target_loudness)
+        if not problem and len(samples) <= settings.max_seconds * extractor.sampling_rate:
             count -= 1
-            yield drawn
+            yield samples.astype(np.float32) / INT16_FULL_SCALE, text
+    if not has_texts:
+        raise without_text(corpus, settings, list(columns))

@@ -1,39 +1,54 @@
 """Corpora of recorded speech in units of work, whatever they are stored in."""
 
+import glob
 import hashlib
 import itertools
 import os
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
-from datasets import load_dataset_builder
-from datasets.fingerprint import Hasher
 
 from ..audio_io import AUDIO_SUFFIXES
 from ..errors import TaaeInputError, as_text, one_line
-from ..files import search_directory
-from .readers import METADATA_READERS, Archives, Recordings, Row, StreamedRows, Tables, read_metadata
-from .utterances import Origin, check_column, is_below, matching_paths, origin_of, stream_rows
+from .archives import Archives, is_archive
+from .folders import CONTAINERS, Found, files_told_beside, find, is_saved, saved_split
+from .listings import LIST_SUFFIXES
+from .origin import Origin
+from .readers import Reader, Recordings, Tables
+from .row import Row, check_column
+from .streams import open_dataset
 
-# What there may be in folders, and what may tell about it.
-CONTAINERS = frozenset({".parquet", ".tar"})
-SUFFIXES = AUDIO_SUFFIXES | CONTAINERS
-TABLE_SUFFIXES = frozenset(Path(name).suffix for name in METADATA_READERS)
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+# What ends like this is a file that is not there, rather than a data set on the Hub.
+FILE_SUFFIXES = AUDIO_SUFFIXES | CONTAINERS | LIST_SUFFIXES
+TABLE_SUFFIXES = frozenset({".parquet", ".arrow"})
 
 
 class Corpus:
     """The rows of one or more sources, in units of work.
 
     Args:
-        sources: recordings, Parquet files, WebDataset archives, folders of them, patterns of their names, or names of
-            data sets on the Hub.
-        audio_column: of Parquet files and data sets.
+        sources: recordings, Parquet files, WebDataset archives, lists of recordings, folders of all these, patterns of
+            their names, or names of data sets on the Hub.
+        audio_column: the column with the audio, of Parquet files and data sets.
         id_column: the column with ids; None for the first of those that [`COLUMNS`] lists, if there is one.
-        split: of data sets. Where it is given, a folder is read as a data set; without it, the Hub's are read as
-            "train".
-        subset: of data sets that have several.
+        split: the split of a data set. Where it is given, a folder is read as a data set; without it, as all that is
+            in it.
+        subset: the subset of a data set that has several.
+        hub_split: the split of a data set on the Hub where `split` is None.
+        audio_root: a folder outside of the sources in which recordings may lie that they name.
+        channel: the channel of recordings to read, from 1; None averages all.
+        names_by_source: whether names begin at each source's own folder, and tables come before recordings, as
+            evaluation and training have it; else names begin at the folder that all sources have in common.
+        streamed: whether a data set on the Hub is read as it comes, rather than downloaded first.
+
+    Attributes:
+        sources: each source's name, number of units, and a fingerprint that changes when it does.
+        notes: lines about what lies in the sources and is not read.
 
     Raises:
         TaaeInputError: if a source holds nothing, cannot be read, or lacks a column that is named.
@@ -46,17 +61,38 @@ class Corpus:
         id_column: str | None = None,
         split: str | None = None,
         subset: str | None = None,
+        *,
+        hub_split: str = "train",
+        audio_root: str | None = None,
+        channel: int | None = None,
+        names_by_source: bool = False,
+        streamed: bool = True,
     ):
-        self.readers, self.sources = [], []
+        self.channel = channel
+        self.readers: list[Reader] = []
+        self.sources: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+        settings = (audio_column, id_column, split, subset, hub_split, audio_root, channel)
+        self.identity = [repr(settings)]
         taken: set[Path] = set()
-        found = {name: [] if split and os.path.isdir(name) else matching_paths(name) for name in sources}
-        root = common_folder(itertools.chain.from_iterable(found.values()))
+        outside = checked_root(audio_root)
+        found = {name: paths_of(name, split, hub_split if names_by_source else None) for name in sources}
+        root = None if names_by_source else common_folder(itertools.chain.from_iterable(found.values()))
         for name, paths in found.items():
+            readers: list[Reader]
             if paths:
-                readers, fingerprint = open_files(name, paths, taken, root, audio_column, id_column)
+                files = find([Path(os.path.abspath(path)) for path in paths], not os.path.exists(name), outside)
+                readers, fingerprint = open_files(name, files, taken, root, audio_column, id_column, outside)
+                self.notes += files.notes
             else:
-                readers, fingerprint = open_dataset(name, split or "train", subset, audio_column, id_column)
+                is_folder = os.path.isdir(name)
+                reader, fingerprint = open_dataset(
+                    name, split or hub_split, subset, audio_column, id_column, streamed or is_folder
+                )
+                readers = [reader]
             self.readers += readers
+            place = os.path.abspath(name) if os.path.exists(name) else name
+            self.identity.append(f"{as_text(place)}\t{fingerprint}")
             description = {"name": as_text(Path(name).name) if paths else name, "units": sum(map(len, readers))}
             self.sources.append(description | {"fingerprint": fingerprint})
         if not self.readers:
@@ -64,30 +100,94 @@ class Corpus:
         self.ends = list(itertools.accumulate(map(len, self.readers)))
 
     def __len__(self) -> int:
-        """Number of units."""
+        """Returns the number of units."""
         return self.ends[-1]
 
+    def __iter__(self) -> Iterator[Row]:
+        """Yields the rows of all units."""
+        for unit in range(len(self)):
+            yield from self.rows(unit)
+
     def rows(self, unit: int) -> Iterator[Row]:
-        """The rows of a unit, in order.
+        """Yields the rows of a unit, in order.
 
         Raises:
             TaaeInputError: if a source cannot be read any more.
         """
         reader, index = self._locate(unit)
-        return reader.rows(index)
+        for row in reader.rows(index):
+            row.channel = self.channel
+            yield row
 
     def schema(self, unit: int) -> pa.Schema:
-        """Types of the unit's columns, as far as they are known before the rows are read."""
+        """Returns the types of the unit's columns, as far as they are known before the rows are read."""
         reader, index = self._locate(unit)
         return reader.schema(index)
 
-    def _locate(self, unit: int) -> tuple:
+    @property
+    def known_rows(self) -> int | None:
+        """The number of rows, if it is known before they are read."""
+        counts = [reader.known_rows for reader in self.readers]
+        return None if None in counts else sum(filter(None, counts))
+
+    def fingerprint(self) -> str:
+        """Returns what changes as soon as anything does that is read, the files that cells name included."""
+        named = [fingerprint_of(reader.named_files(), None) for reader in self.readers]
+        return hashlib.sha256("\n".join([*self.identity, *named]).encode()).hexdigest()[:32]
+
+    def shards(self) -> list[list[int]]:
+        """Returns the units in groups that belong together: those of a table, all recordings of a source, one each."""
+        groups: list[list[int]] = []
+        unit = 0
+        for reader in self.readers:
+            for names in reader.shards():
+                groups.append(list(range(unit, unit + names)))
+                unit += names
+        return groups
+
+    def _locate(self, unit: int) -> tuple[Reader, int]:
         number = bisect_right(self.ends, unit)
         return self.readers[number], unit - (self.ends[number - 1] if number else 0)
 
 
+def paths_of(name: str, split: str | None, saved: str | None) -> list[Path]:
+    """Returns the files and folders that a source means; none for a data set that `datasets` reads.
+
+    Args:
+        name: the source.
+        split: the split that is asked for, which makes a data set of a folder.
+        saved: the split of a folder that `save_to_disk` wrote where none is asked for; None reads all.
+    """
+    if os.path.isdir(name) and is_saved(Path(name)):
+        return [saved_split(Path(name), split or saved)]
+    return [] if split and os.path.isdir(name) else matching_paths(name)
+
+
+def matching_paths(source: str) -> list[Path]:
+    """Returns the files and folders that a source names or its pattern matches; none for the name of a Hub data set.
+
+    Raises:
+        TaaeInputError: if it is neither.
+    """
+    paths = [Path(source)] if os.path.exists(source) else sorted(map(Path, glob.glob(source, recursive=True)))
+    if not paths and (not HUB_NAME.fullmatch(source) or Path(source).suffix.lower() in FILE_SUFFIXES):
+        raise TaaeInputError(f"{source}: no such file, folder or pattern; check the path")
+    return paths
+
+
+def checked_root(audio_root: str | None) -> Path | None:
+    """Returns the folder of recordings that cells may name.
+
+    Raises:
+        TaaeInputError: if there is none.
+    """
+    if audio_root is not None and not os.path.isdir(audio_root):
+        raise TaaeInputError(f"{audio_root}: is no folder; expected one with recordings as audio root")
+    return None if audio_root is None else Path(os.path.abspath(audio_root))
+
+
 def common_folder(paths: Iterable[Path]) -> Path:
-    """The deepest folder that holds them all. Names begin here, so that no two files have the same.
+    """Returns the deepest folder that holds them all. Names begin here, so that no two files have the same.
 
     Raises:
         TaaeInputError: if there is none, as there is for two drives of Windows.
@@ -100,72 +200,89 @@ def common_folder(paths: Iterable[Path]) -> Path:
 
 
 def open_files(
-    name: str, paths: list[Path], taken: set[Path], root: Path, audio_column: str, id_column: str | None
-) -> tuple:
-    """Readers of files and folders, but not of files taken already, and a fingerprint that changes when a file does.
+    name: str,
+    found: Found,
+    taken: set[Path],
+    root: Path | None,
+    audio_column: str,
+    id_column: str | None,
+    audio_root: Path | None,
+) -> tuple[list[Reader], str]:
+    """Opens what was found of a source, but for files that are taken already.
+
+    Args:
+        name: the source, in errors.
+        found: its files.
+        taken: files of other sources; these are added.
+        root: the folder where names begin; None for the source's own, which also puts tables first.
+        audio_column, id_column, audio_root: as for [`Corpus`].
+
+    Returns:
+        Its readers, and a fingerprint that changes when a file does.
 
     Raises:
         TaaeInputError: if there is no file, or one lacks a column.
     """
-    tables: list[Path] = []
-    owners: dict[Path, Path] = {}  # files that were found, with the source's path that holds them
-    paths = [Path(os.path.abspath(path)) for path in paths]
-    for path in paths:
-        found = [path]  # tried whatever it is called
-        if path.is_dir():
-            inside = sorted(search_directory(path, SUFFIXES | TABLE_SUFFIXES))
-            tables += [file for file in inside if file.name in METADATA_READERS]
-            found = [file for file in inside if file.suffix.lower() in SUFFIXES]
-        owners |= {file: path for file in found if file.name not in METADATA_READERS}
-    metadata = read_metadata(tables)
-    if id_column is not None and tables:
-        check_column(id_column, metadata.column_names, name, "--id-column")
-    named = {file for file in map(Path, metadata["file_name"].to_pylist()) if file not in owners}
-    holders = {file: next((path for path in paths if is_below(file, path)), None) for file in named}
-    outside = {file for file, path in holders.items() if path is None}
-    owners |= holders
-    files = list(owners)
-    if not files and not tables:
-        raise TaaeInputError(f"{name}: holds no audio, no Parquet and no tar file; expected one of them")
-    files = [file for file in files if file not in taken]
+    if id_column is not None and found.told:
+        columns = list(dict.fromkeys(name for listing, _ in found.told for row in listing.rows for name in row))
+        known = columns or list(dict.fromkeys(name for listing, _ in found.told for name in listing.schema.names))
+        check_column(id_column, known, name, "--id-column")
+    if not found.owners and not found.lists:
+        told = f" ({found.notes[0]})" if found.notes else ""
+        raise TaaeInputError(f"{name}: holds no audio, no Parquet and no tar file; expected one of them{told}")
+    files = {}
+    for file, owner in found.owners.items():
+        if file not in taken:
+            folder = owner if owner.is_dir() else owner.parent
+            begin = root if root is not None and is_below_as_named(file, root) else folder
+            files[file] = as_text(os.path.relpath(file, begin))
     taken.update(files)
-    recordings, parquets, archives = (
-        [file for file in files if ("audio" if file in outside else kind_of(file)) == kind]
-        for kind in ("audio", ".parquet", ".tar")
+    kinds = {file: "recording" if file in found.problems else kind_of(file) for file in files}
+    recordings, tables, archives = (
+        {file: name for file, name in files.items() if kinds[file] == kind}
+        for kind in ("recording", "table", "archive")
     )
-    readers = [
-        Recordings(recordings, outside, root, metadata, id_column),
-        Tables({file: origin_of(file, owners[file]) for file in parquets}, root, audio_column, id_column),
-        Archives(archives, root, id_column),
+    if root is not None:
+        recordings = dict(sorted(recordings.items(), key=lambda each: str(each[0])))
+    origins = {file: origin_of(file, found.owners[file], audio_root) for file in tables}
+    readers: list[Reader] = [
+        Recordings(recordings, found.problems, found.told, found.beside, id_column),
+        Tables(tables, origins, audio_column, id_column),
+        Archives(archives, id_column),
     ]
-    fingerprint = fingerprint_of([file for file in [*files, *tables] if file not in outside], root)
-    return [reader for reader in readers if len(reader)], fingerprint
+    if root is None:
+        readers[:2] = reversed(readers[:2])
+    told = [*found.lists, *files_told_beside(found)]
+    opened = [file for file in [*files, *told] if not found.problems.get(file, "").startswith("outside")]
+    return [reader for reader in readers if len(reader)], fingerprint_of(opened, root)
+
+
+def is_below_as_named(file: Path, root: Path) -> bool:
+    """Returns whether a file's path begins with a folder's, wherever links lead."""
+    return Path(os.path.abspath(file)).is_relative_to(root)
 
 
 def kind_of(file: Path) -> str:
-    """Which reader a file is for."""
-    suffix = file.suffix.lower()
-    return suffix if suffix in CONTAINERS else "audio"
+    """Returns which reader a file is for."""
+    if file.suffix.lower() in TABLE_SUFFIXES:
+        return "table"
+    return "archive" if is_archive(file) else "recording"
 
 
-def fingerprint_of(files: Iterable[Path], root: Path) -> str:
-    """The start of a SHA-256 over the files' names, sizes and times of change."""
+def origin_of(file: Path, source: Path, audio_root: Path | None) -> Origin:
+    """Returns what the cells of a table may name: files below the folder that is the source, or holds it."""
+    return Origin(source if source.is_dir() else source.parent, near=file.parent, audio_root=audio_root)
+
+
+def fingerprint_of(files: Iterable[Path], root: Path | None) -> str:
+    """Returns the start of a SHA-256 over the files' names, which begin at a root, sizes and times of change."""
     digest = hashlib.sha256()
     for file in files:
-        size, changed = (file.stat().st_size, file.stat().st_mtime_ns) if file.exists() else (0, 0)
-        digest.update(os.fsencode(os.path.relpath(file, root)) + f"\t{size}\t{changed}\n".encode())
+        try:
+            state = file.stat()
+            size, changed = state.st_size, state.st_mtime_ns
+        except (OSError, ValueError):
+            size, changed = 0, 0
+        name = os.path.abspath(file) if root is None else os.path.relpath(file, root)
+        digest.update(os.fsencode(name) + f"\t{size}\t{changed}\n".encode())
     return digest.hexdigest()[:16]
-
-
-def open_dataset(name: str, split: str, subset: str | None, audio_column: str, id_column: str | None) -> tuple:
-    """Readers of a data set, and a fingerprint that changes when the data set does.
-
-    Raises:
-        TaaeInputError: if there is no such data set, or it lacks a column.
-    """
-    rows = stream_rows(audio_column, name, subset, split=split)
-    if id_column is not None and rows.column_names:
-        check_column(id_column, rows.column_names, name, "--id-column")
-    fingerprint = Hasher.hash(load_dataset_builder(name, subset).config.data_files)
-    origin = Origin(Path(name)) if os.path.isdir(name) else Origin(dataset=name)
-    return [StreamedRows(rows, origin, split, audio_column, id_column)], fingerprint

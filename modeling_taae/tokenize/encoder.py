@@ -16,9 +16,9 @@ import torch
 
 from ..batching import encode_clips, read_ahead
 from ..codec import Codec
-from ..data.readers import Row
+from ..data.decode import decode_row, fault
+from ..data.row import Row
 from ..data.sources import Corpus
-from ..data.utterances import decode_cell, fault
 from ..errors import TaaeInputError, one_line
 from ..feature_extraction_taae import normalize_loudness
 from .parts import part_bytes
@@ -169,7 +169,7 @@ class CorpusEncoder:
         if row.problem:
             return Clip(row, problem=row.problem)
         try:
-            audio, row.audio = decode_cell(row.audio, row.id, self.sampling_rate, row.origin), None
+            audio, row.audio = decode_row(row, self.sampling_rate), None
         except (TaaeInputError, PermissionError) as error:
             reason = one_line(error).removeprefix(f"{row.id}: ")
             told = reason.startswith(("missing: ", "outside: "))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.readers import Row
+from ..data.row import Row
 
 
 @dataclass

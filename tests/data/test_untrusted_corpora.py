@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from modeling_taae import TaaeFeatureExtractor, cli
-from modeling_taae.data.utterances import Origin
+from modeling_taae.data.origin import Origin
 from modeling_taae.errors import TaaeInputError
 from training.data import CorpusError, StreamedCrops, TrainingCrops, validation_clips
 from training.recipe import CorpusConfig, DataConfig

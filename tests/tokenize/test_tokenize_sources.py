@@ -57,7 +57,11 @@ class TestSources:
 
     @pytest.mark.parametrize(
         ("lines", "message"),
-        [(b"a.flac,caf\xe9", "cannot be read"), (b"a.flac,one\na.flac,two", "tells more than once about a.flac")],
+        [
+            (b"a.flac,a,b", "cannot be read (row 2 has 3 columns, where its first has 2)"),
+            (b'a.flac,"open\nb.flac,x', "cannot be read (a quote is never closed)"),
+            (b"a.flac,one\na.flac,two", "tells more than once about a.flac"),
+        ],
     )
     def test_metadata_that_cannot_be_used(self, capsys, lines, message):
         Path("in").mkdir()
@@ -194,7 +198,7 @@ class TestRejects:
 
     def test_audio_of_another_kind_is_told(self, capsys):
         for name, audio in {
-            "samples": {"array": [0.0, 0.1], "sampling_rate": RATE},
+            "samples": {"array": [0.0, 0.1], "rate of what": RATE},
             "bare": [0.0, 0.1],
             "number": 7,
         }.items():

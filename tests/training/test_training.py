@@ -16,7 +16,7 @@ from support.training_runs import CHECKOUT, encoded_tone, write_corpus, write_re
 
 from modeling_taae import TaaeConfig, TaaeFeatureExtractor
 from modeling_taae.configuration_taae import NAMED_SIZES
-from training.data import CorpusError, DecodedCorpus, StreamedCrops, TrainingCrops, load_corpus, validation_clips
+from training.data import CorpusError, DecodedCorpus, StreamedCrops, TrainingCrops, open_corpus, validation_clips
 from training.losses import WINDOWS_AND_MELS, ReconstructionLoss, SpectralDistance, weighted_sum
 from training.optimization import (
     DivergenceError,
@@ -219,7 +219,7 @@ def test_recordings_are_a_corpus_as_they_are(source, tmp_path, monkeypatch):
     assert DecodedCorpus(corpus, TaaeFeatureExtractor()).samples == 32_000, "what has changed is decoded again"
     streamed = StreamedCrops(DataConfig(corpora=[corpus], crop_frames=16), TaaeFeatureExtractor(), 0, 0, 1, 0)
     assert all(crop.any() for crop in itertools.islice(streamed, 4))
-    names = {name.rpartition("/")[2] for name in load_corpus(corpus, columns=["id"])["id"]}
+    names = {row.id.rpartition("/")[2] for row in open_corpus(corpus)}
     assert names == {"1.flac", "2.flac"}
 
 
@@ -239,13 +239,16 @@ def test_columns_of_paths_and_of_bytes(streaming, tmp_path):
     ("corpora", "message"),
     [
         ([], "names no corpus"),
-        ([CorpusConfig("{folder}")], "holds Parquet files and recordings"),
+        (
+            [CorpusConfig("{folder}")],
+            r"holds no audio that can be decoded \(1 × damaged: .*; 1 × cannot be read as audio",
+        ),
         (
             [CorpusConfig("{parquet}", audio_column="id")],
-            "column 'id' of .* holds Value.*; expected the bytes or the path",
+            "holds no audio .*14 × holds int for its audio; expected the bytes or the path",
         ),
         ([CorpusConfig("nowhere/*.parquet")], "nowhere"),
-        ([CorpusConfig("{parquet}", audio_column="sound")], "has no column 'sound'; it has audio, id, text"),
+        ([CorpusConfig("{parquet}", audio_column="sound")], "has no column 'sound', only audio, id, text"),
         ([CorpusConfig("{parquet}", weight=0.0)], "must be positive"),
     ],
 )

@@ -103,7 +103,7 @@ def test_texts_may_stand_in_a_file_of_their_own(corpus, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"text_column": "words"}, "has no column 'words'; it has audio, id, text"),
+        ({"text_column": "words"}, "has no column 'words'; it has id, text"),
         ({"transcripts": "nowhere.parquet"}, "Cannot read the columns 'id' and 'text' of 'nowhere.parquet'"),
         ({"transcripts": "{corpus}", "text_column": "words"}, "Cannot read the columns 'id' and 'words'"),
         ({"max_seconds": 0.1}, "longer than ctc.max_seconds, 0.1"),

@@ -23,7 +23,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's training/ is not installed
 
 from modeling_taae.codec import Codec, load_codec
-from modeling_taae.data.utterances import Utterance, Utterances
+from modeling_taae.data.utterances import Utterance, Utterances, read_transcripts
 from modeling_taae.entropy.statistics import token_statistics
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.evaluation.codecs import TaaeSystem
@@ -37,7 +37,6 @@ from training.benchmarks.benchmark import with_tables
 from training.checkpoints import complete_checkpoints
 from training.ctc import CTCHead, error_rate, split_units
 from training.recipe import RecipeError, parse_recipe
-from training.transcribed import read_transcripts
 from training.validation import PICTURE_RANGE, spectrogram
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,0 +1,155 @@
+"""From the audio of a row to samples, and what is wrong with them."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import soundfile
+
+from ..audio_io import decode_audio
+from ..errors import TaaeInputError
+from ..feature_extraction_taae import SILENCE_ENERGY
+from .origin import NOWHERE, Origin
+from .row import Row
+
+# Decoded rows of `datasets`, and what others call the same.
+ARRAY_KEYS, RATE_KEYS = ("array", "samples"), ("sampling_rate", "sample_rate", "sr")
+HIGHEST_RATE = 768_000  # Hz; what claims more is no sampling rate
+
+
+def decode_row(row: Row, sampling_rate: int) -> np.ndarray:
+    """Decodes a row to (samples,) float32 at a rate in Hz.
+
+    Raises:
+        TaaeInputError: if there is no audio, it cannot be decoded, or it names something that is not the corpus's.
+        OSError: if the file cannot be read.
+    """
+    if row.problem:
+        raise TaaeInputError(f"{row.id}: {row.problem}")
+    return decode_cell(row.audio, row.id, sampling_rate, row.origin, row.channel)
+
+
+def decode_cell(
+    audio: Any, name: str, sampling_rate: int, origin: Origin = NOWHERE, channel: int | None = None
+) -> np.ndarray:
+    """Decodes audio as data sets hold it to (samples,) float32.
+
+    Args:
+        audio: the bytes of an audio file, its path or address, both in a dictionary with the keys `bytes` and `path`,
+            or samples in one with the keys `array` and `sampling_rate`. A `Path` is a file that was found, and is
+            opened wherever it lies.
+        name: the row's name in errors.
+        sampling_rate: samples per second of the result, in Hz.
+        origin: the place of the corpus, below which paths are opened.
+        channel: the channel to read, from 1; None averages all.
+
+    Raises:
+        TaaeInputError: if there is no audio, it cannot be decoded, or it names something that is not the corpus's.
+        OSError: if the file cannot be read.
+    """
+    cell = plain_cell(audio)
+    match cell:
+        case Path():
+            if not cell.is_file():
+                raise TaaeInputError(f"{name}: missing: there is no such file")
+            with cell.open("rb") as file:
+                return decode_audio(file, name, sampling_rate, channel)
+        case bytes():
+            return decode_audio(io.BytesIO(cell), name, sampling_rate, channel)
+        case None | "":
+            raise TaaeInputError(f"{name}: missing: there is neither audio nor a path")
+        case str():
+            with origin.open(cell, name) as file:
+                return decode_audio(file, name, sampling_rate, channel)
+        case list() | np.ndarray():
+            kind = "samples without their rate"
+        case dict():
+            kind = f"keys {', '.join(cell)}"
+        case _:
+            kind = type(cell).__name__
+    raise TaaeInputError(
+        f"{name}: holds {kind} for its audio; expected the bytes or the path of an audio file, or samples with their "
+        "sampling_rate"
+    )
+
+
+def plain_cell(audio: Any, rate: Any = None) -> Any:
+    """Returns a cell of whatever kind as the bytes or the path of an audio file; what is neither, as it is.
+
+    Args:
+        audio: a cell, as Python or as Arrow holds it.
+        rate: the sampling rate in Hz that the row tells beside it, if it does.
+    """
+    if isinstance(audio, pa.StructScalar):
+        audio = dict(audio.items()) if audio.is_valid else None
+    if isinstance(audio, dict):
+        array = next((audio[key] for key in ARRAY_KEYS if is_there(audio.get(key))), None)
+        rate = next((audio[key] for key in RATE_KEYS if is_there(audio.get(key))), rate)
+        content, path = (as_python(audio.get(key)) for key in ("bytes", "path"))
+        if content:
+            return content
+        if array is not None and is_there(rate):
+            return encoded_samples(array, rate)
+        if path or content is not None or audio.keys() & {"bytes", "path"}:
+            return path or content
+        return {name: as_python(value) for name, value in audio.items()} or None
+    is_list = isinstance(audio, list | np.ndarray | pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar)
+    if is_list and is_there(audio) and is_there(rate):
+        return encoded_samples(audio, rate)
+    return as_python(audio)
+
+
+def encoded_samples(array: Any, rate: Any) -> bytes | list:
+    """Returns samples as a WAV file, of which they come back as they are; unchanged, if they are no samples.
+
+    Args:
+        array: (samples,), (channels, samples) or (samples, channels), floating point of full scale 1 or integers.
+        rate: samples per second, in Hz.
+    """
+    try:
+        samples = to_numpy(array)
+        rate = int(as_python(rate))
+        if samples.ndim == 2 and samples.shape[0] < samples.shape[1]:
+            samples = samples.T
+        if samples.dtype.kind not in "fi" or samples.ndim not in (1, 2) or not 0 < rate <= HIGHEST_RATE:
+            return as_python(array)
+        if samples.dtype.kind == "i":
+            # Of 64 bits are the integers of Python and pandas, whatever they stand for: samples of 16 bits.
+            samples = samples / 2.0 ** (8 * samples.dtype.itemsize - 1 if samples.dtype.itemsize < 8 else 15)
+        content = io.BytesIO()
+        soundfile.write(content, samples.astype(np.float32), rate, format="WAV", subtype="FLOAT")
+    except (TypeError, ValueError, soundfile.SoundFileError, pa.ArrowException):
+        return as_python(array)
+    return content.getvalue()
+
+
+def to_numpy(array: Any) -> np.ndarray:
+    """Returns samples as an array, of Arrow's lists without a Python object for each of them."""
+    if not isinstance(array, pa.Scalar):
+        return np.asarray(array)
+    values = array.values
+    if pa.types.is_nested(values.type):
+        return np.stack([to_numpy(each) for each in values])
+    return values.to_numpy(zero_copy_only=False)
+
+
+def is_there(value: Any) -> bool:
+    """Returns whether a value is neither None nor Arrow's null."""
+    return value.is_valid if isinstance(value, pa.Scalar) else value is not None
+
+
+def as_python(value: Any) -> Any:
+    """Returns Arrow's value as Python's."""
+    return value.as_py() if isinstance(value, pa.Scalar) else value
+
+
+def fault(audio: np.ndarray, sampling_rate: int, shortest: float) -> str:
+    """Returns why a clip cannot be used, empty if it can: it is shorter than so many seconds, or silent."""
+    seconds = len(audio) / sampling_rate
+    if seconds < shortest:
+        return f"too short: {seconds:.3f} s, at least {shortest:g} s are needed"
+    if np.mean(np.square(audio)) < SILENCE_ENERGY:
+        return "silent: its level is below -60 dB of full scale"
+    return ""

@@ -1,0 +1,246 @@
+"""What lies in a source: recordings, tables, archives, and what tells about the recordings."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..audio_io import AUDIO_SUFFIXES
+from ..errors import TaaeInputError, as_text, one_line
+from ..files import search_directory
+from .listings import (
+    FILE_COLUMNS,
+    KALDI_RECORDINGS,
+    LIST_SUFFIXES,
+    METADATA,
+    TRANSCRIPTS,
+    UNTRUSTED_LISTS,
+    Listing,
+    NotAListError,
+    locate,
+    priority,
+    read_listing,
+    read_metadata,
+    stems_of,
+)
+from .origin import CURE, is_below
+from .texts import BESIDE, files_beside
+
+# What there may be in folders. Not every decoder reads the second row of recordings; those that are not read are told.
+CONTAINERS = frozenset({".parquet", ".tar"})
+RECORDINGS = AUDIO_SUFFIXES | {
+    *(".3ga", ".3gp", ".aac", ".ac3", ".amr", ".ape", ".avi", ".awb", ".dss", ".m4a", ".m4b", ".mka", ".mkv", ".mov"),
+    *(".mp2", ".mp4", ".mpeg", ".mpg", ".mpga", ".ra", ".webm", ".weba", ".wma", ".wmv", ".wv"),
+}
+# What may hold speech or texts and is not read in folders; what is compressed is often there a second time, unpacked.
+PACKED = frozenset({".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".arrow", ".feather", ".h5", ".hdf5"})
+OTHER_TEXTS = frozenset({".textgrid", ".srt", ".vtt", ".eaf", ".trs", ".stm", ".ctm", ".chat", ".cha", ".xlsx"})
+SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # as `save_to_disk` of `datasets` writes them
+TOLD_NAMES = 3
+
+
+@dataclass
+class Found:
+    """The files of a source.
+
+    Args:
+        owners: each file to read, with the source's path that holds it.
+        problems: why some of them are not opened.
+        told: what lists tell, with the recordings that they mean.
+        lists: files that tell about recordings.
+        beside: files that may tell about the recording of the same name, by their full path.
+        notes: lines about what is not read.
+    """
+
+    owners: dict[Path, Path] = field(default_factory=dict)
+    problems: dict[Path, str] = field(default_factory=dict)
+    told: list[tuple[Listing, list[Path]]] = field(default_factory=list)
+    lists: list[Path] = field(default_factory=list)
+    beside: dict[str, Path] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def find(paths: list[Path], is_pattern: bool, audio_root: Path | None) -> Found:
+    """Finds what there is to read.
+
+    Args:
+        paths: full paths of files and folders.
+        is_pattern: whether they match a pattern, so that nobody says that a list among them is one.
+        audio_root: a folder outside of them in which recordings may lie that lists name.
+
+    Raises:
+        TaaeInputError: if a table that tells about recordings, as its name says, cannot be read, or a folder cannot.
+    """
+    found, wanted, tried = Found(), [], []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(search_directory(path, None))
+            found.owners |= dict.fromkeys([*recordings_and_containers(inside), *saved_tables(inside)], path)
+            found.beside |= {str(file): file for file in inside if file.name.lower().endswith(BESIDE)}
+            wanted += [file for file in inside if file.name in METADATA]
+            tried += possible_lists(inside)
+            found.notes += notes_on(path, inside)
+        elif is_list(path):
+            (tried if is_pattern else wanted).append(path)
+        else:
+            found.owners[path] = path  # tried whatever it is called
+    found.told += [(read_metadata(table), []) for table in wanted]
+    for table in tried:
+        try:
+            found.told.append((read_listing(table), []))
+        except (NotAListError, OSError) as error:
+            if table.suffix.lower() in (".csv", ".tsv", ".jsonl"):
+                found.notes.append(
+                    f"{table}: not read ({one_line(error)}); call it metadata.csv if it tells about audio"
+                )
+    resolve(found, [path if path.is_dir() else path.parent for path in paths], set(wanted), audio_root)
+    found.lists = [*wanted, *(listing.table for listing, _ in found.told if listing.table not in wanted)]
+    found.told.sort(key=lambda each: priority(each[0].table))
+    for file in found.owners:
+        if os.path.lexists(file) and not file.is_file() and os.path.exists(file):
+            found.problems.setdefault(file, "bad audio: it is no regular file")
+    return found
+
+
+def recordings_and_containers(inside: Iterable[Path]) -> list[Path]:
+    """Returns the files of a folder that are read on their own."""
+    return [file for file in inside if file.suffix.lower() in RECORDINGS | CONTAINERS and file.name not in METADATA]
+
+
+def saved_tables(inside: list[Path]) -> list[Path]:
+    """Returns the tables of data sets that `save_to_disk` wrote."""
+    tables = []
+    for state in (file for file in inside if file.name == SAVED):
+        try:
+            names = [each["filename"] for each in json.loads(state.read_bytes())["_data_files"]]
+            tables += [state.parent / os.path.basename(name) for name in names]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # the state of something else
+    return tables
+
+
+def possible_lists(inside: list[Path]) -> list[Path]:
+    """Returns files of a folder that may tell about its recordings, though their names do not say so."""
+    recordings = stems_of(inside)
+    lists = []
+    for file in (file for file in inside if file.name not in METADATA and file.stem.lower() not in UNTRUSTED_LISTS):
+        suffix = file.suffix.lower()
+        is_called_so = file.name == KALDI_RECORDINGS or file.name.endswith(TRANSCRIPTS)
+        is_beside = str(file.with_suffix("")) in recordings
+        if is_called_so or suffix in LIST_SUFFIXES - {".json"} or (not is_beside and begins_as_list(file)):
+            lists.append(file)
+    return lists
+
+
+def begins_as_list(file: Path) -> bool:
+    """Returns whether a file begins with a JSON object that names a file, or with fields that `|` delimits."""
+    try:
+        if file.suffix.lower() not in (".json", ".txt") or not file.is_file():
+            return False
+        with file.open("rb") as content:
+            beginning = content.read(1 << 16).decode("utf-8", "replace").lstrip("\ufeff \r\n\t")
+    except OSError:
+        return False
+    if file.suffix.lower() == ".txt":
+        return "|" in beginning.partition("\n")[0]
+    return beginning.startswith(("{", "[")) and any(f'"{name}"' in beginning for name in FILE_COLUMNS)
+
+
+def is_list(file: Path) -> bool:
+    """Returns whether a file that is named outright is a list of recordings."""
+    return (
+        file.suffix.lower() in LIST_SUFFIXES
+        or file.name in METADATA | {KALDI_RECORDINGS}
+        or (file.suffix.lower() == ".txt" and begins_as_list(file))
+    )
+
+
+def notes_on(folder: Path, inside: list[Path]) -> list[str]:
+    """Returns lines about what lies in a folder and is not read."""
+    saved = set(saved_tables(inside))
+    packed = [file for file in inside if file.suffix.lower() in PACKED and file not in saved]
+    texts = [file for file in inside if file.suffix.lower() in OTHER_TEXTS]
+    untrusted = [file for file in inside if file.suffix == ".tsv" and file.stem.lower() in UNTRUSTED_LISTS]
+    notes = {
+        "unpack them, or name archives and tables one by one": packed,
+        "write what they tell into metadata.csv, with a column file_name": texts,
+        "copy those that are right into metadata.csv": untrusted,
+    }
+    return [
+        f"{folder}: {len(files)} file{'s are' if len(files) > 1 else ' is'} not read ({names_of(files)}); {cure}"
+        for cure, files in notes.items()
+        if files
+    ]
+
+
+def names_of(files: list[Path]) -> str:
+    """Returns the first few names of files."""
+    names = ", ".join(as_text(file.name) for file in files[:TOLD_NAMES])
+    return names + (", ..." if len(files) > TOLD_NAMES else "")
+
+
+def resolve(found: Found, folders: list[Path], wanted: set[Path], audio_root: Path | None) -> None:
+    """Finds the recordings that lists mean, and adds those that are no part of the source yet.
+
+    Args:
+        found: the source; a list that means none of its recordings is dropped, with a note.
+        folders: the folders below which they may lie.
+        wanted: lists that are kept in any case.
+        audio_root: a further one.
+    """
+    stems, told = stems_of(found.owners), found.told
+    found.told = []
+    roots = [*folders, *([] if audio_root is None else [audio_root])]
+    for listing, _ in told:
+        places = []
+        for name in listing.names:
+            place = locate(listing.table.parent, name, stems)
+            if place is None and audio_root is not None:
+                place = locate(audio_root, name, {})
+            places.append(place or Path(os.path.abspath(listing.table.parent / name.replace("\0", ""))))
+        holders = {
+            place: next((root for root in roots if is_below(place, root)), None)
+            for place in places
+            if place not in found.owners
+        }
+        if listing.table not in wanted and not any(
+            place in found.owners or (holders[place] is not None and os.path.lexists(place)) for place in places
+        ):
+            found.notes.append(f"{listing.table}: not read, because none of the recordings it names is there")
+            continue
+        found.told.append((listing, places))
+        found.notes += [listing.note] if listing.note else []
+        for place, holder in holders.items():
+            found.owners[place] = holder or place.parent
+            if holder is None:
+                found.problems[place] = f"outside: its path leads out of the corpus's folder; {CURE}"
+
+
+def files_told_beside(found: Found) -> list[Path]:
+    """Returns the files that tell about a recording of the same name."""
+    if not found.beside:
+        return []
+    return [file for recording in found.owners for file in files_beside(recording, found.beside)]
+
+
+def saved_split(folder: Path, split: str | None) -> Path:
+    """Returns the folder of a split that `save_to_disk` wrote; the folder itself, where it is none of several.
+
+    Raises:
+        TaaeInputError: if there is no such split.
+    """
+    try:
+        splits = json.loads((folder / SAVED_SPLITS).read_bytes())["splits"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return folder
+    if split is None:
+        return folder
+    if split not in splits:
+        raise TaaeInputError(f"{folder}: has no split {split!r}, only {', '.join(splits)}; choose one with --split")
+    return folder / split
+
+
+def is_saved(folder: Path) -> bool:
+    """Returns whether `save_to_disk` wrote a folder."""
+    return any((folder / name).is_file() for name in (SAVED, SAVED_SPLITS))

@@ -1,0 +1,312 @@
+"""Tables and lists that tell about recordings, in the layouts that people have.
+
+Read are `metadata.csv`, `.jsonl` and `.parquet` with a column of file names, as `datasets` has it; the manifests of
+NeMo and Moshi; the tables of Common Voice and LJSpeech; the transcripts of LibriSpeech; and Kaldi's directories.
+"""
+
+import codecs
+import csv
+import io
+import json
+import os
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import json as json_lines
+from pyarrow import parquet
+
+from ..audio_io import AUDIO_SUFFIXES
+from ..errors import TaaeInputError, as_text, one_line
+from .row import spelling
+
+METADATA = frozenset({"metadata.csv", "metadata.jsonl", "metadata.parquet"})
+LIST_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl", ".json"})
+KALDI_RECORDINGS, TRANSCRIPTS = "wav.scp", ".trans.txt"
+KALDI_COLUMNS = {"text": "text", "utt2spk": "speaker", "utt2lang": "language", "spk2gender": "gender"}
+# How tables call the column of files, the best first.
+FILE_COLUMNS = (
+    *("file_name", "filename", "audio_filepath", "audio_file", "audio_path", "file_path", "filepath", "file"),
+    *("wav_filename", "wav_path", "wav", "path", "audio", "clip"),
+)
+# Folders beside a table in which its files may be.
+PLACES = ("", "clips", "wavs", "wav", "audio")
+# Of the tables that tell about the same file, the last one counts; Common Voice has most clips in several.
+LAST_LISTS = ("other", "test", "dev", "train", "validated")
+# What a vote, or the maker, has found wrong.
+UNTRUSTED_LISTS = frozenset({"invalidated", "reported"})
+LARGEST_LIST = 1 << 32  # bytes
+BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+
+@dataclass
+class Listing:
+    """What a table tells about recordings.
+
+    Args:
+        table: the file.
+        names: the recordings as the table spells them, a row each.
+        rows: the other columns, a dictionary for each recording.
+        schema: the types of these columns, where the table tells.
+        note: something that its owner should know; empty if there is nothing.
+    """
+
+    table: Path
+    names: list[str]
+    rows: list[dict[str, Any]]
+    schema: pa.Schema = field(default_factory=lambda: pa.schema([]))
+    note: str = ""
+
+
+class NotAListError(ValueError):
+    """A table that tells about no recordings; the message says why."""
+
+
+def read_listing(table: Path) -> Listing:
+    """Reads a table by its name.
+
+    Raises:
+        NotAListError: if it does not tell about recordings.
+        OSError: if it cannot be read.
+    """
+    if not table.is_file() or table.stat().st_size > LARGEST_LIST:
+        raise NotAListError("it is no regular file, or too large for a list")
+    readers: dict[str, Callable[[Path], Listing]] = {
+        ".parquet": read_parquet,
+        ".jsonl": read_json,
+        ".json": read_json,
+        ".scp": read_kaldi,
+    }
+    try:
+        listing = readers.get(table.suffix.lower(), read_delimited)(table)
+    except (ValueError, csv.Error, pa.ArrowException) as error:
+        raise NotAListError(one_line(error)) from error
+    counts = Counter(listing.names)
+    if repeated := next((name for name, number in counts.items() if number > 1), None):
+        raise NotAListError(
+            f"tells more than once about {as_text(os.path.basename(repeated))}; expected a row for each file, so cut "
+            "recordings into files of their own"
+        )
+    return listing
+
+
+def read_metadata(table: Path) -> Listing:
+    """Reads a table that is meant for this by its name.
+
+    Raises:
+        TaaeInputError: if it cannot be used.
+    """
+    try:
+        return read_listing(table)
+    except NotAListError as error:
+        if str(error).startswith("tells more"):
+            raise TaaeInputError(f"{table}: {error}") from error
+        raise TaaeInputError(
+            f"{table}: cannot be read ({error}); expected a table with a column file_name, so call it something else "
+            "if it is for something else"
+        ) from error
+    except OSError as error:
+        raise TaaeInputError(f"{table}: cannot be read ({error.strerror or error}); see to it") from error
+
+
+def read_parquet(table: Path) -> Listing:
+    """Reads a Parquet file with a column of file names."""
+    return from_table(table, parquet.read_table(table, partitioning=None))
+
+
+def from_table(table: Path, content: pa.Table) -> Listing:
+    """Makes a listing of an Arrow table."""
+    column = file_column(content.column_names)
+    names = [str(name) for name in content.column(column).to_pylist()]
+    others = content.drop_columns([column])
+    return Listing(table, names, others.to_pylist(), others.schema.remove_metadata())
+
+
+def file_column(columns: Iterable[str]) -> str:
+    """Returns the column of file names.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    spelt = {spelling(name): name for name in reversed(list(columns))}
+    found = next((spelt[name] for name in FILE_COLUMNS if name in spelt), None)
+    if found is None:
+        raise ValueError(f"no column file_name among {', '.join(spelt.values()) or 'none'}")
+    return found
+
+
+def read_json(table: Path) -> Listing:
+    """Reads JSON lines, or one list, of objects with the name of a file.
+
+    Columns have the types that Arrow finds; what is of several types is text.
+    """
+    try:
+        return from_table(table, json_lines.read_json(table))
+    except pa.ArrowException:
+        pass  # a mark at the start, a list, numbers among texts
+    text, _ = decode_text(table.read_bytes())
+    content = json.loads(text) if text.lstrip().startswith("[") else list(map(json.loads, filled_lines(text)))
+    if not content or not all(isinstance(row, dict) for row in content):
+        raise ValueError("its lines are no JSON objects")
+    columns = list(dict.fromkeys(name for row in content for name in row))
+    column = file_column(columns)
+    names = [str(row.get(column)) for row in content]
+    rows = [{name: row.get(name) for name in columns if name != column} for row in content]
+    return Listing(table, names, as_one_type(rows))
+
+
+def as_one_type(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns rows in which what is a text in one row is a text in all, and nested values are JSON."""
+    texts = {name for row in rows for name, value in row.items() if isinstance(value, str | list | dict)}
+    return [
+        {
+            name: value if value is None or isinstance(value, str) or name not in texts else json.dumps(value)
+            for name, value in row.items()
+        }
+        for row in rows
+    ]
+
+
+def read_delimited(table: Path) -> Listing:
+    """Reads a table of text, all columns of which are texts: an id of 007 is no number.
+
+    The delimiter is a comma, a tab, a semicolon or `|`. Without a header, as in LJSpeech, the first column is the file,
+    and the second and third are text and normalised text.
+    """
+    text, encoding = decode_text(table.read_bytes())
+    lines = filled_lines(text)
+    first = next(lines, "")
+    for delimiter in sorted(",\t;|", key=lambda mark: (mark != "\t") if table.suffix == ".tsv" else 0):
+        header = next(csv.reader([first], delimiter=delimiter), [])
+        try:
+            column = header.index(file_column(header))
+        except ValueError:
+            continue
+        fields = split_text(text, delimiter)
+        next(fields)
+        break
+    else:
+        delimiter = "|" if "|" in first else "\t" if "\t" in first else ","
+        fields, column = split_text(text, delimiter), 0
+        width = len(first.split(delimiter))
+        if width < 2 or (delimiter != "|" and not locate(table.parent, first.split(delimiter)[0], {})):
+            raise ValueError("no column file_name in its first line")
+        header = ["file_name", "text", "normalized_text", *(f"column_{n}" for n in range(4, width + 1))][:width]
+    names, rows = [], []
+    for number, values in enumerate(fields, 2):
+        if len(values) > len(header):
+            raise ValueError(f"row {number} has {len(values)} columns, where its first has {len(header)}")
+        row: dict[str, Any] = dict(zip(header, [*values, *[None] * (len(header) - len(values))], strict=True))
+        names.append(row.pop(header[column]) or "")
+        rows.append(row)
+    schema = pa.schema([(name, pa.string()) for number, name in enumerate(header) if number != column])
+    note = "" if encoding.startswith("utf") else f"{table}: is no UTF-8, and was read as {encoding}"
+    return Listing(table, names, rows, schema, note)
+
+
+def split_text(text: str, delimiter: str) -> Iterator[list[str]]:
+    """Splits a table of text into fields; rows without any are left out.
+
+    Quotes may hold delimiters and line breaks, but beside tabs and | they are as often part of the text.
+
+    Raises:
+        ValueError: if a quote is never closed, so that it would hold the rest of the table.
+    """
+    if delimiter in ",;":
+        try:
+            deque(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), maxlen=0)
+        except csv.Error as error:
+            if "end of data" in str(error):
+                raise ValueError("a quote is never closed") from error
+        fields: Iterator[list[str]] = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    else:
+        fields = ([unquoted(value) for value in line.split(delimiter)] for line in filled_lines(text))
+    return (values for values in fields if any(values))
+
+
+def unquoted(value: str) -> str:
+    """Returns a field without the quotes that a program has put around it, which then doubles those within."""
+    inside = value[1:-1].replace('""', "")
+    is_quoted = len(value) > 1 and value[0] == value[-1] == '"' and '"' not in inside
+    return value[1:-1].replace('""', '"') if is_quoted else value
+
+
+def decode_text(content: bytes) -> tuple[str, str]:
+    """Decodes text, and names its encoding: what its start says, UTF-8 or, for what cannot be that, Windows-1252."""
+    for mark, encoding in BYTE_ORDER_MARKS.items():
+        if content.startswith(mark):
+            return content.decode(encoding), encoding
+    try:
+        return content.decode("utf-8"), "utf-8"
+    except UnicodeDecodeError:
+        if b"\0" in content:
+            raise
+        return content.decode("windows-1252", errors="replace"), "Windows-1252 (Latin-1)"
+
+
+def filled_lines(text: str) -> Iterator[str]:
+    """Yields the lines with more than white space in them."""
+    return (line for line in re.split(r"\r\n|\n|\r", text) if line.strip())
+
+
+def read_transcripts_of_chapter(table: Path) -> Listing:
+    """Reads LibriSpeech's transcripts: an utterance's name and its text in each line."""
+    text, _ = decode_text(table.read_bytes())
+    pairs = [line.partition(" ") for line in filled_lines(text)]
+    return Listing(table, [name for name, _, _ in pairs], [{"text": spoken.strip()} for _, _, spoken in pairs])
+
+
+def read_kaldi(table: Path) -> Listing:
+    """Reads the `wav.scp` of a Kaldi directory, with the texts, speakers and languages that lie beside it."""
+    recordings = pairs_of(table)
+    rows: dict[str, dict[str, Any]] = {name: {"id": name} for name in recordings}
+    for file, column in KALDI_COLUMNS.items():
+        if (table.parent / file).is_file():
+            for name, value in pairs_of(table.parent / file).items():
+                if name in rows:
+                    rows[name][column] = value
+    note = ""
+    if (table.parent / "segments").is_file():
+        note = f"{table.parent / 'segments'}: not read, so recordings stay whole; cut them into files of their own"
+    return Listing(table, list(recordings.values()), list(rows.values()), note=note)
+
+
+def pairs_of(table: Path) -> dict[str, str]:
+    """Reads Kaldi's lines of a name and a value."""
+    text, _ = decode_text(table.read_bytes())
+    lines = (line.strip().partition(" ") for line in filled_lines(text.replace("\t", " ")))
+    return {name: value.strip() for name, _, value in lines}
+
+
+def locate(folder: Path, name: str, stems: dict[str, Path]) -> Path | None:
+    """Returns the file that a table in a folder means, None if there is none.
+
+    Args:
+        folder: the table's folder.
+        name: the file as the table spells it, perhaps without its suffix.
+        stems: recordings that were found, by their full path without suffix.
+    """
+    for place in PLACES:
+        file = Path(os.path.abspath(folder / place / name.replace("\\", os.sep)))
+        if "\0" not in name and name and (os.path.lexists(file)) and not file.is_dir():
+            return file
+        if str(file) in stems:
+            return stems[str(file)]
+    return None
+
+
+def stems_of(files: Iterable[Path]) -> dict[str, Path]:
+    """Returns recordings by their full path without suffix."""
+    return {str(file.with_suffix("")): file for file in files if file.suffix.lower() in AUDIO_SUFFIXES}
+
+
+def priority(table: Path) -> tuple[int, str]:
+    """Returns the place of a table among those that may tell about the same files: the last one counts."""
+    if table.name in METADATA:
+        return len(LAST_LISTS) + 1, ""
+    name = table.stem.lower()
+    return (LAST_LISTS.index(name) + 1 if name in LAST_LISTS else 0), str(table)

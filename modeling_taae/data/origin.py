@@ -1,0 +1,97 @@
+"""Where a corpus lies, and so what its cells and metadata may name: they are other people's text."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import fsspec
+
+from ..errors import TaaeInputError, as_text
+
+CURE = "move the recordings there, or name the folder that holds them (--audio-root; in a recipe, audio_root)"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The place of a corpus. Only what lies there is opened, whatever a cell names.
+
+    Args:
+        folder: the folder whose files may be opened, however deep; None for no file.
+        dataset: the Hub data set whose files may be fetched, at the addresses that `datasets` streams from; None for
+            no address.
+        near: the folder where relative paths begin, below `folder`; None for `folder` itself.
+        audio_root: a further folder whose files the user allows to be opened; relative paths that lead nowhere else
+            begin there.
+    """
+
+    folder: Path | None = None
+    dataset: str | None = None
+    near: Path | None = None
+    audio_root: Path | None = None
+
+    def open(self, path: str, name: str) -> BinaryIO:
+        """Opens a file that a cell names.
+
+        Args:
+            path: a path, or an address of the data set.
+            name: the row's name in errors.
+
+        Raises:
+            TaaeInputError: if it is missing, or not one of the corpus's own files.
+            OSError: if it cannot be read.
+        """
+        if "://" in path:
+            if not self.holds_address(path):
+                raise TaaeInputError(
+                    f"{name}: outside: {as_text(path)} is an address, and addresses that a corpus names are not "
+                    "fetched; download the recordings into its folder"
+                )
+            return cast(BinaryIO, fsspec.open(path, "rb").open())
+        file = self.locate(path)
+        if problem := self.problem_of(file, path):
+            raise TaaeInputError(f"{name}: {problem}")
+        return file.open("rb")
+
+    def locate(self, path: str | Path) -> Path:
+        """Returns the file that a path means, whether or not it is there and may be opened."""
+        file = Path(self.near or self.folder or "", path)
+        if self.audio_root is not None and not exists(file):
+            return Path(self.audio_root, path)
+        return file
+
+    def problem_of(self, file: Path, path: str | Path) -> str:
+        """Returns why a located file is not opened, empty if it may be; `path` is how the corpus spells it."""
+        roots = [root for root in (self.folder, self.audio_root) if root is not None]
+        if roots and not any(is_below(file, root) for root in roots):
+            return f"outside: {as_text(path)} does not lie in the corpus's folder, and nothing else is opened; {CURE}"
+        if not roots or not file.is_file():  # neither folders nor pipes, which would be waited for
+            return f"missing: there is no file {as_text(path)}"
+        return ""
+
+    def holds_address(self, address: str) -> bool:
+        """Returns whether `datasets` makes such an address for a file of this data set or a member of its archives."""
+        if self.dataset is None or ".." in re.split(r"[/\\]", address):
+            return False
+        place = rf"hf://datasets/{re.escape(self.dataset)}(@[\w.%~-]+)?/[^:]+"
+        return re.fullmatch(rf"((zip|tar)://[^:]+::)?{place}", address) is not None
+
+
+def is_below(file: Path, folder: Path) -> bool:
+    """Returns whether a file lies in a folder, however deep, once links are followed."""
+    try:
+        return Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder))
+    except ValueError:  # a path with a NUL character
+        return False
+
+
+def exists(file: Path) -> bool:
+    """Returns whether there is something of this name, be it a broken link."""
+    try:
+        return os.path.lexists(file)
+    except ValueError:
+        return False
+
+
+NOWHERE = Origin()

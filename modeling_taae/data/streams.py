@@ -1,0 +1,121 @@
+"""Data sets of the Hub, or folders that are read as such, as `datasets` streams them."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import Audio, Features, IterableDataset, load_dataset, load_dataset_builder
+from datasets.fingerprint import Hasher
+
+from ..errors import TaaeInputError, one_line
+from .origin import Origin
+from .readers import OwnColumns, cells_and_columns
+from .row import Row, check_column, row_id
+
+# Parts of a data set that is kept on disk as one, so that several processes may read it.
+PARTS = 64
+
+
+class StreamedRows:
+    """A data set that `datasets` streams; a unit is one of its files.
+
+    Args:
+        rows: the stream.
+        origin: the place whose files its cells may name.
+        split: the name of the split.
+        audio_column, id_column: as for [`Corpus`].
+    """
+
+    def __init__(self, rows: IterableDataset, origin: Origin, split: str, audio_column: str, id_column: str | None):
+        self.origin, self.split, self.audio_column, self.id_column = origin, split, audio_column, id_column
+        self.own = OwnColumns(rows.features, audio_column) if rows.features else None
+        self.streamed = rows.select_columns([audio_column, *self.own.schema.names]) if self.own else rows
+        splits = getattr(rows.info, "splits", None) or {}
+        self.known_rows = getattr(splits.get(split), "num_examples", None) or None
+
+    def __len__(self) -> int:
+        return self.streamed.num_shards
+
+    def schema(self, unit: int) -> pa.Schema:
+        """Returns the types of the data set's own columns, if it tells."""
+        return self.own.schema if self.own else pa.schema([])
+
+    def rows(self, unit: int) -> Iterator[Row]:
+        """Yields the rows of a file."""
+        name = f"{self.split}-{unit:05d}"
+        try:
+            for number, (audio, row) in enumerate(self._rows(unit)):
+                columns = self.own.of(row) if self.own else row
+                told = row_id(columns, self.id_column)
+                identifier = f"{name}#{number}" if told is None else told
+                yield Row(identifier, name, audio, columns, origin=self.origin, is_numbered=told is None)
+        # Whatever it is, the network may be the reason, so nothing is rejected.
+        except (OSError, ValueError, EOFError, pa.ArrowException) as error:
+            raise TaaeInputError(
+                f"{name}: cannot be read ({one_line(error)}); see to it, then run the same command again"
+            ) from error
+
+    def _rows(self, unit: int) -> Iterator[tuple[Any, dict[str, Any]]]:
+        # By way of Arrow: by any other, `datasets` wants torchcodec for whatever is not Parquet, though it decodes
+        # nothing.
+        shard = self.streamed.shard(num_shards=len(self), index=unit).with_format("arrow")
+        for table in shard:
+            yield from cells_and_columns(table.combine_chunks(), self.audio_column)
+
+    def named_files(self) -> Iterator[Path]:
+        """Yields nothing: of the files of a data set, `datasets` knows the versions."""
+        return iter(())
+
+    def shards(self) -> list[int]:
+        """Returns each file as one."""
+        return [1] * len(self)
+
+
+def open_dataset(
+    name: str, split: str, subset: str | None, audio_column: str, id_column: str | None, streamed: bool = True
+) -> tuple[StreamedRows, str]:
+    """Opens a data set.
+
+    Args:
+        name: its name on the Hub, or a folder.
+        split, subset, audio_column, id_column: as for [`Corpus`].
+        streamed: whether to read it as it comes, rather than to download it first. What is no Parquet is streamed in
+            any case.
+
+    Returns:
+        Its reader, and a fingerprint that changes when the data set does.
+
+    Raises:
+        TaaeInputError: if there is no such data set, or it lacks a column.
+    """
+    try:
+        builder = load_dataset_builder(name, subset)
+        if streamed or builder.name != "parquet":
+            rows = load_dataset(name, subset, split=split, streaming=True)
+        else:
+            downloaded = load_dataset(name, subset, split=split)
+            rows = downloaded.to_iterable_dataset(num_shards=max(1, min(PARTS, len(downloaded))))
+        columns = rows.column_names or list(next(iter(rows)))
+    except Exception as error:  # datasets raises many types, and each means that there is nothing to read
+        place = "" if os.path.exists(name) else f"there is no folder of that name in {os.getcwd()}; "
+        raise TaaeInputError(
+            f"{name}: cannot be read ({one_line(error)}); {place}expected Parquet files, a folder of audio or the name "
+            "of a data set on the Hub"
+        ) from error
+    check_column(audio_column, columns, name, "--audio-column")
+    if id_column is not None:
+        check_column(id_column, columns, name, "--id-column")
+    origin = Origin(Path(name)) if os.path.isdir(name) else Origin(dataset=name)
+    reader = StreamedRows(undecoded(rows, audio_column), origin, split, audio_column, id_column)
+    return reader, Hasher.hash(builder.config.data_files)
+
+
+def undecoded(rows: IterableDataset, audio_column: str) -> IterableDataset:
+    """Returns the same stream, with its audio as bytes or path."""
+    features: Features | None = rows.features
+    # Features are not known of what has to be read to know them, such as CSV; it holds paths.
+    if not features or not isinstance(features[audio_column], Audio):
+        return rows
+    return rows.cast_column(audio_column, Audio(decode=False))
