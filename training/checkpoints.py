@@ -6,10 +6,13 @@ list is refused before anything of it is read.
 
 import hashlib
 import json
+import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -184,7 +187,8 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, readers: Iterabl
         )
     manifest = check_checkpoint(accelerator, checkpoint)
     try:
-        accelerator.load_state(str(checkpoint))
+        with without_old_average(checkpoint) as folder:
+            accelerator.load_state(str(folder))
         for read in readers:
             read(checkpoint)
         restore_random_state(accelerator, checkpoint, manifest)
@@ -214,6 +218,18 @@ def check_checkpoint(accelerator: Accelerator, checkpoint: Path) -> CheckpointMa
             f"{accelerator.mixed_precision}."
         )
     return manifest
+
+
+@contextmanager
+def without_old_average(checkpoint: Path) -> Iterator[Path]:
+    """Gives a folder of the same files without the pickled average, which Accelerate would unpickle unchecked."""
+    if not (checkpoint / OLD_AVERAGE).exists():
+        yield checkpoint
+        return
+    with tempfile.TemporaryDirectory(dir=checkpoint.parent, prefix=".") as temporary:
+        folder = Path(temporary) / checkpoint.name
+        shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns(OLD_AVERAGE), copy_function=os.link)
+        yield folder
 
 
 def restore_random_state(accelerator: Accelerator, checkpoint: Path, manifest: CheckpointManifest | None) -> None:

@@ -16,6 +16,7 @@ from modeling_taae import TaaeFeatureExtractor, TaaeModel
 from modeling_taae.configuration_taae import NAMED_SIZES
 from training.auxiliary import AuxiliaryNetwork, PublishedModule
 from training.batches import batches_of
+from training.model import start_of
 from training.recipe import CTCConfig, Recipe
 from training.transcribed import TranscribedSpeech, first_utterances, split_units
 
@@ -133,11 +134,11 @@ def required(recipe: Recipe) -> CTCConfig:
 def make_head(recipe: Recipe, accelerator: Accelerator, symbols: list[str], latent_dim: int) -> CTCHead:
     """Makes a head, or takes the one published beside the model that the run starts from, if it has all symbols."""
     settings = required(recipe)
-    if recipe.size not in NAMED_SIZES and (found := CTCHead.from_pretrained(recipe.size)):
+    if (start := start_of(recipe)) not in NAMED_SIZES and (found := CTCHead.from_pretrained(start)):
         if found.units == settings.units and set(symbols) <= set(found.symbols):
-            accelerator.print(f"The CTC head starts from {recipe.size}.")
+            accelerator.print(f"The CTC head starts from {start}.")
             return found
-        accelerator.print(f"The CTC head of {recipe.size} lacks some of the symbols here: it starts afresh.")
+        accelerator.print(f"The CTC head of {start} lacks some of the symbols here: it starts afresh.")
     return CTCHead(symbols, settings.units, latent_dim, settings.hidden_size)
 
 

@@ -20,6 +20,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from modeling_taae.configuration_taae import NAMED_SIZES
 from training.auxiliary import AuxiliaryNetwork, PublishedModule, frozen
 from training.losses import relative_l1
+from training.model import start_of
 from training.recipe import Recipe, RecipeError
 
 NEGATIVE_SLOPE = 0.2
@@ -213,7 +214,7 @@ def make_discriminator(recipe: Recipe, accelerator: Accelerator) -> MultiResolut
         DiscriminatorError: if the published one has another shape.
     """
     shape = {name: getattr(recipe.discriminator, name) for name in ("fft_sizes", "channels", "exponent")}
-    start = recipe.size
+    start = start_of(recipe)
     if start in NAMED_SIZES or (found := MultiResolutionDiscriminator.from_pretrained(start)) is None:
         return MultiResolutionDiscriminator(**shape)
     if found.config != shape:

@@ -1,8 +1,10 @@
 """The codec of a run: made or loaded as its recipe says, and made ready to train."""
 
 import copy
+import re
 from contextlib import nullcontext
 from dataclasses import fields
+from pathlib import Path
 
 import torch
 
@@ -12,6 +14,10 @@ from modeling_taae.errors import one_line
 from modeling_taae.identity import list_ancestors
 from modeling_taae.transformer_taae import TaaeTransformerLayer
 from training.recipe import Recipe, RecipeError
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+OWN_FOLDERS = {"runs", "hub_cards"}  # of the project; they may not be there yet
+REPOSITORY = re.compile(r"\w[\w.-]*(/[\w.-]+)?")  # a name on the Hub
 
 
 def load_model(recipe: Recipe, attention: str = "sdpa", empty: bool = False) -> TaaeModel:
@@ -27,20 +33,50 @@ def load_model(recipe: Recipe, attention: str = "sdpa", empty: bool = False) -> 
     """
     if unknown := sorted(recipe.config.keys() - {field.name for field in fields(TaaeConfig)}):
         raise RecipeError(f"A model's configuration has no field {unknown[0]!r}, which stands under config.")
-    named = recipe.size in NAMED_SIZES
+    start = start_of(recipe)
+    named = start in NAMED_SIZES
     try:
         if named or empty:
             make_config = TaaeConfig.named if named else TaaeConfig.from_pretrained
             with torch.device("meta") if empty else nullcontext():
-                model = TaaeModel(make_config(recipe.size, **recipe.config))
+                model = TaaeModel(make_config(start, **recipe.config))
         else:
-            model = TaaeModel.from_pretrained(recipe.size, **recipe.config)
+            model = TaaeModel.from_pretrained(start, **recipe.config)
             list_ancestors(model)  # tokens stay theirs if the encoder does
         model.set_attn_implementation(attention)
         model.bottleneck(recipe.validation.bottleneck)
     except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:
         raise RecipeError(f"Cannot make the model {recipe.size!r}: {str(error).splitlines()[0]}") from error
     return model
+
+
+def start_of(recipe: Recipe) -> str:
+    """Returns where a run starts: a named size, a folder, or a name on the Hub.
+
+    A relative folder is looked for here and in the checkout, so that recipes can be started from anywhere.
+
+    Raises:
+        RecipeError: if the recipe names a folder that is missing.
+    """
+    size = recipe.size
+    if size in NAMED_SIZES or Path(size).is_dir():
+        return size
+    if (CHECKOUT / size).is_dir():
+        return str(CHECKOUT / size)
+    if REPOSITORY.fullmatch(size) and not is_local(Path(size).parent):
+        return size
+    places = " nor in ".join(dict.fromkeys(map(str, (Path.cwd(), CHECKOUT))))
+    raise RecipeError(
+        f"There is no folder {size!r} in {places}; --size takes the folder of a model, its name on the Hub, or one of "
+        f"{', '.join(NAMED_SIZES)}."
+    )
+
+
+def is_local(parent: Path) -> bool:
+    """Returns whether what has this parent is meant as a folder and not as a name on the Hub."""
+    if parent == Path():
+        return False
+    return parent.name in OWN_FOLDERS or any((base / parent).is_dir() for base in (Path(), CHECKOUT))
 
 
 def load_extractor(recipe: Recipe, config: TaaeConfig) -> TaaeFeatureExtractor:
@@ -52,7 +88,7 @@ def load_extractor(recipe: Recipe, config: TaaeConfig) -> TaaeFeatureExtractor:
     if recipe.size in NAMED_SIZES:
         return TaaeFeatureExtractor(sampling_rate=config.sampling_rate, hop_length=config.hop_length)
     try:
-        return TaaeFeatureExtractor.from_pretrained(recipe.size)
+        return TaaeFeatureExtractor.from_pretrained(start_of(recipe))
     except OSError as error:
         raise RecipeError(f"No feature extractor beside the model {recipe.size!r}: {one_line(error)}") from error
 

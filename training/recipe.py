@@ -4,8 +4,9 @@ A recipe is a YAML file; any field of it can be overridden on the command line b
 (`--optimizer.learning_rate 3e-4`). Unknown fields and ill-typed values are refused before anything is loaded.
 """
 
+import sys
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -37,6 +38,25 @@ class CorpusConfig:
     weight: float = 1.0
     audio_root: str | None = None
     channel: PositiveInt | None = None
+
+    def __post_init__(self) -> None:
+        if self.source.lstrip().startswith(("[", "{")):
+            raise RecipeError(
+                f"{self.source} is no corpus; expected a path or a name, or a mapping with source and perhaps subset, "
+                "split, audio_column and weight."
+            )
+
+
+if TYPE_CHECKING:
+    OneCorpus, SomeCorpora = CorpusConfig, list[CorpusConfig]
+else:  # in recipes and on the command line, a string stands for the corpus of that source
+    OneCorpus, SomeCorpora = CorpusConfig | str, list[CorpusConfig | str] | str
+
+
+def named_corpora(corpora: SomeCorpora) -> list[CorpusConfig]:
+    """Returns corpora, of which any may be given as its source alone."""
+    listed = [corpora] if isinstance(corpora, str) else corpora
+    return [CorpusConfig(corpus) if isinstance(corpus, str) else corpus for corpus in listed]
 
 
 @dataclass
@@ -81,12 +101,15 @@ class DataConfig:
             it. At most 1 when streaming, so that a run can resume where it was.
     """
 
-    corpora: list[CorpusConfig] = field(default_factory=list)
+    corpora: SomeCorpora = field(default_factory=list)
     crop_frames: PositiveInt = 32
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     streaming: bool = False
     shuffle_buffer: PositiveInt = 2_000
     workers: NonNegativeInt = 0
+
+    def __post_init__(self) -> None:
+        self.corpora = named_corpora(self.corpora)
 
 
 @dataclass
@@ -172,7 +195,7 @@ class CTCConfig:
             none.
     """
 
-    corpora: list[CorpusConfig]
+    corpora: SomeCorpora
     text_column: str | None = None
     transcripts: str | None = None
     units: Literal["characters", "symbols"] = "characters"
@@ -181,7 +204,11 @@ class CTCConfig:
     max_seconds: float = 12.0
     hidden_size: PositiveInt = 256
     learning_rate: float = 1e-3
-    validation: CorpusConfig | None = None
+    validation: OneCorpus | None = None
+
+    def __post_init__(self) -> None:
+        self.corpora = named_corpora(self.corpora)
+        self.validation = None if self.validation is None else named_corpora([self.validation])[0]
 
 
 @dataclass
@@ -224,11 +251,14 @@ class ValidationConfig:
         samples: how many of them to keep as sound and spectrogram.
     """
 
-    corpus: CorpusConfig | None = None
+    corpus: OneCorpus | None = None
     every: PositiveInt = 2_000
     utterances: PositiveInt = 30
     bottleneck: str = "1x46656_400bps"
     samples: int = 3
+
+    def __post_init__(self) -> None:
+        self.corpus = None if self.corpus is None else named_corpora([self.corpus])[0]
 
 
 @dataclass
@@ -316,19 +346,31 @@ class Recipe:
     dry_run: bool = False
 
 
+class RecipeParser(ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Tells what is wrong and exits with status 2."""
+        print(f"{self.prog}: error: {' '.join(message.split())}", file=sys.stderr)
+        sys.exit(2)
+
+
 def parse_recipe(arguments: list[str]) -> Recipe:
     """Reads `RECIPE.yaml [--any.recipe.key value ...]`; exits with status 2 and one line on a mistake."""
-    parser = ArgumentParser(
+    parser = RecipeParser(
         prog="train.py",
-        usage="accelerate launch training/train.py RECIPE.yaml [--any.recipe.key value ...]",
+        usage="python training/train.py RECIPE.yaml [--any.recipe.key value ...]",
         description="Train or fine-tune a TAAE speech codec. The recipe is a YAML file of the fields below; "
-        "each can be overridden on the command line.",
+        "each can be overridden on the command line. On GPUs, start it with `accelerate launch` instead of `python`.",
         allow_abbrev=False,
     )
     parser.add_argument("--recipe", action="config", help="the recipe; may stand first, without --recipe")
     parser.add_class_arguments(Recipe, as_group=False)
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--recipe", *arguments]
-    parsed = parser.parse_args(arguments)
-    del parsed["recipe"]
-    return Recipe(**parser.instantiate(parsed))
+    try:
+        parsed = parser.parse_args(arguments)
+        del parsed["recipe"]
+        return Recipe(**parser.instantiate(parsed))
+    except RecipeError as error:
+        parser.error(str(error))

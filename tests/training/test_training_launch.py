@@ -1,0 +1,130 @@
+"""Where a run computes: precision, attention and processes by the machine; launchers that ask for something else."""
+
+import os
+import sys
+
+import pytest
+import torch
+from support.training_runs import finish, make_trainer, published, start_training, train, write_corpus, write_recipe
+
+from training.launch import own_processes
+from training.precision import choose_attention, choose_precision, choose_processes, processor_features
+from training.recipe import CTCConfig, Recipe, RecipeError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("recipe")
+    return write_recipe(folder, write_corpus(folder))
+
+
+@pytest.mark.parametrize(
+    ("features", "half", "chosen", "reason"),
+    [
+        (("avx2",), 0.5, "no", "this processor has no bfloat16"),
+        (("avx2", "avx512"), 0.5, "no", "this processor has no bfloat16"),
+        (("avx512", "avx512_bf16"), 0.5, "bf16", "avx512_bf16: 2.0 times as fast here"),
+        (("amx",), 0.25, "bf16", "amx: 4.0 times as fast here"),
+        (("bf16",), 4.0, "no", "4.0 times as fast here"),
+    ],
+)
+def test_the_processor_says_and_a_product_confirms(features, half, chosen, reason):
+    times = {torch.float32: 1.0, torch.bfloat16: half}
+    choice = choose_precision("auto", CPU, features, lambda dtype, device: times[dtype])
+    assert (choice.precision, choice.reason) == (chosen, reason)
+
+
+def test_a_processor_without_bfloat16_is_not_even_measured():
+    def fail(dtype: torch.dtype, device: torch.device) -> float:
+        raise AssertionError("emulated products take seconds")
+
+    assert choose_precision("auto", CPU, ("avx2",), fail).precision == "no"
+    assert [choose_precision(wanted, CPU, (), fail).precision for wanted in ("no", "bf16")] == ["no", "bf16"]
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_gpus_have_bfloat16_or_not(supported, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
+    choice = choose_precision("auto", torch.device("cuda"))
+    assert choice.precision == ("bf16" if supported else "no")
+
+
+def test_this_machine_is_asked():
+    assert set(processor_features()) <= {"avx2", "avx512", "avx512_bf16", "amx", "bf16"}
+    choice = choose_precision("auto", CPU)
+    assert str(choice).startswith("bfloat16 (" if choice.precision == "bf16" else "float32 (")
+
+
+def test_attention_follows_the_precision():
+    assert choose_attention("auto", CPU, "bf16") == "eager"
+    assert choose_attention("auto", CPU, "no") == choose_attention("auto", torch.device("cuda"), "bf16") == "sdpa"
+    assert choose_attention("flex_attention", CPU, "bf16") == "flex_attention"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "cores", "processes"), [([8], 1, 1), ([8], 2, 2), ([8], 6, 4), ([8, 4], 16, 4), ([1], 16, 1), ([6], 4, 3)]
+)
+def test_processes_share_batches_equally(sizes, cores, processes):
+    assert choose_processes(sizes, cores) == processes
+
+
+def test_a_launcher_decides_on_processes(monkeypatch):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+        monkeypatch.delenv(name)
+    recipe = Recipe(batch_size=8, processes=4)
+    assert own_processes(recipe) == 4
+    with pytest.raises(RecipeError, match="--processes 4: cannot share a batch of 6 equally"):
+        own_processes(Recipe(batch_size=8, processes=4, ctc=CTCConfig([], batch_size=6)))
+    for name, value in (("WORLD_SIZE", "2"), ("ACCELERATE_MIXED_PRECISION", "no")):
+        with monkeypatch.context() as launched:
+            launched.setenv(name, value)
+            assert own_processes(recipe) == 1
+
+
+def test_processes_of_its_own_train_like_one(recipe_file, tmp_path):
+    """They share its batch, and what they say is what one says."""
+    steady = ("--config.training_noise_probability", 0, "--config.training_rounding_probability", 0)
+    two = start_training(recipe_file, *steady, "--processes", 2, "--output_dir", tmp_path / "two")
+    train(recipe_file, *steady, "--output_dir", tmp_path / "one")
+    output = finish(two)
+    one, two = published(tmp_path / "one"), published(tmp_path / "two")
+    assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
+    assert output.count("Computing in float32") == 1 and "Warning" not in output
+
+
+def test_a_mistake_is_told_once_by_processes_of_its_own(recipe_file, tmp_path):
+    process = start_training(recipe_file, "--processes", 2, "--data.corpora", "nowhere/", "--output_dir", tmp_path)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2 and output.count("train.py: error: No corpus at 'nowhere/'") == 1
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "sets gradient_accumulation_steps 4, the recipe 1"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "asks for mixed_precision bf16, the recipe for no"),
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "asks for mixed_precision fp16, the recipe for no"),
+    ],
+)
+def test_a_launcher_that_contradicts_the_recipe_is_refused(name, value, message, recipe_file, tmp_path, monkeypatch):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(RecipeError, match=message):
+        make_trainer(recipe_file, "--output_dir", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_launcher_may_choose_where_the_recipe_leaves_it_open(recipe_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    trainer = make_trainer(recipe_file, "--mixed_precision", "auto", "--output_dir", tmp_path)
+    assert trainer.accelerator.mixed_precision == trainer.precision.precision == "bf16"
+
+
+def test_the_entry_point_is_an_entry_point(capfd):
+    """`python training/train.py` from another folder, without arguments."""
+    process = start_training(launcher=(sys.executable,))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2 and output.startswith("train.py: error: The recipe names no corpus")
