@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+PROGRAM = "train.py"
+
 
 class RecipeError(ValueError):
     """A recipe that cannot be followed; the message says which part and why."""
@@ -351,14 +353,14 @@ class RecipeParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Tells what is wrong and exits with status 2."""
-        print(f"{self.prog}: error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
 
 
 def parse_recipe(arguments: list[str]) -> Recipe:
     """Reads `RECIPE.yaml [--any.recipe.key value ...]`; exits with status 2 and one line on a mistake."""
     parser = RecipeParser(
-        prog="train.py",
+        prog=PROGRAM,
         usage="python training/train.py RECIPE.yaml [--any.recipe.key value ...]",
         description="Train or fine-tune a TAAE speech codec. The recipe is a YAML file of the fields below; "
         "each can be overridden on the command line. On GPUs, start it with `accelerate launch` instead of `python`.",
