@@ -16,6 +16,8 @@ PRODUCT = ("modeling_taae", "training", "hub_cards")
 LAYERS = [
     ["errors", "identity"],
     ["files"],
+    ["mpeg_frames", "av_audio"],
+    ["audio_pieces"],
     ["audio_io"],
     ["taae_file", "entropy"],
     ["codec"],

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 SHORTEST = 1e-6  # of lengths of time, which are not zero
-AUDIO_HELP = "an audio file of any format, rate and channel count that libsndfile reads; a directory of them; or -"
+AUDIO_HELP = (
+    "an audio file of any format, rate and channel count that libsndfile reads, or FFmpeg with the extra `audio`; a "
+    "directory of them; or -"
+)
 OUTPUT_HELP = "file for one input, directory for several, - for standard output"
 BOTTLENECK_HELP = (
     "1x46656_400bps, 2x15625_700bps, 4x729_1000bps, native, or stages such as 5,5,5,5,5,5@1.0/5,5,5,5,5,5@0.25 "

@@ -1,0 +1,314 @@
+"""Splits a sound file into the pieces that libsndfile reads from their start to their end.
+
+libsndfile stops at the length that a file's first header promises, or that it guesses where there is none: of joined
+MP3 files, chained Ogg streams, or a WAV file whose header was never finished, it reads a part and says nothing. Here
+the structure of the file itself tells where each piece begins and ends, and a missing or wrong length is put right in a
+header of our own. The samples are left to libsndfile.
+"""
+
+import io
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from .errors import TaaeInputError
+from .mpeg_frames import LONGEST_SEARCH, mpeg_pieces
+
+# An Ogg page: capture pattern, version, flags, position in samples, serial number, page number, checksum, segments.
+OGG_PAGE = struct.Struct("<4sBBqIIIB")
+OGG_MAGIC, OGG_BEGINS, OGG_ENDS, OGG_CHECKSUM = b"OggS", 2, 4, slice(22, 26)
+# A FLAC file begins with its stream information, of which there is one.
+FLAC_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22", re.S)
+CHUNK = struct.Struct("<4sI")
+# Programs that write WAV into a pipe promise a size from here up, because they cannot know it yet.
+UNKNOWN_SIZE = 0x7FFF0000
+# Tags that programs append to any sound file.
+APPENDED_TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICS", b"3DI")
+# Samples beyond a WAV file's promise count if there are more of them than this, in seconds: less is padding.
+WAV_TOLERANCE = 0.2
+SCAN_LENGTH = 1 << 20
+
+
+@dataclass
+class Piece:
+    """A part of a file that is a sound file by itself.
+
+    Args:
+        content: the bytes.
+        promises: whether the header's number of samples is a promise; otherwise it is only an estimate.
+        samples: samples that are there at least.
+        counted: the bytes behind a header that counts them, for readers that expect fewer samples than there are.
+    """
+
+    content: "Window"
+    promises: bool = True
+    samples: int = 0
+    counted: "Window | None" = None
+
+
+class Window(io.RawIOBase):
+    """A range of a file, with another header in front and another end behind it, as a file of its own.
+
+    libsndfile calls it from C, where an exception would be printed and lost. Errors are therefore kept in `error`, and
+    what follows reads as the end of the file.
+    """
+
+    def __init__(self, content: BinaryIO, start: int, end: int, header: bytes = b"", trailer: bytes = b""):
+        self.content, self.start, self.header, self.trailer = content, start, header, trailer
+        self.trailer_start = len(header) + max(end - start, 0)
+        self.length, self.position = self.trailer_start + len(trailer), 0
+        self.error: BaseException | None = None
+
+    def seekable(self) -> bool:
+        """Returns true."""
+        return True
+
+    def tell(self) -> int:
+        """Returns the position in the piece."""
+        return self.position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Moves to a position in the piece; one beyond its ends becomes that end."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.length}[whence]
+        self.position = min(max(base + offset, 0), self.length)
+        return self.position
+
+    def read(self, size: int = -1) -> bytes:
+        """Reads up to so many bytes; nothing after an error."""
+        end = self.length if size < 0 else min(self.position + size, self.length)
+        data = self.header[self.position : end]
+        position, stop = self.position + len(data), min(end, self.trailer_start)
+        try:
+            if self.error is None and position < stop:
+                self.content.seek(self.start + position - len(self.header))
+                data += self.content.read(stop - position)
+        except BaseException as error:  # an interrupt as well, which would be lost in C
+            self.error = error
+        if self.error is None and end > self.trailer_start:
+            data += self.trailer[max(self.position - self.trailer_start, 0) : end - self.trailer_start]
+        self.position += len(data)
+        return data
+
+    def readinto(self, buffer) -> int:  # noqa: ANN001  # a buffer of any kind
+        """Reads into a buffer and returns the number of bytes."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def pieces(content: BinaryIO, name: str) -> list[Piece]:
+    """Splits an open, seekable file; one whose kind is not known here is a single piece.
+
+    Raises:
+        TaaeInputError: if the file ends in the middle of a piece.
+    """
+    size = content.seek(0, io.SEEK_END)
+    content.seek(0)
+    beginning = content.read(12)
+    if beginning.startswith(OGG_MAGIC):
+        return _ogg_chains(content, size, name)
+    if beginning.startswith(b"fLaC"):
+        starts = [*_flac_starts(content), size]
+        return [Piece(Window(content, *ends)) for ends in zip(starts, starts[1:], strict=False)]
+    if beginning[:4] in (b"RIFF", b"RF64") and beginning[8:] == b"WAVE":
+        return list(_wav_pieces(content, size))
+    return _mpeg(content, name) or [Piece(Window(content, 0, size))]
+
+
+def hidden_mpeg(content: BinaryIO, name: str) -> list[Piece]:
+    """Finds MP3 that begins within a frame, as recordings of streams do, or in the wrapping of another format.
+
+    Raises:
+        TaaeInputError: if it ends within a frame.
+    """
+    return _mpeg(content, name, search=LONGEST_SEARCH)
+
+
+def _mpeg(content: BinaryIO, name: str, search: int = 0) -> list[Piece]:
+    found = []
+    for part in mpeg_pieces(content, name, search):
+        whole = Window(content, part.start, part.end, part.header if part.counted else part.muted)
+        counted = None if part.counted or not part.header else Window(content, part.start, part.end, part.header)
+        found.append(Piece(whole, False, 0 if part.counted else part.frames * part.first.samples, counted))
+    return found
+
+
+def _ogg_chains(content: BinaryIO, size: int, name: str) -> list[Piece]:
+    """Returns the links of a chain of Ogg streams.
+
+    A missing end mark is no fault: recorders of live streams write none. A file that ends within a page is cut.
+    """
+    position, in_header, starts, last_pages = 0, False, [0], [(0, 0)]
+    while position < size:
+        header = _read_at(content, position, OGG_PAGE.size)
+        if not header.startswith(OGG_MAGIC):
+            if (position := _find(content, OGG_MAGIC, position)) < 0:
+                break
+            continue
+        segments = content.read(header[-1]) if len(header) == OGG_PAGE.size else b""
+        end = position + OGG_PAGE.size + len(segments) + sum(segments)
+        if len(header) < OGG_PAGE.size or len(segments) < header[-1] or end > size:
+            raise TaaeInputError(f"{name}: is truncated (it ends within an Ogg page); copy or download it again")
+        begins = bool(header[5] & OGG_BEGINS)
+        if begins and not in_header and position:
+            starts.append(position)
+            last_pages.append((position, end))
+        last_pages[-1], in_header, position = (position, end), begins, end
+    return [
+        Piece(
+            Window(content, start, last[0], trailer=_marked_end(_read_at(content, last[0], last[1] - last[0]))), False
+        )
+        for start, last in zip(starts, last_pages, strict=True)
+    ]
+
+
+def _marked_end(page: bytes) -> bytes:
+    """Marks an Ogg page as the last of its stream, without which libsndfile calls Opus malformed."""
+    if not page or page[5] & OGG_ENDS:
+        return page
+    marked = bytearray(page)
+    marked[5] |= OGG_ENDS
+    marked[OGG_CHECKSUM] = bytes(4)
+    marked[OGG_CHECKSUM] = ogg_checksum(marked).to_bytes(4, "little")
+    return bytes(marked)
+
+
+def ogg_checksum(page: bytes | bytearray) -> int:
+    """Returns the CRC-32 of an Ogg page whose checksum is zero: most significant bit first, and nothing inverted."""
+    register = 0
+    for byte in page:
+        register = (register << 8 & 0xFFFFFFFF) ^ _CRC_TABLE[register >> 24 ^ byte]
+    return register
+
+
+def _crc_of_byte(byte: int) -> int:
+    register = byte << 24
+    for _ in range(8):
+        register = (register << 1 ^ (0x04C11DB7 if register & 0x80000000 else 0)) & 0xFFFFFFFF
+    return register
+
+
+_CRC_TABLE = [_crc_of_byte(byte) for byte in range(256)]
+
+
+def _flac_starts(content: BinaryIO) -> Iterator[int]:
+    """Yields where each of several joined FLAC files begins."""
+    content.seek(0)
+    position, kept = 0, b""
+    while block := content.read(SCAN_LENGTH):
+        data = kept + block
+        yield from (position - len(kept) + match.start() for match in FLAC_START.finditer(data))
+        kept, position = data[-7:], position + len(block)
+
+
+def _find(content: BinaryIO, pattern: bytes, position: int) -> int:
+    """Returns where a pattern comes next, -1 if nowhere."""
+    content.seek(position)
+    while block := content.read(SCAN_LENGTH):
+        if (found := block.find(pattern)) >= 0:
+            return position + found
+        if len(block) < SCAN_LENGTH:
+            return -1
+        position += len(block) - len(pattern)
+        content.seek(position)
+    return -1
+
+
+@dataclass
+class _Wav:
+    """The chunks of a WAV file that matter here: `fmt ` as it is, and where the samples lie."""
+
+    format_chunk: bytes = b""
+    data_start: int = 0
+    data_size: int = 0
+    sizes64: bytes = b""  # the ds64 chunk of RF64, whose sizes stand for 32-bit ones that are full
+
+    @property
+    def bytes_per_second(self) -> int:
+        """Bytes of a second of samples, as the header tells."""
+        return struct.unpack_from("<I", self.format_chunk, 16)[0] if len(self.format_chunk) >= 20 else 0
+
+
+def _wav_pieces(content: BinaryIO, size: int, start: int = 0) -> Iterator[Piece]:
+    """Yields joined WAV files one by one, and the samples that a header does not count.
+
+    A header is written before the samples, and again at the end with their number. Where that was prevented, the number
+    is 0 or that of an earlier moment; beyond 4 GiB it is what is left over of it in 32 bits.
+    """
+    wav = _read_wav(content, start, size)
+    if wav is None:
+        yield Piece(Window(content, start, size))
+        return
+    data_end = wav.data_start + wav.data_size
+    following = _after_chunks(content, data_end, size)
+    if following is not None:  # whatever comes next is in order, and may be another file
+        yield Piece(Window(content, start, following))
+        if following < size:
+            yield from _wav_pieces(content, size, following)
+        return
+    tag_follows = _read_at(content, data_end, 8).startswith(APPENDED_TAGS)
+    left_over = size - data_end
+    if data_end >= size or tag_follows or left_over <= WAV_TOLERANCE * wav.bytes_per_second:
+        yield Piece(Window(content, start, size))
+    else:
+        yield Piece(Window(content, wav.data_start, size, finished_header(wav.format_chunk, size - wav.data_start)))
+
+
+def finished_header(format_chunk: bytes, data_size: int) -> bytes:
+    """Returns the header of a WAV file up to its samples, as RF64, which has room for any size.
+
+    Args:
+        format_chunk: the chunk `fmt `, with name and size.
+        data_size: the size of the samples in bytes.
+    """
+    sizes = struct.pack("<4sIQQQI", b"ds64", 28, 4 + 36 + len(format_chunk) + 8 + data_size, data_size, 0, 0)
+    full = 0xFFFFFFFF
+    return CHUNK.pack(b"RF64", full) + b"WAVE" + sizes + format_chunk + CHUNK.pack(b"data", full)
+
+
+def _read_at(content: BinaryIO, position: int, length: int) -> bytes:
+    content.seek(position)
+    return content.read(length)
+
+
+def _read_wav(content: BinaryIO, start: int, size: int) -> _Wav | None:
+    """Reads the chunks up to the samples; None where a file is so damaged that only libsndfile can tell."""
+    wav, position = _Wav(), start + 12
+    while len(head := _read_at(content, position, CHUNK.size)) == CHUNK.size:
+        chunk, length = CHUNK.unpack(head)
+        if chunk == b"data":
+            wav.data_start, wav.data_size = position + CHUNK.size, length
+            if wav.sizes64 and length == 0xFFFFFFFF:
+                wav.data_size = struct.unpack_from("<Q", wav.sizes64, 8)[0]
+            elif length >= UNKNOWN_SIZE and size <= wav.data_start + length:
+                wav.data_size = size - wav.data_start  # from a pipe
+            return wav if wav.format_chunk else None
+        if chunk == b"fmt ":
+            wav.format_chunk = head + _read_at(content, position + CHUNK.size, min(length, 1 << 12))
+        elif chunk == b"ds64" and length >= 28:
+            wav.sizes64 = _read_at(content, position + CHUNK.size, 28)
+        position += CHUNK.size + length + length % 2
+    return None
+
+
+def _after_chunks(content: BinaryIO, position: int, size: int) -> int | None:
+    """Returns where the chunks after the samples end: at the file's end or at the next file.
+
+    None if what is there is no row of chunks, and so samples, a tag, or nothing that is known.
+    """
+    while position < size:
+        position += position % 2 and _read_at(content, position, 1) == b"\0"
+        if position >= size:
+            break
+        head = _read_at(content, position, 12)
+        if head[:4] in (b"RIFF", b"RF64") and head[8:] == b"WAVE":
+            return position
+        if len(head) < CHUNK.size or not re.fullmatch(rb"[ -~]{4}", head[:4]):
+            return None
+        length = CHUNK.unpack(head[: CHUNK.size])[1]
+        if position + CHUNK.size + length > size:
+            return None
+        position += CHUNK.size + length
+    return size if position >= size else None

@@ -1,0 +1,72 @@
+"""Reads what libsndfile cannot, such as AAC in M4A and MP4, Opus in WebM, AMR and WMA, with FFmpeg by way of PyAV.
+
+PyAV is the extra `audio`. Only the kinds of files below are tried: among FFmpeg's others are play lists, which open
+what they name.
+"""
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+
+from .errors import TaaeInputError, one_line
+
+# Names of FFmpeg's readers.
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,amr,amrnb,amrwb,asf,flv,mpegts,mpeg,avi,ac3,eac3,ape,wv,tta,mpc,mpc8,"
+    "rm,dts,dsf,wav,w64,aiff,au,caf,ogg,flac"
+)
+# These have no header that tells a length; FFmpeg's word on it is an estimate.
+WITHOUT_LENGTH = {"aac", "amr", "amrnb", "amrwb", "mpegts", "mpeg", "ac3", "eac3", "dts", "flv"}
+TOLERANCE = 0.2  # seconds by which a promised length may be off
+
+
+def av_blocks(content: BinaryIO, name: str) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields the samples of a file's best audio track, (samples, channels) float32, each block with its sampling rate.
+
+    Args:
+        content: the open file.
+        name: the name that errors call it.
+
+    Raises:
+        ModuleNotFoundError: if PyAV is not installed.
+        TaaeInputError: if there is no audio, or it is damaged or cut short.
+    """
+    import av
+
+    content.seek(0)
+    try:
+        # The files that a file names are never opened.
+        options = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
+        with av.open(content, mode="r", options=options, metadata_errors="ignore") as container:
+            stream = container.streams.best("audio")
+            if stream is None:
+                raise TaaeInputError(f"{name}: holds no audio track; expected a recording with sound")
+            promised, seconds, resampler, layout = _promised_seconds(container), 0.0, None, None
+            for frame in container.decode(stream):
+                if layout != (frame.sample_rate, frame.layout.name):
+                    layout = (frame.sample_rate, frame.layout.name)
+                    resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=frame.sample_rate)
+                for converted in resampler.resample(frame):
+                    seconds += converted.samples / converted.sample_rate
+                    yield converted.to_ndarray().T, converted.sample_rate
+    except av.FFmpegError as error:
+        raise TaaeInputError(
+            f"{name}: cannot be read as audio ({one_line(error)}); it is damaged, cut short, or of a kind that is not "
+            "read: copy or download it again, or convert it first, for example with ffmpeg"
+        ) from error
+    if seconds < promised - TOLERANCE:
+        raise TaaeInputError(
+            f"{name}: is truncated (it promises {promised:.1f} s and holds {seconds:.1f} s); copy or download it again"
+        )
+
+
+def _promised_seconds(container) -> float:  # noqa: ANN001  # of a package that may not be installed
+    """Returns the length that the file's header tells of its audio; 0 where it tells none."""
+    stream = container.streams.best("audio")
+    if set(container.format.name.split(",")) & WITHOUT_LENGTH:
+        return 0.0
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    # The whole file is as long as its longest track, which may be a picture.
+    return (container.duration or 0) / 1e6 if len(container.streams) == 1 else 0.0
