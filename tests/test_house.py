@@ -29,7 +29,7 @@ LAYERS = [
     ["cli"],
 ]
 # Layers whose rooms may import each other: a `.taae` file holds entropy-coded tokens, and a prior names its model.
-SHARED_LAYERS = {3}
+SHARED_LAYERS = {LAYERS.index(["taae_file", "entropy"])}
 # What the files of a model may import beside each other: a copy of them on the Hub has nothing else.
 MODEL_IMPORTS = {"torch", "numpy", "transformers", "pyloudnorm", "flash_attn", "torchao"}
 LONGEST_FILE, LONGEST_FUNCTION = 450, 60
