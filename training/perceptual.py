@@ -1,54 +1,150 @@
 """The perceptual loss: distances between what a speech recogniser's network makes of decoded and of real audio.
 
-TAAE's fine-tuning adds it with WavLM-Large: "essential in producing intelligible speech".
+TAAE's fine-tuning adds it with WavLM-Large: "essential in producing intelligible speech". Any encoder of Transformers
+that reads waveforms as WavLM does (HuBERT, wav2vec 2.0, data2vec, UniSpeech) can listen, and so can Whisper's.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Wav2Vec2FeatureExtractor, WavLMModel
+from transformers import AutoFeatureExtractor, AutoModel, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 from training.recipe import PerceptualConfig, RecipeError
 
+QUIETEST_POWER = 1e-10  # of Whisper's mel bands
+WHISPER_RANGE = 8.0  # powers of ten below the loudest band of a recording that Whisper hears
 
-class PerceptualLoss(nn.Module):
-    """L1 of WavLM's hidden states, layer by layer over the real ones' standard deviation, mean over layers.
+
+class WaveformListener(nn.Module):
+    """An encoder that reads waveforms, such as WavLM.
 
     Args:
-        settings: which model, and which of its layers.
-        sampling_rate: of the codec, in Hz.
-
-    Raises:
-        RecipeError: if there is no such model or layer, or the model reads another sampling rate.
+        model: the encoder.
+        extractor: its feature extractor, which says whether it wants normalised waveforms.
     """
 
-    def __init__(self, settings: PerceptualConfig, sampling_rate: int):
+    def __init__(self, model: nn.Module, extractor: Wav2Vec2FeatureExtractor):
         super().__init__()
-        try:
-            self.model = WavLMModel.from_pretrained(settings.model, dtype=torch.float32).eval().requires_grad_(False)
-            extractor = Wav2Vec2FeatureExtractor.from_pretrained(settings.model)
-        except (OSError, ValueError) as error:
-            raise RecipeError(
-                f"Cannot load perceptual.model {settings.model!r}: {str(error).splitlines()[0]}"
-            ) from error
-        if extractor.sampling_rate != sampling_rate:
-            raise RecipeError(f"{settings.model!r} reads {extractor.sampling_rate} Hz, the codec {sampling_rate} Hz.")
-        self.normalized = extractor.do_normalize
-        states = self.model.config.num_hidden_layers + 1
+        self.encoder, self.normalized = model, extractor.do_normalize
+
+    @property
+    def states(self) -> int:
+        """Returns the number of hidden states."""
+        return self.encoder.config.num_hidden_layers + 1
+
+    def forward(self, audio: Tensor, last: int) -> list[Tensor]:
+        """(batch, samples) -> the hidden states up to `last`, each (batch, frames, width)."""
+        if self.normalized:
+            audio = F.layer_norm(audio, audio.shape[-1:], eps=1e-7)
+        return list(self.encoder(audio, output_hidden_states=True).hidden_states[: last + 1])
+
+
+class WhisperListener(nn.Module):
+    """Whisper's encoder, on crops: they take the first positions of its table, and are not padded to 30 seconds.
+
+    Args:
+        model: a Whisper model; its encoder is kept.
+        extractor: its feature extractor, for the sizes of the log-mel spectrogram.
+    """
+
+    def __init__(self, model: nn.Module, extractor: WhisperFeatureExtractor):
+        super().__init__()
+        self.encoder, self.hop_length = model.get_encoder(), extractor.hop_length
+        self.register_buffer("window", torch.hann_window(extractor.n_fft), persistent=False)
+        filters = torch.from_numpy(extractor.mel_filters).to(torch.float32)
+        self.register_buffer("filters", filters, persistent=False)
+
+    @property
+    def states(self) -> int:
+        """Returns the number of hidden states, the last of them normalised."""
+        return len(self.encoder.layers) + 1
+
+    def forward(self, audio: Tensor, last: int) -> list[Tensor]:
+        """(batch, samples) -> the hidden states up to `last`, each (batch, frames, width); layers above do not run.
+
+        Raises:
+            RecipeError: if the audio is longer than Whisper hears at once.
+        """
+        encoder = self.encoder
+        embedded = F.gelu(encoder.conv1(self.log_mel(audio)))
+        embedded = F.gelu(encoder.conv2(embedded)).transpose(1, 2)
+        positions = encoder.embed_positions.weight
+        if embedded.shape[1] > len(positions):
+            raise RecipeError(f"Whisper hears {len(positions)} steps at once; crops have {embedded.shape[1]}.")
+        states = [embedded + positions[: embedded.shape[1]]]
+        for layer in encoder.layers[:last]:
+            states.append(layer(states[-1], None))
+        if last == len(encoder.layers):
+            states[-1] = encoder.layer_norm(states[-1])
+        return states
+
+    def log_mel(self, audio: Tensor) -> Tensor:
+        """(batch, samples) -> Whisper's spectrogram (batch, mels, frames), as its feature extractor has it."""
+        with torch.autocast(audio.device.type, enabled=False):
+            spectrum = torch.stft(audio, len(self.window), self.hop_length, window=self.window, return_complex=True)
+            power = torch.view_as_real(spectrum[..., :-1]).square().sum(-1)
+            log_mel = (self.filters.T @ power).clamp(min=QUIETEST_POWER).log10()
+            floor = log_mel.amax(dim=(1, 2), keepdim=True) - WHISPER_RANGE
+            return (torch.maximum(log_mel, floor) + 4) / 4
+
+
+LISTENERS = {Wav2Vec2FeatureExtractor: WaveformListener, WhisperFeatureExtractor: WhisperListener}
+
+
+def load_listener(name: str, sampling_rate: int, eager: bool = False) -> WaveformListener | WhisperListener:
+    """Loads a network that listens, in float32 and frozen.
+
+    Args:
+        name: a folder or a name on the Hub.
+        sampling_rate: the codec's sampling rate, in Hz.
+        eager: takes eager attention, which is the fastest in bfloat16 on CPUs, instead of the model's default.
+
+    Raises:
+        RecipeError: if there is no such model, or it reads another sampling rate or other features.
+    """
+    try:
+        extractor = AutoFeatureExtractor.from_pretrained(name)
+        attention = {"attn_implementation": "eager"} if eager else {}
+        model = AutoModel.from_pretrained(name, dtype=torch.float32, **attention)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"Cannot load perceptual.model {name!r}: {str(error).splitlines()[0]}") from error
+    if type(extractor) not in LISTENERS:
+        raise RecipeError(
+            f"{name!r} reads the features of {type(extractor).__name__}; perceptual.model takes models that read "
+            "waveforms, such as WavLM and HuBERT, and Whisper."
+        )
+    if extractor.sampling_rate != sampling_rate:
+        raise RecipeError(f"{name!r} reads {extractor.sampling_rate} Hz, the codec {sampling_rate} Hz.")
+    return LISTENERS[type(extractor)](model, extractor).eval().requires_grad_(False)
+
+
+class PerceptualLoss(nn.Module):
+    """L1 of a listener's hidden states, layer by layer over the real ones' standard deviation, mean over layers.
+
+    Args:
+        settings: the model, and those of its layers that are compared.
+        sampling_rate: the codec's sampling rate, in Hz.
+        eager: takes eager attention, see `load_listener`.
+
+    Raises:
+        RecipeError: if there is no such model or layer, or the model reads something else.
+    """
+
+    def __init__(self, settings: PerceptualConfig, sampling_rate: int, eager: bool = False):
+        super().__init__()
+        self.listener = load_listener(settings.model, sampling_rate, eager)
+        states = self.listener.states
         self.layers = list(range(states)) if settings.layers is None else settings.layers
         if not self.layers or min(self.layers) < 0 or max(self.layers) >= states:
             raise RecipeError(f"perceptual.layers of {settings.model!r} are 0 to {states - 1}, not {self.layers}.")
 
     def features(self, audio: Tensor) -> list[Tensor]:
         """(batch, 1, samples) -> the hidden states of the chosen layers, each (batch, frames, width)."""
-        audio = audio.squeeze(1)
-        if self.normalized:
-            audio = F.layer_norm(audio.float(), audio.shape[-1:], eps=1e-7)
-        states = self.model(audio, output_hidden_states=True).hidden_states
+        states = self.listener(audio.squeeze(1).float(), max(self.layers))
         return [states[layer].float() for layer in self.layers]
 
     def forward(self, decoded: Tensor, audio: Tensor) -> Tensor:
-        """The distance of decoded audio (batch, 1, samples) from real audio of the same shape; a scalar."""
+        """Returns the distance of decoded audio (batch, 1, samples) from real audio of the same shape; a scalar."""
         with torch.no_grad():
             real = self.features(audio)
         distances = [

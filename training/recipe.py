@@ -170,8 +170,10 @@ class PerceptualConfig:
     """The network whose features the perceptual loss compares.
 
     Args:
-        model: a WavLM model, as a folder or a name on the Hub; TAAE uses microsoft/wavlm-large.
-        layers: which hidden states, from 0, the input of its first layer; None takes all.
+        model: an encoder of speech that reads waveforms, such as WavLM or HuBERT, or a Whisper model, as a folder or a
+            name on the Hub; TAAE uses microsoft/wavlm-large.
+        layers: numbers of hidden states, from 0, the input of the first layer; None takes all. With Whisper, layers
+            above the last of them cost nothing.
     """
 
     model: str

@@ -21,6 +21,7 @@ from accelerate.utils import set_seed
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
+from modeling_taae import TaaeConfig
 from modeling_taae.files import write_bytes
 from training.auxiliary import AuxiliaryNetwork
 from training.batches import batches_of, batches_of_stream, shares
@@ -89,7 +90,7 @@ class Trainer:
         self.validator: Validator | None = None
         if not recipe.dry_run:
             self._read_speech()
-        self._make_losses(model.config.sampling_rate, model.config.hop_length, model.config.latent_dim)
+        self._make_losses(model.config, attention == "eager")
         self.watch = DivergenceWatch(recipe.optimizer.divergence_ratio)
         self.average = WeightAverage(model, recipe.optimizer.ema_decay)
         sharded = is_sharded(self.accelerator)
@@ -115,18 +116,18 @@ class Trainer:
         if recipe.validation.corpus is not None and self.accelerator.is_main_process:
             self.validator = Validator(recipe, self.extractor)
 
-    def _make_losses(self, sampling_rate: int, hop_length: int, latent_dim: int) -> None:
-        recipe, device = self.recipe, self.accelerator.device
+    def _make_losses(self, config: TaaeConfig, eager: bool) -> None:
+        recipe, device, sampling_rate = self.recipe, self.accelerator.device, config.sampling_rate
         self.reconstruction = ReconstructionLoss(sampling_rate).to(device)
         self.perceptual: PerceptualLoss | None = None
         self.adversary: Adversary | None = None
         self.reader: CTCReader | None = None
         if recipe.perceptual is not None:
-            self.perceptual = PerceptualLoss(recipe.perceptual, sampling_rate).to(device)
+            self.perceptual = PerceptualLoss(recipe.perceptual, sampling_rate, eager).to(device)
         if recipe.discriminator is not None:
-            self.adversary = Adversary(recipe, self.accelerator, hop_length)
+            self.adversary = Adversary(recipe, self.accelerator, config.hop_length)
         if recipe.ctc is not None:
-            self.reader = CTCReader(recipe, self.accelerator, self.extractor, latent_dim)
+            self.reader = CTCReader(recipe, self.accelerator, self.extractor, config.latent_dim)
         self.auxiliaries: list[AuxiliaryNetwork] = [part for part in (self.adversary, self.reader) if part is not None]
 
     def shares(self, size: int) -> list[range]:
