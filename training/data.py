@@ -187,7 +187,10 @@ class DecodedCorpus:
         self.problems = [problem for problem in self.decoded["problem"] if problem]
         lengths = np.concatenate([compute.binary_length(chunk).to_numpy() for chunk in self.column.chunks] or [[]])
         if lengths.sum() == 0:
-            raise CorpusError(f"{corpus.source!r} holds no audio that can be decoded ({counted(self.problems)}).")
+            raise CorpusError(
+                f"{corpus.source!r} holds no audio that can be decoded ({self.skipped} rows skipped): "
+                f"{counted(self.problems)}."
+            )
         if not any(self.samples_of(row).any() for row in range(len(self.decoded))):
             raise CorpusError(f"{corpus.source!r} is silent throughout.")
         self.ends = np.cumsum(lengths // 2)

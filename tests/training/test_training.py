@@ -241,7 +241,7 @@ def test_columns_of_paths_and_of_bytes(streaming, tmp_path):
         ([], "names no corpus"),
         (
             [CorpusConfig("{folder}")],
-            r"holds no audio that can be decoded \(1 × damaged: .*; 1 × cannot be read as audio",
+            r"holds no audio that can be decoded \(2 rows skipped\): 1 × damaged: .*; 1 × cannot be read as audio",
         ),
         (
             [CorpusConfig("{parquet}", audio_column="id")],
