@@ -240,8 +240,13 @@ class TrainingCrops(torch.utils.data.Dataset):
 
     @property
     def skipped(self) -> int:
-        """Rows that could not be decoded."""
+        """The number of rows that could not be decoded."""
         return sum(corpus.skipped for corpus in self.corpora)
+
+    @property
+    def reasons(self) -> str:
+        """Why rows could not be decoded, and how many for each reason."""
+        return counted([problem for corpus in self.corpora for problem in corpus.problems])
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """Crop `index`, whichever process asks for it."""

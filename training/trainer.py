@@ -112,7 +112,9 @@ class Trainer:
             with self.accelerator.local_main_process_first():  # the others find what it has decoded
                 self.crops = TrainingCrops(recipe.data, self.extractor, recipe.seed)
             if self.crops.skipped:
-                self.accelerator.print(f"{self.crops.skipped} recordings could not be decoded and are left out.")
+                self.accelerator.print(
+                    f"{self.crops.skipped} recordings could not be decoded and are left out: {self.crops.reasons}."
+                )
         if recipe.validation.corpus is not None and self.accelerator.is_main_process:
             self.validator = Validator(recipe, self.extractor)
 

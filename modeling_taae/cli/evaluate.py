@@ -3,7 +3,17 @@
 import argparse
 import os
 
-from .options import BOTTLENECK_HELP, LEVEL_HELP, SHORTEST, SUBSET_HELP, add_model_options, number, whole_number
+from .options import (
+    AUDIO_ROOT_HELP,
+    BOTTLENECK_HELP,
+    CHANNEL_HELP,
+    LEVEL_HELP,
+    SHORTEST,
+    SUBSET_HELP,
+    add_model_options,
+    number,
+    whole_number,
+)
 
 SUMMARY = "measure how good a model is, beside other codecs"
 EXAMPLES = """\
@@ -22,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     add_model_options(parser)
     add = parser.add_argument
-    add("data", nargs="+", metavar="DATA", help="Parquet files, audio files, folders of them, or a data set on the Hub")
+    add("data", nargs="+", metavar="DATA", help="audio, Parquet, tar files, lists, folders of them, or a Hub data set")
     add("-o", "--output", metavar="DIR", required=True, help=EVALUATION_HELP)
     add("--bottleneck", nargs="+", metavar="B", help=BOTTLENECK_HELP)
     add("--peers", nargs="+", default=[], metavar="P", help=PEERS_HELP)
@@ -34,6 +44,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--split", default="test", help="of a data set on the Hub (default: test)")
     add("--subset", metavar="NAME", help=SUBSET_HELP)
     add("--audio-column", default="audio", metavar="C", help="column with the audio (default: audio)")
+    add("--audio-root", metavar="DIR", help=AUDIO_ROOT_HELP)
+    add("--channel", type=whole_number(1), metavar="N", help=CHANNEL_HELP)
     add("--noise", nargs="+", metavar="FILES", help="also mix in noise: recordings, or rows of the kind 'noise'")
     ratios = "at these ratios (default: 20 10 0)"
     add("--snr", nargs="+", type=number(-100, 100), metavar="DB", help=ratios)

@@ -96,6 +96,8 @@ def chosen_data(args: argparse.Namespace) -> Utterances | Conditions:
         args.subset,
         args.audio_column,
         transcripts=args.transcripts,
+        audio_root=args.audio_root,
+        channel=args.channel,
     )
     if not (args.noise or args.reverb or args.lengths or args.music):
         return utterances

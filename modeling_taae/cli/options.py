@@ -16,6 +16,8 @@ BOTTLENECK_HELP = (
     "1x46656_400bps, 2x15625_700bps, 4x729_1000bps, native, or stages such as 5,5,5,5,5,5@1.0/5,5,5,5,5,5@0.25 "
     "(levels of each dimension @ scale); default: the model's own"
 )
+AUDIO_ROOT_HELP = "folder outside of the source in which recordings may lie that its tables and lists name"
+CHANNEL_HELP = "read this channel of recordings alone, such as one speaker of two: 1, 2, ... (default: average all)"
 SUBSET_HELP = "of a data set on the Hub that has several, such as a language"
 LEVEL_HELP = "keep the level as it is (default: bring it to that of the model's training, such as -20 LUFS)"
 FORCE_HELP = "decode what another model encoded, to noise most likely"

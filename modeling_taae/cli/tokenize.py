@@ -5,7 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import SHORTEST, SUBSET_HELP, add_encoding_options, add_model_options, number, split_name, whole_number
+from .options import (
+    AUDIO_ROOT_HELP,
+    CHANNEL_HELP,
+    SHORTEST,
+    SUBSET_HELP,
+    add_encoding_options,
+    add_model_options,
+    number,
+    split_name,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     from ..tokenize import Manifest
@@ -23,11 +33,18 @@ cluster need this package, and the source and the model at the same paths; a clu
 RAY_AUTH_MODE=token in the environment.
 
 Sources
-  folder     audio, Parquet and .tar files, however deep; metadata.csv, .jsonl or .parquet beside the audio,
-             with a column file_name, may tell more about it; with --split, it is read as a data set
-  .parquet   a column holds audio files: as bytes, as paths, or as the Audio feature of `datasets`
-  .tar       WebDataset: a.flac is a recording, and a.json, a.txt and a.cls tell about it
+  folder     audio, Parquet and .tar files, however deep, with what tells about the audio: metadata.csv, .jsonl or
+             .parquet with a column file_name; a.txt or a.json beside a.wav; the lists and folders of Common Voice,
+             LJSpeech, LibriSpeech, NeMo, Moshi and Kaldi; and what `save_to_disk` of `datasets` wrote. With --split,
+             it is read as a data set
+  list       .csv, .tsv, .jsonl or .json with a column of file names: only the files that it names
+  .parquet   a column holds audio: the bytes or paths of files, the Audio feature of `datasets`, or samples beside
+             their sampling_rate
+  .tar       WebDataset: a.flac is a recording, and a.json, a.txt and a.cls tell about it; also .tar.gz, .tar.xz
   NAME       a data set on the Hub, which is streamed
+
+Only files below the source are opened, whatever its tables name, and those below --audio-root. What lies in a folder
+and is not read, such as a .zip, is named.
 
 Output
   data/          Parquet: id, codes (frames x tokens per frame), frames, duration in seconds, and the source's columns
@@ -56,6 +73,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--subset", metavar="NAME", help=SUBSET_HELP)
     add("--audio-column", default="audio", metavar="C", help="column with the audio (default: audio)")
     add("--id-column", metavar="C", help="column with ids (default: id, utterance_id or segment_id if there is one)")
+    add("--audio-root", metavar="DIR", help=AUDIO_ROOT_HELP)
+    add("--channel", type=whole_number(1), metavar="N", help=CHANNEL_HELP)
     add("--min-seconds", type=number(0), default=0.4, metavar="S", help="reject what is shorter (default: 0.4)")
     add(
         "--dtype",
@@ -101,6 +120,8 @@ def run(args: argparse.Namespace) -> int:
         subset=args.subset,
         audio_column=args.audio_column,
         id_column=args.id_column,
+        audio_root=args.audio_root,
+        channel=args.channel,
         shortest=args.min_seconds,
         shard_hours=args.shard_hours,
         readers=args.readers,

@@ -75,14 +75,8 @@ def read_listing(table: Path) -> Listing:
     """
     if not table.is_file() or table.stat().st_size > LARGEST_LIST:
         raise NotAListError("it is no regular file, or too large for a list")
-    readers: dict[str, Callable[[Path], Listing]] = {
-        ".parquet": read_parquet,
-        ".jsonl": read_json,
-        ".json": read_json,
-        ".scp": read_kaldi,
-    }
     try:
-        listing = readers.get(table.suffix.lower(), read_delimited)(table)
+        listing = reader_of(table)(table)
     except (ValueError, csv.Error, pa.ArrowException) as error:
         raise NotAListError(one_line(error)) from error
     counts = Counter(listing.names)
@@ -92,6 +86,19 @@ def read_listing(table: Path) -> Listing:
             "recordings into files of their own"
         )
     return listing
+
+
+def reader_of(table: Path) -> Callable[[Path], Listing]:
+    """Returns the function that reads a table of this name."""
+    if table.name.endswith(TRANSCRIPTS):
+        return read_transcripts_of_chapter
+    readers: dict[str, Callable[[Path], Listing]] = {
+        ".parquet": read_parquet,
+        ".jsonl": read_json,
+        ".json": read_json,
+        ".scp": read_kaldi,
+    }
+    return readers.get(table.suffix.lower(), read_delimited)
 
 
 def read_metadata(table: Path) -> Listing:

@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import itertools
+import logging
 import os
 import re
 from bisect import bisect_right
@@ -22,6 +23,7 @@ from .readers import Reader, Recordings, Tables
 from .row import Row, check_column
 from .streams import open_dataset
 
+LOGGER = logging.getLogger(__name__)
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 # What ends like this is a file that is not there, rather than a data set on the Hub.
 FILE_SUFFIXES = AUDIO_SUFFIXES | CONTAINERS | LIST_SUFFIXES
@@ -48,7 +50,7 @@ class Corpus:
 
     Attributes:
         sources: each source's name, number of units, and a fingerprint that changes when it does.
-        notes: lines about what lies in the sources and is not read.
+        notes: lines about what lies in the sources and is not read, which are logged as warnings.
 
     Raises:
         TaaeInputError: if a source holds nothing, cannot be read, or lacks a column that is named.
@@ -98,6 +100,8 @@ class Corpus:
         if not self.readers:
             raise TaaeInputError(f"{', '.join(sources)}: holds nothing to encode; expected audio beside the metadata")
         self.ends = list(itertools.accumulate(map(len, self.readers)))
+        for note in self.notes:
+            LOGGER.warning("%s", note)
 
     def __len__(self) -> int:
         """Returns the number of units."""
@@ -245,9 +249,15 @@ def open_files(
     if root is not None:
         recordings = dict(sorted(recordings.items(), key=lambda each: str(each[0])))
     origins = {file: origin_of(file, found.owners[file], audio_root) for file in tables}
+    from_tables = Tables(tables, origins, audio_column, id_column)
+    if twice := recordings.keys() & set(from_tables.named_files() if recordings else ()):
+        found.notes.append(
+            f"{name}: {len(twice)} recordings are read on their own, and once more because tables name them; to read "
+            "them once, name the tables alone"
+        )
     readers: list[Reader] = [
         Recordings(recordings, found.problems, found.told, found.beside, id_column),
-        Tables(tables, origins, audio_column, id_column),
+        from_tables,
         Archives(archives, id_column),
     ]
     if root is None:

@@ -146,6 +146,7 @@ class Plan:
         id_column: the column with ids, if it was named.
         shortest: seconds; shorter clips are rejected.
         shard_hours: hours of audio in a shard.
+        channel: the channel of recordings that was read, from 1; None for the mean of all.
     """
 
     model: str
@@ -160,6 +161,7 @@ class Plan:
     id_column: str | None
     shortest: float
     shard_hours: float
+    channel: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the plan as a dictionary, by names that people understand."""
@@ -168,7 +170,9 @@ class Plan:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Plan":
         """Reads a plan."""
-        return cls(**{field.name: content[PLAN_NAMES.get(field.name, field.name)] for field in fields(cls)})
+        named = {field.name: PLAN_NAMES.get(field.name, field.name) for field in fields(cls)}
+        # Plans of earlier versions know of no channel.
+        return cls(**{field: content[name] for field, name in named.items() if name in content or field != "channel"})
 
 
 PLAN_NAMES = {

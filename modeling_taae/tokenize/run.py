@@ -39,6 +39,8 @@ def tokenize_corpus(
     subset: str | None = None,
     audio_column: str = "audio",
     id_column: str | None = None,
+    audio_root: str | None = None,
+    channel: int | None = None,
     shortest: float = 0.4,
     shard_hours: float = 100.0,
     readers: int | None = None,
@@ -54,8 +56,8 @@ def tokenize_corpus(
     checked against its manifest, and nothing is encoded again.
 
     Args:
-        sources: recordings, Parquet files, WebDataset archives, folders of them, patterns of their names, or names of
-            data sets on the Hub; one or several.
+        sources: recordings, Parquet files, WebDataset archives, lists of recordings, folders of all these, patterns of
+            their names, or names of data sets on the Hub; one or several.
         output: the folder to make.
         model: a model's folder or its name on the Hub; None for the default of `taae`.
         bottleneck: a preset's name, `"native"`, or stages, also as text; None for the model's own.
@@ -66,6 +68,8 @@ def tokenize_corpus(
         subset: the subset of a data set that has several.
         audio_column: the column with the audio.
         id_column: the column with ids; None for `id`, `utterance_id` or `segment_id`, if there is one.
+        audio_root: a folder outside of the sources in which recordings may lie that they name.
+        channel: the channel of recordings to read, from 1; None for the mean of all.
         shortest: seconds; shorter clips are rejected.
         shard_hours: hours of audio in a shard.
         readers: the number of threads that decode audio; None for 8 beside a GPU, else 1.
@@ -86,7 +90,7 @@ def tokenize_corpus(
         raise TaaeInputError("--workers: goes with --ray; add --ray local for workers on this machine")
     names = [os.fspath(name) for name in ([sources] if isinstance(sources, str | Path) else sources)]
     check_output(names, output)
-    corpus = Corpus(names, audio_column, id_column, split, subset)
+    corpus = Corpus(names, audio_column, id_column, split, subset, audio_root=audio_root, channel=channel)
     model = located(model or default_model())
     with RayWorkers(ray, workers, device) if ray else nullcontext() as cluster:
         codec = load_codec(model, "cpu" if cluster else device, loudness)
@@ -106,6 +110,7 @@ def tokenize_corpus(
             id_column=id_column,
             shortest=shortest,
             shard_hours=shard_hours,
+            channel=channel,
         )
         with TokenFolder(Path(output), plan, len(corpus)) as folder:
             if folder.complete:
