@@ -102,9 +102,9 @@ class CTCReader(AuxiliaryNetwork[CTCHead]):
             count = recipe.validation.utterances
             self.validation = list(first_utterances(settings.validation, settings, extractor, count))
 
-    def batches(self, shares: list[range]) -> Iterable[dict]:
-        """Returns a batch for each share, of the utterances of the share's numbers."""
-        return batches_of(self.speech, shares, self.recipe.data.workers, self.speech.collate)
+    def batches(self, shares: list[range], workers: int) -> Iterable[dict]:
+        """Yields a batch for each share, of the utterances of the share's numbers."""
+        return batches_of(self.speech, shares, workers, self.speech.collate)
 
     def loss(self, model: TaaeModel, batch: dict) -> Tensor:
         """Returns the head's loss on a batch, with gradients for the head and for the encoder; a scalar."""

@@ -233,7 +233,7 @@ class TrainingCrops(torch.utils.data.Dataset):
     """
 
     def __init__(self, data: DataConfig, extractor: TaaeFeatureExtractor, seed: int):
-        self.corpora = [DecodedCorpus(corpus, extractor, data.workers) for corpus in data.corpora]
+        self.corpora = [DecodedCorpus(corpus, extractor, data.workers or 0) for corpus in data.corpora]
         self.probabilities = corpus_probabilities(data.corpora)
         self.crop_length = data.crop_frames * extractor.hop_length
         self.augmenter, self.seed = Augmenter(data.augmentation, extractor.sampling_rate), seed

@@ -1,4 +1,4 @@
-"""What a machine computes fastest with: precision, attention, processes. `auto` in a recipe means these choices.
+"""What a machine computes fastest with: precision, attention, processes, workers. Recipes leave these open.
 
 Nothing here is a default that was tuned on one machine: a processor says what it has, and one matrix product each way
 confirms it.
@@ -21,6 +21,7 @@ FEATURES = {"avx2": "avx2", "avx512": "avx512_f", "avx512_bf16": "avx512_bf16", 
 # Any of these multiplies matrices in bfloat16; without one PyTorch emulates it, many times slower than float32.
 BFLOAT16_FEATURES = {"avx512_bf16", "amx", "bf16"}
 SIZE, REPEATS = 1024, 3
+MOST_WORKERS = 16  # more open files and memory than they bring
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,23 @@ def choose_processes(batch_sizes: list[int], cores: int | None = None) -> int:
         for number in range(1, max(cores, 1) + 1)
         if number == 1 or all(size % number == 0 for size in batch_sizes)
     )
+
+
+def choose_workers(wanted: int | None, device: torch.device, processes: int, cores: int | None = None) -> int:
+    """Chooses how many workers prepare batches in each process: those cores that training leaves free.
+
+    Args:
+        wanted: taken as it is; None asks for a choice.
+        device: where the run computes.
+        processes: training processes on this machine.
+        cores: cores to use; None takes those that this process may use.
+    """
+    if wanted is not None:
+        return wanted
+    if device.type == "cpu":
+        return 0
+    cores = usable_cores() if cores is None else cores
+    return min(max(cores // max(processes, 1) - 1, 1), MOST_WORKERS)
 
 
 def usable_cores() -> int:

@@ -42,7 +42,7 @@ class CorpusConfig:
     channel: PositiveInt | None = None
 
     def __post_init__(self) -> None:
-        if self.source.lstrip().startswith(("[", "{")):
+        if self.source[:1] in ("[", "{") and self.source[-1:] in ("]", "}") and '"' in self.source:
             raise RecipeError(
                 f"{self.source} is no corpus; expected a path or a name, or a mapping with source and perhaps subset, "
                 "split, audio_column and weight."
@@ -100,7 +100,8 @@ class DataConfig:
         streaming: read the corpora as training goes, instead of decoding them to disk first.
         shuffle_buffer: rows in the shuffle buffer when streaming.
         workers: processes that decode the corpora, and then prepare batches beside the training loop; 0 does both in
-            it. At most 1 when streaming, so that a run can resume where it was.
+            it. None takes the cores that are free on the machine: with a GPU all but one, else none. At most 1 when
+            streaming, so that a run can resume where it was.
     """
 
     corpora: SomeCorpora = field(default_factory=list)
@@ -108,7 +109,7 @@ class DataConfig:
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     streaming: bool = False
     shuffle_buffer: PositiveInt = 2_000
-    workers: NonNegativeInt = 0
+    workers: NonNegativeInt | None = None
 
     def __post_init__(self) -> None:
         self.corpora = named_corpora(self.corpora)

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ from training.optimization import (
     trainable_parameters,
 )
 from training.perceptual import PerceptualLoss
-from training.precision import choose_attention
+from training.precision import choose_attention, choose_workers
 from training.recipe import Recipe, RecipeError
 from training.sharding import WeightAverage, is_sharded, prepare_sharded, shard, unsharded, whole_tensor
 from training.validation import Validator
@@ -79,11 +79,14 @@ class Trainer:
         self.recipe, self.step, self.batch_size = recipe, 0, batch_share(recipe.batch_size)
         self.output_dir = Path(recipe.output_dir)
         self.accelerator, self.precision = make_accelerator(recipe)
+        processes, device = self.accelerator.num_processes, self.accelerator.device
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+        self.data = replace(recipe.data, workers=choose_workers(recipe.data.workers, device, local))
         check_hub(recipe)
         if recipe.cuda_graph:
-            check_replayable(recipe, self.accelerator.device, self.accelerator.num_processes)
+            check_replayable(recipe, device, processes)
         set_seed(recipe.seed)  # the same weights in every process
-        attention = choose_attention(recipe.attn_implementation, self.accelerator.device, self.precision.precision)
+        attention = choose_attention(recipe.attn_implementation, device, self.precision.precision)
         model = prepare_model(load_model(recipe, attention), recipe)
         self.extractor = load_extractor(recipe, model.config)
         self.crops: TrainingCrops | None = None
@@ -96,9 +99,9 @@ class Trainer:
         sharded = is_sharded(self.accelerator)
         for network in (model, self.average.module):
             if sharded:
-                shard(network, self.accelerator.device)
+                shard(network, device)
             else:
-                network.to(self.accelerator.device)
+                network.to(device)
         prepare: Callable = prepare_sharded if sharded else Accelerator.prepare
         self.model, self.optimizer = prepare(self.accelerator, model, build_optimizer(model))
         self.passes: Callable[[torch.Tensor, dict | None], Terms] = self._passes
@@ -110,7 +113,7 @@ class Trainer:
         recipe = self.recipe
         if not recipe.data.streaming:
             with self.accelerator.local_main_process_first():  # the others find what it has decoded
-                self.crops = TrainingCrops(recipe.data, self.extractor, recipe.seed)
+                self.crops = TrainingCrops(self.data, self.extractor, recipe.seed)
             if self.crops.skipped:
                 self.accelerator.print(
                     f"{self.crops.skipped} recordings could not be decoded and are left out: {self.crops.reasons}."
@@ -144,7 +147,7 @@ class Trainer:
 
     def batches(self) -> Iterable[torch.Tensor]:
         """Yields this process's batches of crops, (batch, 1, samples), from the current step to the last."""
-        recipe, size, data = self.recipe, self.batch_size, self.recipe.data
+        recipe, size, data = self.recipe, self.batch_size, self.data
         own = self.shares(size)
         if data.streaming:
             first = self.step * recipe.gradient_accumulation_steps * size
@@ -157,7 +160,8 @@ class Trainer:
         """Yields this process's batches of transcribed utterances, or None for each where there is no CTC head."""
         if self.reader is None:
             return itertools.repeat(None)
-        return self.reader.batches(self.shares(batch_share(self.reader.settings.batch_size)))
+        shares = self.shares(batch_share(self.reader.settings.batch_size))
+        return self.reader.batches(shares, self.data.workers)
 
     def train(self) -> None:
         """Runs from the newest checkpoint, if there is one, to the last step.

@@ -8,7 +8,7 @@ import torch
 from support.training_runs import finish, make_trainer, published, start_training, train, write_corpus, write_recipe
 
 from training.launch import own_processes
-from training.precision import choose_attention, choose_precision, choose_processes, processor_features
+from training.precision import choose_attention, choose_precision, choose_processes, choose_workers, processor_features
 from training.recipe import CTCConfig, Recipe, RecipeError
 
 CPU = torch.device("cpu")
@@ -68,6 +68,22 @@ def test_attention_follows_the_precision():
 )
 def test_processes_share_batches_equally(sizes, cores, processes):
     assert choose_processes(sizes, cores) == processes
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "processes", "cores", "workers"),
+    [
+        (None, "cpu", 1, 16, 0),
+        (3, "cpu", 1, 16, 3),
+        (0, "cuda", 1, 4, 0),
+        (None, "cuda", 1, 16, 15),
+        (None, "cuda", 8, 16, 1),
+        (None, "cuda", 1, 1, 1),
+        (None, "cuda", 1, 128, 16),
+    ],
+)
+def test_workers_take_the_cores_that_are_free(wanted, device, processes, cores, workers):
+    assert choose_workers(wanted, torch.device(device), processes, cores) == workers
 
 
 def test_a_launcher_decides_on_processes(monkeypatch):
