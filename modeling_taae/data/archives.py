@@ -158,7 +158,7 @@ def plain_archive(file: Path) -> Iterator[tuple[IO[bytes], Exception | None]]:
         damage: Exception | None = None
         with tempfile.TemporaryFile() as plain, opener(content) as packed:
             try:
-                while block := packed.read(BLOCK):
+                while block := packed.read1(BLOCK):  # read() would keep back what comes before the damage
                     plain.write(block)
                     if plain.tell() > limit:
                         raise tarfile.TarError(f"its {file.stat().st_size:,} bytes expand to more than {limit:,}")

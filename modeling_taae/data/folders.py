@@ -38,6 +38,7 @@ PACKED = frozenset({".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst",
 OTHER_TEXTS = frozenset({".textgrid", ".srt", ".vtt", ".eaf", ".trs", ".stm", ".ctm", ".chat", ".cha", ".xlsx"})
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # as `save_to_disk` of `datasets` writes them
 TOLD_NAMES = 3
+TOLD_LISTS = LIST_SUFFIXES - {".json"}  # others are rarely meant as such
 
 
 @dataclass
@@ -128,7 +129,7 @@ def possible_lists(inside: list[Path]) -> list[Path]:
         suffix = file.suffix.lower()
         is_called_so = file.name == KALDI_RECORDINGS or file.name.endswith(TRANSCRIPTS)
         is_beside = str(file.with_suffix("")) in recordings
-        if is_called_so or suffix in LIST_SUFFIXES - {".json"} or (not is_beside and begins_as_list(file)):
+        if is_called_so or suffix in TOLD_LISTS or (not is_beside and begins_as_list(file)):
             lists.append(file)
     return lists
 
@@ -207,7 +208,8 @@ def resolve(found: Found, folders: list[Path], wanted: set[Path], audio_root: Pa
         if listing.table not in wanted and not any(
             place in found.owners or (holders[place] is not None and os.path.lexists(place)) for place in places
         ):
-            found.notes.append(f"{listing.table}: not read, because none of the recordings it names is there")
+            if listing.table.suffix.lower() in TOLD_LISTS:
+                found.notes.append(f"{listing.table}: not read, because none of the recordings it names is there")
             continue
         found.told.append((listing, places))
         found.notes += [listing.note] if listing.note else []
