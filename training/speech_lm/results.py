@@ -19,7 +19,8 @@ class Budget:
         crop_frames: the most frames in a sequence, at 25 a second.
         batch_size: sequences in a step, on each GPU if there are several.
         max_steps: optimiser steps.
-        learning_rate: the highest learning rate; it warms up over a tenth of the steps and falls to zero along a cosine.
+        learning_rate: the highest learning rate; it warms up over a tenth of the steps, then falls to zero along a
+            cosine.
         bf16: train in bfloat16: true, false, or auto, where the device is quicker with it.
         checkpoint_every: steps between checkpoints.
         seed: the seed of weights, order and samples.

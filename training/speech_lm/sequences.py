@@ -70,7 +70,7 @@ class SpeechSequences(torch.utils.data.Dataset):
         return {"input_ids": ids, "labels": ids.masked_fill(torch.arange(len(ids)) < speech_begins, IGNORED)}
 
     def collate(self, sequences: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Returns a batch: `input_ids`, `labels` and `attention_mask`, each (batch, length) int64, padded on the right."""
+        """Pads on the right: `input_ids`, `labels` and `attention_mask`, each (batch, length) int64."""
         lengths = torch.tensor([len(sequence["input_ids"]) for sequence in sequences])
         fill = {"input_ids": self.processor.tokenizer.pad_token_id, "labels": IGNORED}
         padded = {
