@@ -173,8 +173,8 @@ def make_plan(settings: Settings, corpora: list[TokenCorpus]) -> dict[str, Any]:
     for name in now if before else ():
         if without_precision(before.get(name)) != without_precision(now[name]):
             raise TaaeInputError(
-                f"{settings.output_dir}: was begun with other {name}; go on with what {path} says, or choose another "
-                "output_dir"
+                f"{settings.output_dir}: was begun with other {name} ({path}); go on with the same, or choose another "
+                f"output_dir{'; a corpus that grew needs one' if name == 'tokens' else ''}"
             )
     return now
 
