@@ -99,9 +99,9 @@ class TokenFolder:
         begun = read_json(self.path / MANIFEST).get("plan") or read_json(self.parts / "plan.json")
         if not begun and self.path.exists() and not (self.path.is_dir() and set(self.path.iterdir()) <= {self.parts}):
             raise TaaeInputError(f"{self.path}: is there and holds no tokenised corpus; choose a new folder with -o")
-        for name in self.plan if begun else ():
-            if begun.get(name) != self.plan[name]:
-                before, now = json.dumps(begun.get(name)), json.dumps(self.plan[name])
+        for name in {**self.plan, **begun} if begun else ():
+            if begun.get(name) != self.plan.get(name):
+                before, now = json.dumps(begun.get(name)), json.dumps(self.plan.get(name))
                 difference = FILES_DIFFER if name == "source" else f"{before}, now {now}"
                 raise TaaeInputError(
                     f"{self.path}: was begun with another {name} ({difference}); go on with what it was begun with, or "

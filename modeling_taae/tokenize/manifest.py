@@ -165,7 +165,10 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the plan as a dictionary, by names that people understand."""
-        return {PLAN_NAMES.get(name, name): value for name, value in asdict(self).items()}
+        content = {PLAN_NAMES.get(name, name): value for name, value in asdict(self).items()}
+        if self.channel is None:  # as in earlier versions, which know of no channel
+            del content["channel"]
+        return content
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Plan":
