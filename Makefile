@@ -8,13 +8,13 @@ REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 include hub_cards/cards/release.mk
-.PHONY: help demo space web test conformance lint format clean
+.PHONY: help demo space web test conformance api lint format clean
 .DELETE_ON_ERROR:
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/demo.stamp  ## decode the sample that comes along, or: make demo AUDIO=my.wav
+demo: $(VENV)/demo.stamp  ## take a recording through the codec, or yours: make demo AUDIO=my.wav
 	@$(BIN)/python hub_cards/demo.py $(if $(AUDIO),"$(AUDIO)")
 
 space: $(VENV)/space.stamp  ## serve the page that is published as a Space, at http://127.0.0.1:7860
@@ -28,6 +28,9 @@ test: lint  ## check the style and run every test
 
 conformance: $(VENV)/test.stamp  ## run the common tests of Transformers, fetched for the installed version
 	$(BIN)/python -m pytest tests/conformance
+
+api: $(VENV)/demo.stamp  ## write docs/api.md from the docstrings
+	$(BIN)/python docs/make_api.py
 
 lint: $(VENV)/test.stamp  ## check the style
 	$(BIN)/ruff check

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from hub_cards.cards import readme_tables
 from hub_cards.cards.card_sections import (
     CardError,
     Curves,
@@ -26,17 +27,13 @@ from hub_cards.cards.card_sections import (
 )
 from hub_cards.cards.make_provenance import WATTS, stages
 from hub_cards.cards.make_samples import Clip, read_clips
+from hub_cards.cards.readme_tables import describe_test_set, project_readme
 from modeling_taae.codec import Codec, load_codec
 from modeling_taae.configuration_taae import NAMED_SIZES
 from modeling_taae.evaluation import report
 from modeling_taae.hub.cards import model_facts, write_card
 
 TEMPLATES = Path(__file__).with_name("templates")
-README = Path(__file__).resolve().parents[2] / "README.md"
-COMPARISON = (
-    "<!-- comparison: written by `make card` from the results in hub_cards/{name} -->\n",
-    "<!-- /comparison -->",
-)
 LICENSE = "cc-by-sa-4.0"
 TAGS = ["audio", "speech", "audio-codec", "neural-audio-codec", "speech-tokenizer", "fsq", "taae"]
 SHOWN_METRICS = ("pesq_wb", "pesq_nb", "stoi", "si_sdr", "mel_distance", "dnsmos_ovrl", "dnsmos_p808")
@@ -58,8 +55,8 @@ def model_files(folder: Path) -> dict[Path, str]:
         folder / "README.md": card(folder, codec, results),
         folder / "LICENSE": (TEMPLATES / f"{LICENSE}.txt").read_text(encoding="utf-8"),
     }
-    comparison = project_readme(folder.name, results)
-    return files | ({README: comparison} if comparison else {})
+    text = project_readme(folder.name, results)
+    return files | ({readme_tables.README: text} if text else {})
 
 
 def card(folder: Path, codec: Codec, results: dict) -> str:
@@ -91,7 +88,7 @@ def card(folder: Path, codec: Codec, results: dict) -> str:
         frame_milliseconds=f"{1000 / config.frame_rate:g}",
         training_hours=f"{hours:.0f}",
         setting=report.setting(results),
-        test_set=test_set_text(ours),
+        test_set=describe_test_set(ours),
         quality=report.quality_table(results, shown),
         footnote=report.footnote(results),
         standing=standing(ours, results),
@@ -124,24 +121,6 @@ def sample_note(clips: list[Clip]) -> str:
         f"{clip.training}"
         for clip in clips
     )
-
-
-def test_set_text(ours: dict) -> str:
-    """Returns where the test set's utterances are from, in which languages, in sentences; empty where nobody knows.
-
-    Args:
-        ours: the results of one of the model's bottlenecks.
-    """
-
-    def listed(grouping: str) -> str:
-        groups = sorted(ours["by"].get(grouping, {}).items(), key=lambda item: -item[1]["utterances"])
-        return ", ".join(f"{name} {group['utterances']}" for name, group in groups)
-
-    texts = [f"Utterances by source: {sources}." if (sources := listed("source")) else ""]
-    texts += [f"By language: {languages}." if (languages := listed("language")) else ""]
-    if speakers := ours["by"].get("speaker"):
-        texts.append(f"{len(speakers)} speakers are told apart.")
-    return " ".join(filter(None, texts))
 
 
 def default_system(codec: Codec, results: dict) -> dict:
@@ -346,17 +325,3 @@ def evaluation_results(ours: dict, results: dict) -> list[EvalResult]:
         for name, value in ours["metrics"].items()
         if value["mean"] is not None
     ]
-
-
-def project_readme(name: str, results: dict) -> str | None:
-    """The project's README with its comparison filled in; None where it has no place for this model's."""
-    shown = [metric for metric in ("pesq_wb", "pesq_nb", "stoi") if metric in results["metrics"]]
-    ours = next(system for system in results["systems"] if system["kind"] == "TAAE")
-    body = "\n\n".join(
-        [
-            f"{report.setting(results)} {test_set_text(ours)}",
-            report.quality_table(results, shown),
-            report.footnote(results),
-        ]
-    )
-    return report.between((COMPARISON[0].format(name=name), COMPARISON[1]), README, body)

@@ -38,6 +38,7 @@ from support.tiny_language_models import byte_tokenizer, language_model
 from modeling_taae import TaaeConfig, TaaeFeatureExtractor, TaaeModel
 from modeling_taae.cli import build_parser
 from modeling_taae.cli import main as taae
+from modeling_taae.hub.cards import PROJECT_URL, install_command
 from modeling_taae.hub.checks import inspect
 from modeling_taae.taae_file import TaaeFile
 from training.recipe import parse_recipe
@@ -66,15 +67,18 @@ PAGES = {
     "README.md": Page(
         ["torch.Size([2, 1, 50])"],
         [
-            *("again.wav", "better.wav", "encoded/a.taae", "encoded/b.taae", "tokens/manifest.json"),
+            *("demo_out/speech_decoded.wav", "decoded.wav", "again.wav", "better.wav", "encoded/a.taae", "encoded/b.taae", "tokens/manifest.json"),
             *("said.wav", "continued.wav", "runs/mine/model/model.safetensors", "results/report.html"),
         ],
     ),
     "docs/convert_official_weights.md": Page(
         ["torch.Size([1, 2, 50]) torch.Size([1, 1, 32000])"], ["taae-speech-16k/README.md", "decoded.wav"]
     ),
+    "docs/api.md": Page(),
+    "docs/architecture.md": Page(),
+    "docs/troubleshooting.md": Page(),
     "docs/export.md": Page(["(1, 1, 50)\n(1, 1, 32000)"], ["exported/encoder.onnx", "exported/decoder.onnx"]),
-    "docs/extend.md": Page([], ["speech.taae", "runs/norm_eps/model/model.safetensors", "results/results.json"]),
+    "CONTRIBUTING.md": Page([], ["speech.taae", "runs/norm_eps/model/model.safetensors", "results/results.json"]),
     "docs/fine_tune_a_language.md": Page(
         ["train 2\ntest 1", "english_after {'pesq_wb': "],
         ["runs/dutch/model/config.json", "runs/dutch/samples/step-1/0-decoded.wav", "after.wav"],
@@ -92,6 +96,8 @@ PAGES = {
 # Commands that are only looked at, by what they begin with, and why.
 NOT_RUN = {
     "pip install": "it fetches packages; every other test runs in what it installs",
+    "git clone": "the project has no address yet",
+    "python3 -m venv": "it makes an environment of its own",
     "make": "it makes an environment of its own, and .ci/run calls it",
     "hf": "it needs an account on the Hub",
     "tensorboard": "it serves until it is stopped",
@@ -153,6 +159,10 @@ def workplace(tmp_path, tiny_model, tiny_model_folder, monkeypatch) -> Path:
     TaaeFeatureExtractor().save_pretrained(tmp_path / CAUSAL)
     (tmp_path / "LICENSE-of-my-weights").write_text("Do what you like.\n")
     (tmp_path / "training").symlink_to(CHECKOUT / "training")
+    (tmp_path / "hub_cards" / "demo.py").symlink_to(CHECKOUT / "hub_cards" / "demo.py")
+    recording = tmp_path / NANO / "samples" / "english-woman-original.flac"
+    recording.parent.mkdir()
+    soundfile.write(recording, speech, 16_000)
     monkeypatch.setenv("TAAE_MODEL", str(tmp_path / NANO))
     monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -351,6 +361,46 @@ def link_of_ten_seconds() -> str:
         model_identity="00c0ffee12345678",
     )
     return base64.urlsafe_b64encode(file.to_bytes()).decode().rstrip("=")
+
+
+TEMPLATES = CHECKOUT / "modeling_taae" / "hub" / "templates"
+
+
+def texts() -> dict[str, str]:
+    """Every page, card and template of one, by its path."""
+    folders = (CHECKOUT, CHECKOUT / "docs", CHECKOUT / "training", TEMPLATES)
+    files = [file for folder in folders for file in folder.glob("*.md")]
+    files += [file for folder in ("hub_cards", "modeling_taae") for file in (CHECKOUT / folder).rglob("*.md")]
+    return {str(file.relative_to(CHECKOUT)): file.read_text() for file in files if "dist" not in file.parts}
+
+
+def test_the_paper_is_cited_alike_everywhere():
+    citation = (TEMPLATES / "_citation.md").read_text().strip()
+    cited = {name: re.findall(r"```bibtex.*?```", text, flags=re.DOTALL) for name, text in texts().items()}
+    assert cited["README.md"] == [citation]
+    assert {entry for entries in cited.values() for entry in entries} == {citation}
+
+
+def test_the_project_has_one_address():
+    """The constant in cards.py is what setup.cfg and all pages name."""
+    setup = ConfigParser()
+    setup.read(CHECKOUT / "setup.cfg")
+    assert setup["metadata"]["url"] == PROJECT_URL
+    named = {name: set(re.findall(r"https?://[\w.-]+\.invalid[^\s\"')]*", text)) for name, text in texts().items()}
+    assert set().union(*named.values()) <= {PROJECT_URL}
+    for name in ("README.md", "hub_cards/taae-speech-16k-nano/README.md"):
+        assert install_command() in texts()[name], name
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_files_that_the_map_names_exist(page):
+    named = re.findall(r"`((?:modeling_taae|training|hub_cards|tests)/[\w./-]*)`", (CHECKOUT / page).read_text())
+    assert named and not [name for name in named if not (CHECKOUT / name).exists()]
+
+
+def test_the_reference_is_complete():
+    path = CHECKOUT / "docs" / "make_api.py"
+    assert subprocess.run([sys.executable, path, "--check"], check=False).returncode == 0
 
 
 def test_every_page_is_tried():

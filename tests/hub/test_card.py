@@ -47,7 +47,7 @@ def make_card() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def model_card() -> ModuleType:
-    return script("cards.model_card")
+    return script("cards.readme_tables")
 
 
 def clip(seed: int) -> np.ndarray:

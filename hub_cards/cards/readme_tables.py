@@ -1,0 +1,105 @@
+"""Writes the tables of the project's README: all published models, and one of them beside other codecs."""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+
+from modeling_taae import TaaeConfig
+from modeling_taae.evaluation import report
+from modeling_taae.modeling_taae import TaaeModel
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+MODELS = ("<!-- models: written by `make card` from the models in hub_cards -->\n", "<!-- /models -->")
+COMPARISON = (
+    "<!-- comparison: written by `make card` from the results in hub_cards/{name} -->\n",
+    "<!-- /comparison -->",
+)
+SHOWN_METRICS = ("pesq_wb", "pesq_nb", "stoi")
+MODEL_METRICS = ("pesq_wb", "stoi")
+
+
+def project_readme(name: str, results: dict) -> str | None:
+    """Returns the project's README with its tables filled in; None where it has no place for any.
+
+    Args:
+        name: the model whose card is written; the comparison is filled in if it is this model's.
+        results: the content of its results.json.
+    """
+    shown = [metric for metric in SHOWN_METRICS if metric in results["metrics"]]
+    ours = next(system for system in results["systems"] if system["kind"] == "TAAE")
+    setting = f"{report.setting(results)} {describe_test_set(ours)}".rstrip()
+    comparison = "\n\n".join([setting, report.quality_table(results, shown), report.footnote(results)])
+    text = README.read_text(encoding="utf-8") if README.is_file() else ""
+    filled = replaced(text, (COMPARISON[0].format(name=name), COMPARISON[1]), comparison)
+    filled = replaced(filled, MODELS, models_table(README.parent / "hub_cards")) if MODELS[0] in filled else filled
+    return filled if filled != text or COMPARISON[0].format(name=name) in text else None
+
+
+def replaced(text: str, markers: tuple[str, str], content: str) -> str:
+    """Returns a text with the content between two markers replaced; as it is where a marker is missing."""
+    before, start, rest = text.partition(markers[0])
+    _, end, after = rest.partition(markers[1])
+    return f"{before}{start}{content}\n{end}{after}" if start and end else text
+
+
+def describe_test_set(ours: dict) -> str:
+    """Returns where the test set's utterances are from, in which languages, in sentences; empty where nobody knows.
+
+    Args:
+        ours: the results of one of the model's bottlenecks.
+    """
+
+    def listed(grouping: str) -> str:
+        groups = sorted(ours["by"].get(grouping, {}).items(), key=lambda item: -item[1]["utterances"])
+        return ", ".join(f"{name} {group['utterances']}" for name, group in groups)
+
+    texts = [f"Utterances by source: {sources}." if (sources := listed("source")) else ""]
+    texts += [f"By language: {languages}." if (languages := listed("language")) else ""]
+    if speakers := ours["by"].get("speaker"):
+        texts.append(f"{len(speakers)} speakers are told apart.")
+    return " ".join(filter(None, texts))
+
+
+def models_table(folder: Path) -> str:
+    """Returns a table of the models in a folder that have a card and results, the smallest first."""
+    rows = []
+    for path in sorted(
+        folder.glob("*/config.json"), key=lambda path: (TaaeConfig.from_pretrained(path.parent).causal, path)
+    ):
+        if (path.parent / "results" / "results.json").is_file() and (path.parent / "README.md").is_file():
+            rows.append(model_row(path.parent))
+    headings = [
+        "model",
+        "parameters",
+        "bit/s",
+        "streams",
+        "PESQ-wb ↑",
+        "STOI ↑",
+        "speed, one CPU thread",
+        "weights under",
+    ]
+    return report.table(headings, rows)
+
+
+def model_row(folder: Path) -> list[str]:
+    """Returns the facts of a published model, as cells: its quality is that of its own bottleneck."""
+    model = TaaeModel.from_pretrained(folder)
+    config = model.config
+    results = json.loads((folder / "results" / "results.json").read_text(encoding="utf-8"))
+    systems = [system for system in results["systems"] if system["kind"] == "TAAE"]
+    ours = next(system for system in systems if system["bottleneck"] == config.bottleneck)
+    figures = [
+        report.figure(ours["metrics"][name], results["metrics"][name], False) if name in results["metrics"] else "–"
+        for name in MODEL_METRICS
+    ]
+    speed = ours.get("speed")
+    return [
+        f"[{folder.name}](hub_cards/{folder.name}/README.md)",
+        f"{model.num_parameters() / 1e6:.0f} million",
+        " / ".join(report.number(system["nominal_bit_rate"], 0) for system in systems),
+        f"yes, {1000 / config.frame_rate:g} ms at a time" if config.causal else "no",
+        *figures,
+        f"{1 / (speed['encode_rtf'] + speed['decode_rtf']):.0f} times real time" if speed else "–",
+        ModelCard.load(folder / "README.md").data.license,
+    ]
