@@ -61,7 +61,7 @@ def arguments(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
 def as_markdown(docstring: str) -> str:
     """Returns a docstring as Markdown: sections become bold headings, their entries lists."""
     lines, in_section = [], False
-    for line in docstring.splitlines():
+    for line in docstring.replace("```python\n>>>", "```pycon\n>>>").splitlines():
         if match := HEADING.match(line):
             lines += [f"**{match.group(1)}**", ""]
             in_section = True

@@ -67,7 +67,15 @@ PAGES = {
     "README.md": Page(
         ["torch.Size([2, 1, 50])"],
         [
-            *("demo_out/speech_decoded.wav", "decoded.wav", "again.wav", "better.wav", "encoded/a.taae", "encoded/b.taae", "tokens/manifest.json"),
+            *(
+                "demo_out/speech_decoded.wav",
+                "decoded.wav",
+                "again.wav",
+                "better.wav",
+                "encoded/a.taae",
+                "encoded/b.taae",
+                "tokens/manifest.json",
+            ),
             *("said.wav", "continued.wav", "runs/mine/model/model.safetensors", "results/report.html"),
         ],
     ),
@@ -386,7 +394,7 @@ def test_the_project_has_one_address():
     setup = ConfigParser()
     setup.read(CHECKOUT / "setup.cfg")
     assert setup["metadata"]["url"] == PROJECT_URL
-    named = {name: set(re.findall(r"https?://[\w.-]+\.invalid[^\s\"')]*", text)) for name, text in texts().items()}
+    named = {name: set(re.findall(r"https?://[\w.-]+\.invalid[^;\s\"')]*", text)) for name, text in texts().items()}
     assert set().union(*named.values()) <= {PROJECT_URL}
     for name in ("README.md", "hub_cards/taae-speech-16k-nano/README.md"):
         assert install_command() in texts()[name], name
