@@ -84,6 +84,7 @@ PAGES = {
     ),
     "docs/api.md": Page(),
     "docs/architecture.md": Page(),
+    "docs/recordings.md": Page(),
     "docs/troubleshooting.md": Page(),
     "docs/export.md": Page(["(1, 1, 50)\n(1, 1, 32000)"], ["exported/encoder.onnx", "exported/decoder.onnx"]),
     "CONTRIBUTING.md": Page([], ["speech.taae", "runs/norm_eps/model/model.safetensors", "results/results.json"]),
