@@ -1,29 +1,148 @@
-"""Turns a trained model into the folder that is published: `python training/publish.py runs/nano/model DESTINATION`.
+"""Publishes a trained model: `python training/publish.py runs/nano/model DESTINATION` makes the folder to publish.
 
 Weights are stored in bfloat16, half the size; the config says float32, which is what they are loaded as. With
 `--demo speech.wav`, the folder also gets `demo.taae`, that recording in the model's own tokens; `--demo FILE ID` takes
 the utterance with this id from Parquet. `make release` begins with this, and goes on with all that hangs on the
 weights.
+
+A run whose recipe has `hub` ends with `publish_on_hub`: the same folder with results on the speech that the run was
+validated with, a card that shows them, and a push to the Hub.
 """
 
 import argparse
+import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import yaml
+from huggingface_hub import ModelCardData
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
 
-from modeling_taae import TaaeFeatureExtractor, TaaeModel
+from modeling_taae import TaaeConfig, TaaeFeatureExtractor, TaaeModel, cli
 from modeling_taae.codec import load_codec
 from modeling_taae.data.utterances import Utterances
 from modeling_taae.entropy.prior import PRIOR_FILE, find_prior
 from modeling_taae.errors import TaaeInputError
+from modeling_taae.evaluation import report
+from modeling_taae.hub.cards import TAGS, model_facts, write_card
+from modeling_taae.hub.push import PushError, push_folder
+from modeling_taae.taae_file import format_bottleneck
 from training.ctc import CTCHead
 from training.discriminator import MultiResolutionDiscriminator
+from training.provenance import TRAINING_DATA, TrainingData
+from training.recipe import HubConfig, Recipe, RecipeError
+
+TEMPLATE = Path(__file__).with_name("model_card.md")
+METRICS = ("pesq_wb", "pesq_nb", "stoi", "si_sdr", "mel_distance")
+
+
+class HubError(RuntimeError):
+    """A trained model that could not be published; the message says why, and where it is."""
+
+
+def check_hub(recipe: Recipe) -> None:
+    """Finds out before the run what publishing will need after it.
+
+    Raises:
+        RecipeError: if it is missing.
+    """
+    if recipe.hub is None:
+        return
+    if recipe.validation.corpus is None:
+        raise RecipeError("To publish on the Hub, name validation.corpus: its figures stand in the card.")
+    if not Path(recipe.hub.license_file).is_file():
+        raise RecipeError(f"hub.license_file {recipe.hub.license_file!r} is no file; name the text of the licence.")
+
+
+def publish_on_hub(recipe: Recipe, hub: HubConfig, run: Path) -> None:
+    """Makes `run/hub/NAME` of the model in `run/model`, and pushes it.
+
+    Args:
+        recipe: the run's recipe.
+        hub: where to publish.
+        run: the run's folder.
+
+    Raises:
+        HubError: if it cannot be evaluated, or the Hub refuses or cannot be reached.
+    """
+    folder = run / "hub" / hub.repo.split("/")[-1]
+    publish(run / "model", folder)
+    shutil.copyfile(hub.license_file, folder / "LICENSE")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(published_recipe(recipe), sort_keys=False), encoding="utf-8")
+    evaluate(recipe, folder)
+    (folder / "README.md").write_text(card(recipe, hub.license, folder), encoding="utf-8")
+    try:
+        push_folder(folder, hub.repo, hub.private, report=print)
+    except (PushError, TaaeInputError) as error:
+        raise HubError(
+            f"Not published: {error}. The model is in {folder}: `taae push {folder} {hub.repo}` publishes it."
+        ) from error
+
+
+def published_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Returns the recipe as others can use it, without where the run and its model went."""
+    settings = asdict(recipe)
+    del settings["output_dir"], settings["hub"]
+    return json.loads(json.dumps(settings))  # tuples as lists, for YAML
+
+
+def evaluate(recipe: Recipe, folder: Path) -> None:
+    """Leaves the results of `taae evaluate` on the validation speech in `folder/results`.
+
+    Raises:
+        HubError: if it fails.
+    """
+    corpus, settings = recipe.validation.corpus, recipe.validation
+    if corpus is None:
+        raise HubError("Without validation.corpus there are no figures for the card.")
+    own = format_bottleneck(TaaeConfig.from_pretrained(folder).bottleneck)
+    data = [corpus.source, "--split", corpus.split, "--audio-column", corpus.audio_column]
+    data += ["--subset", corpus.subset] if corpus.subset else []
+    extent = ["--limit", str(settings.utterances), "--metrics", *METRICS, "--samples", "0", "--no-speed"]
+    systems = ["--model", str(folder), "--bottleneck", *dict.fromkeys([own, settings.bottleneck])]
+    if cli.main(["evaluate", *data, *extent, *systems, "--workers", "1", "-o", str(folder / "results")]) != 0:
+        raise HubError(f"The model could not be evaluated for its card. It is in {folder}.")
+
+
+def card(recipe: Recipe, license_name: str, folder: Path) -> str:
+    """Writes the card of a model from what is in its folder, and returns its text."""
+    results = json.loads((folder / "results" / "results.json").read_text(encoding="utf-8"))
+    ours = [system["metrics"] for system in results["systems"]]
+    shown = [name for name in results["metrics"] if all(metrics[name]["mean"] is not None for metrics in ours)]
+    model = TaaeModel.from_pretrained(folder)
+    config = model.config
+    data = TrainingData.from_json(json.loads((folder / TRAINING_DATA).read_text(encoding="utf-8")))
+    return write_card(
+        TEMPLATE,
+        ModelCardData(
+            language=list(data.languages) or None,
+            license=license_name,
+            base_model=data.base.name if data.base is not None else None,
+            library_name="transformers",
+            pipeline_tag="audio-to-audio",
+            tags=list(TAGS),
+        ),
+        **model_facts(folder.name, model),
+        origin="from scratch" if data.base is None else f"on from `{data.base.name}`",
+        steps=f"{recipe.max_steps:,}",
+        crop_seconds=f"{recipe.data.crop_frames / config.frame_rate:g}",
+        speech=data,
+        bases=list(data.bases()),
+        computed_in=data.computed_in,
+        auxiliaries=[name for name in ("discriminator", "ctc_head") if (folder / f"{name}.safetensors").is_file()],
+        setting=report.setting(results),
+        quality=report.quality_table(results, shown),
+        footnote=report.footnote(results),
+        license=license_name,
+    )
 
 
 def publish(source: Path, destination: Path, demo: Sequence[str] = ()) -> None:
@@ -48,8 +167,10 @@ def publish(source: Path, destination: Path, demo: Sequence[str] = ()) -> None:
         model.save_pretrained(folder, state_dict=half)
         TaaeFeatureExtractor.from_pretrained(source).save_pretrained(folder)
         for kind in (MultiResolutionDiscriminator, CTCHead):
-            if (companion := kind.from_pretrained(source)) is not None:
-                companion.save_pretrained(folder)
+            if (auxiliary := kind.from_pretrained(source)) is not None:
+                auxiliary.save_pretrained(folder)
+        if (source / TRAINING_DATA).is_file():
+            shutil.copyfile(source / TRAINING_DATA, folder / TRAINING_DATA)
         codec = load_codec(str(folder), device="cpu")
         if demo:
             codec.encode(read_utterance(*demo, sampling_rate=model.config.sampling_rate)).save(folder / "demo.taae")
@@ -61,7 +182,7 @@ def publish(source: Path, destination: Path, demo: Sequence[str] = ()) -> None:
 
 
 def read_utterance(source: str, name: str | None = None, *, sampling_rate: int) -> np.ndarray:
-    """(samples,) float32 of a recording, or of the utterance with this id among several.
+    """Reads a recording, or the utterance with this id among several: (samples,) float32.
 
     Raises:
         TaaeInputError: if there is none.

@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's 
 from modeling_taae.errors import TaaeInputError
 from training.checkpoints import CheckpointError
 from training.dry_run import check_room, dry_run
-from training.hub import HubError
 from training.launch import helpers, own_processes, script_command
 from training.optimization import DivergenceError
+from training.publish import HubError
 from training.recipe import Recipe, RecipeError, parse_recipe
 from training.trainer import IncompleteRunError, Trainer
 

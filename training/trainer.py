@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from modeling_taae import TaaeConfig
-from modeling_taae.files import write_bytes
+from modeling_taae.files import as_json, write_bytes
 from training.auxiliary import AuxiliaryNetwork
 from training.batches import batches_of, batches_of_stream, shares
 from training.checkpoints import (
@@ -37,7 +37,6 @@ from training.ctc import CTCReader
 from training.cuda_graph import ReplayedPasses, check_replayable
 from training.data import StreamedCrops, TrainingCrops
 from training.discriminator import Adversary
-from training.hub import check_hub, publish_on_hub
 from training.launch import batch_share, make_accelerator
 from training.losses import ReconstructionLoss, weighted_sum
 from training.model import load_extractor, load_model, prepare_model
@@ -51,6 +50,8 @@ from training.optimization import (
 )
 from training.perceptual import PerceptualLoss
 from training.precision import choose_attention, choose_workers
+from training.provenance import TRAINING_DATA, training_data
+from training.publish import check_hub, publish_on_hub
 from training.recipe import Recipe, RecipeError
 from training.sharding import WeightAverage, is_sharded, prepare_sharded, shard, unsharded, whole_tensor
 from training.validation import Validator
@@ -352,12 +353,14 @@ class Trainer:
             shutil.rmtree(unfinished, ignore_errors=True)
             for part in (model, self.extractor, *(auxiliary.module for auxiliary in self.auxiliaries)):
                 part.save_pretrained(unfinished)
+            data = training_data(self.recipe, self.crops, self.extractor.sampling_rate, str(self.precision))
+            write_bytes(unfinished / TRAINING_DATA, as_json(data.to_json()))
             folder.mkdir(exist_ok=True)
             for file in unfinished.iterdir():
                 os.replace(file, folder / file.name)
             unfinished.rmdir()
             if self.recipe.hub is not None:
-                publish_on_hub(self.recipe, self.output_dir)
+                publish_on_hub(self.recipe, self.recipe.hub, self.output_dir)
 
 
 @contextmanager

@@ -322,5 +322,8 @@ def align(decoded: np.ndarray, delay: int, samples: int) -> np.ndarray:
 
 
 def model_name(model: str) -> str:
-    """What tables call a model: the last part of its folder or Hub name."""
-    return Path(model).resolve().name if Path(model).is_dir() else model.split("/")[-1]
+    """Returns what tables call a model: the last part of its folder or Hub name; a run's name for its `model` folder."""
+    if not Path(model).is_dir():
+        return model.split("/")[-1]
+    folder = Path(model).resolve()
+    return folder.parent.name if folder.name == "model" else folder.name

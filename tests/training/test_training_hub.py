@@ -1,14 +1,19 @@
 """A run that is to be published on the Hub: what it needs is asked for at once, and what fails costs no model."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from huggingface_hub import ModelCard, constants
 from support.hub_server import OWNER, TOKEN, HubServer
-from support.training_runs import ADVERSARIAL, make_trainer, train, write_corpus, write_recipe
+from support.training_runs import ADVERSARIAL, encoded_tone, make_trainer, train, write_corpus, write_recipe
 
-from training.hub import HubError, evaluate
+from modeling_taae.evaluation.codecs import model_name
+from modeling_taae.files import read_json
+from training.provenance import TRAINING_DATA, TrainingData
+from training.publish import HubError, card, evaluate, publish
 from training.recipe import RecipeError, parse_recipe
 
 
@@ -84,3 +89,35 @@ def test_a_run_publishes_its_model_with_a_card_that_shows_its_figures(recipe_fil
 def test_what_publishing_needs_is_asked_for_before_the_run(change, message, recipe_file, options):
     with pytest.raises(RecipeError, match=message):
         make_trainer(recipe_file, *options, *change)
+
+
+def test_a_card_names_languages_sources_and_the_parent(recipe_file, tmp_path):
+    """A model tuned on Dutch, from one whose recordings ask for attribution."""
+    train(recipe_file, "--max_steps", 1, "--output_dir", tmp_path / "first", "--validation.corpus", "null")
+    parent, dutch = tmp_path / "taae-parent", tmp_path / "dutch"
+    publish(tmp_path / "first" / "model", parent)
+    (parent / "README.md").write_text("---\nlicense: cc-by-sa-4.0\n---\n# Parent\n")
+    told = {"name": "LibriSpeech", "license": "CC-BY-4.0", "languages": ["en"], "attribution": "Panayotov et al."}
+    (parent / TRAINING_DATA).write_text(json.dumps({"languages": {"en": 1.0}, "sources": [told]}))
+    dutch.mkdir()
+    rows = [
+        {"audio": {"bytes": encoded_tone(300 + 50 * n, 1.0), "path": None}, "id": str(n), "language": language}
+        | {"speaker_id": "maria", "source": "Sprekers", "license": "CC0-1.0"}
+        for n, language in enumerate(["nl", "nl", "zxx"])
+    ]
+    Dataset.from_list(rows).to_parquet(dutch / "train.parquet")
+    (dutch / "sprekers.json").write_text(json.dumps({"source": "Sprekers", "attribution": "De sprekers, CC0"}))
+    options = ("--size", parent, "--config", "{}", "--max_steps", 1, "--data.corpora", dutch, "--validation.samples", 0)
+    recipe = train(recipe_file, *options, "--output_dir", tmp_path / "runs").recipe
+    publish(tmp_path / "runs" / "model", tmp_path / "taae-dutch")
+    evaluate(recipe, tmp_path / "taae-dutch")
+    content = ModelCard(card(recipe, "cc-by-sa-4.0", tmp_path / "taae-dutch"))
+    assert (content.data.language, content.data.base_model) == (["nl"], "taae-parent")
+    assert "| Sprekers | nl | 0.00 | 1 | CC0-1.0 | De sprekers, CC0 |" in content.text
+    assert "from `taae-parent`, whose weights are under cc-by-sa-4.0" in content.text
+    assert "| LibriSpeech | en | not told | not told | CC-BY-4.0 | Panayotov et al. |" in content.text
+    assert "computed in float32 (as asked)" in content.text and "| taae-dutch" in content.text
+    assert [
+        base.name for base in TrainingData.from_json(read_json(tmp_path / "taae-dutch" / TRAINING_DATA)).bases()
+    ] == ["taae-parent"]
+    assert model_name(str(tmp_path / "runs" / "model")) == "runs", "not every model of a run is called model"

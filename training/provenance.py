@@ -1,0 +1,180 @@
+"""What a model was trained on: hours, speakers and licences by source, and the same of the model that it started from.
+
+It is written beside the model as `training_data.json`, and stands in its card.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from huggingface_hub import ModelCard
+from transformers.utils import cached_file
+
+from modeling_taae.configuration_taae import NAMED_SIZES
+from modeling_taae.data.row import known_columns
+from modeling_taae.data.sources import matching_paths
+from training.data import TrainingCrops
+from training.model import start_of
+from training.recipe import CorpusConfig, Recipe
+
+TRAINING_DATA = "training_data.json"
+NO_LANGUAGE = "zxx"  # ISO 639: no linguistic content
+
+
+@dataclass
+class SpeechSource:
+    """A source of recordings.
+
+    Args:
+        name: as its rows name it, or else its corpus.
+        license: as its rows name it; empty if they do not.
+        languages: language codes, the most spoken first.
+        utterances: number of recordings.
+        hours: their length.
+        speakers: number of speakers who are told apart.
+        attribution: the text that its licence asks for; empty if it is not known.
+    """
+
+    name: str
+    license: str = ""
+    languages: list[str] = field(default_factory=list)
+    utterances: int = 0
+    hours: float = 0.0
+    speakers: int = 0
+    attribution: str = ""
+
+
+@dataclass
+class BaseModel:
+    """The model that a training started from.
+
+    Args:
+        name: its name on the Hub, or that of its folder.
+        license: its weights' licence, as the Hub calls it; empty if it is not known.
+        data: what it was trained on, if it says so.
+    """
+
+    name: str
+    license: str = ""
+    data: "TrainingData | None" = None
+
+
+@dataclass
+class TrainingData:
+    """All speech that a model was trained on.
+
+    Args:
+        languages: hours by language.
+        sources: sources of the model's own training, the longest first.
+        base: the model that it started from; None for one from scratch.
+        computed_in: precision of the training's activations, and why; empty if it is not known.
+    """
+
+    languages: dict[str, float] = field(default_factory=dict)
+    sources: list[SpeechSource] = field(default_factory=list)
+    base: BaseModel | None = None
+    computed_in: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Reads plain values, those of `make provenance` too, which have no base and no attributions."""
+        base = values.get("base")
+        known = SpeechSource.__dataclass_fields__
+        return cls(
+            dict(values.get("languages", {})),
+            [SpeechSource(**{name: row[name] for name in known if name in row}) for row in values.get("sources", [])],
+            base and BaseModel(base["name"], base["license"], base["data"] and cls.from_json(base["data"])),
+            values.get("computed_in", ""),
+        )
+
+    def bases(self) -> Iterator[BaseModel]:
+        """Yields the model that this one started from, the one that that one started from, and so on."""
+        base = self.base
+        while base is not None:
+            yield base
+            base = base.data.base if base.data is not None else None
+
+
+def training_data(recipe: Recipe, crops: TrainingCrops | None, sampling_rate: int, computed_in: str) -> TrainingData:
+    """Collects what a run trains on.
+
+    Args:
+        recipe: the run's recipe.
+        crops: its decoded corpora; None for streams, of which the names alone are known.
+        sampling_rate: rate of the decoded corpora, in Hz.
+        computed_in: precision of activations, and why.
+    """
+    found: dict[str, SpeechSource] = {}
+    languages: Counter[str] = Counter()
+    speakers, spoken = defaultdict(set), defaultdict(Counter)
+    for corpus, columns, seconds in told_rows(recipe.data.corpora, crops, sampling_rate):
+        facts, hours = known_columns(columns), seconds / 3600
+        name = facts.get("source", corpus.source)
+        source = found.setdefault(name, SpeechSource(name, str(columns.get("license") or "")))
+        source.utterances, source.hours = source.utterances + 1, source.hours + hours
+        if speaker := facts.get("speaker"):
+            speakers[name].add(speaker)
+        if (language := facts.get("language")) and language != NO_LANGUAGE:
+            spoken[name][language] += hours
+            languages[language] += hours
+    attributions = dict(attributions_beside(recipe.data.corpora))
+    for name, source in found.items():
+        source.languages = [language for language, _ in spoken[name].most_common()]
+        source.speakers, source.hours = len(speakers[name]), round(source.hours, 4)
+        source.attribution = attributions.get(name, "")
+    unseen = [SpeechSource(corpus.source) for corpus in recipe.data.corpora] if crops is None else []
+    sources = sorted(found.values(), key=lambda source: -source.hours) + unseen
+    hours_by_language = {name: round(hours, 4) for name, hours in languages.most_common()}
+    return TrainingData(hours_by_language, sources, base_model(recipe), computed_in)
+
+
+def told_rows(
+    corpora: list[CorpusConfig], crops: TrainingCrops | None, sampling_rate: int
+) -> Iterator[tuple[CorpusConfig, dict[str, Any], float]]:
+    """Yields the corpus, the columns and the seconds of each recording that trains."""
+    for corpus, decoded in zip(corpora, crops.corpora if crops is not None else [], strict=False):
+        samples = [0, *decoded.ends.tolist()]
+        for row, columns in enumerate(decoded.decoded["columns"]):
+            if samples[row + 1] > samples[row]:
+                yield corpus, json.loads(columns), (samples[row + 1] - samples[row]) / sampling_rate
+
+
+def attributions_beside(corpora: Iterable[CorpusConfig]) -> Iterator[tuple[str, str]]:
+    """Yields names and attributions of sources, as `corpora/prepare.py` writes them beside its shards."""
+    folders = {path if path.is_dir() else path.parent for corpus in corpora for path in matching_paths(corpus.source)}
+    for file in sorted(file for folder in folders for file in folder.glob("*.json")):
+        try:
+            told = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            continue
+        if isinstance(told, dict) and {"source", "attribution"} <= told.keys():
+            yield str(told["source"]), str(told["attribution"])
+
+
+def base_model(recipe: Recipe) -> BaseModel | None:
+    """Describes the model that a run starts from; None for a run from scratch."""
+    start = start_of(recipe)
+    if start in NAMED_SIZES:
+        return None
+    found = {
+        name: cached_file(start, name, _raise_exceptions_for_missing_entries=False)
+        for name in ("README.md", TRAINING_DATA)
+    }
+    data = found[TRAINING_DATA] and json.loads(Path(found[TRAINING_DATA]).read_text(encoding="utf-8"))
+    license_name = ModelCard.load(found["README.md"]).data.get("license") if found["README.md"] else None
+    return BaseModel(model_name(start), license_name or "", data and TrainingData.from_json(data))
+
+
+def model_name(start: str) -> str:
+    """Returns what a model is called: its name on the Hub, that of its folder, or that of its run."""
+    if not Path(start).is_dir():
+        return start
+    folder = Path(start).resolve()
+    return folder.parent.name if folder.name == "model" else folder.name
