@@ -322,7 +322,7 @@ def align(decoded: np.ndarray, delay: int, samples: int) -> np.ndarray:
 
 
 def model_name(model: str) -> str:
-    """Returns what tables call a model: the last part of its folder or Hub name; its run's name for a `model` folder."""
+    """Returns what tables call a model: the last part of its folder or Hub name; its run's for a `model` folder."""
     if not Path(model).is_dir():
         return model.split("/")[-1]
     folder = Path(model).resolve()
