@@ -8,7 +8,7 @@ import re
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -25,7 +25,7 @@ from .texts import LARGEST_TEXT, told_by
 MEMBER_NAME = re.compile(r"(?:\./)?((?:.*/)?[^./]+)\.([^/]+)")
 ARCHIVE_NAME = re.compile(r".*\.(tar|tgz|tar\.(gz|bz2|xz))", re.IGNORECASE)
 # How compressed files begin.
-COMPRESSIONS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+COMPRESSIONS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 BLOCK = 1 << 20
 # Sizes come from the file, which is not to be trusted: in bytes, and in bytes for each compressed one.
 LARGEST_RECORDING, LARGEST_SPARSE, LARGEST_EXPANSION, LEAST_LIMIT = 1 << 31, 1 << 26, 64, 1 << 28
@@ -43,7 +43,7 @@ class Archives:
         largest: the size in bytes of the largest recording that is read.
     """
 
-    known_rows = None
+    known_rows: int | None = None
 
     def __init__(self, files: dict[Path, str], id_column: str | None, largest: int = LARGEST_RECORDING):
         self.files, self.id_column, self.largest = list(files.items()), id_column, largest
@@ -131,7 +131,7 @@ def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     Raises:
         tarfile.ReadError: if the archive ends before it does.
     """
-    file = archive.fileobj
+    file = cast(IO[bytes] | None, archive.fileobj)
     if file is not None and not member.issparse() and member.offset_data + member.size > file.seek(0, os.SEEK_END):
         raise tarfile.ReadError("unexpected end of data")
     return cast(IO[bytes], archive.extractfile(member)).read()

@@ -9,6 +9,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,7 +32,9 @@ BATCH_ROWS = 16
 class Reader(Protocol):
     """The units of one kind in a source."""
 
-    known_rows: int | None  # in all units, if that is known before they are read
+    @property
+    def known_rows(self) -> int | None:
+        """The number of rows in all units, if that is known before they are read."""
 
     def __len__(self) -> int:
         """Returns the number of units."""
@@ -246,7 +249,7 @@ class TableFile:
                 for chunk in (chunk for chunk in chunks if chunk.path_in_schema == f"{audio_column}.bytes"):
                     if chunk.statistics is None or chunk.statistics.null_count != 0:
                         return True
-        return f"{audio_column}.bytes" not in {c.path for c in map(table.schema.column, range(len(table.schema)))}
+        return self.schema.field(audio_column).type.get_field_index("bytes") < 0
 
 
 class Tables:
@@ -314,7 +317,8 @@ class Tables:
     def named_files(self) -> Iterator[Path]:
         """Yields the files that cells name."""
         for file in self.own:
-            yield from map(self.origins[file].locate, TableFile(file).paths(self.audio_column))
+            with suppress(OSError, pa.ArrowException):  # reading its rows will tell what is wrong
+                yield from map(self.origins[file].locate, TableFile(file).paths(self.audio_column))
 
     def shards(self) -> list[int]:
         """Returns the number of units of each file."""

@@ -228,18 +228,13 @@ def open_files(
         TaaeInputError: if there is no file, or one lacks a column.
     """
     if id_column is not None and found.told:
-        columns = list(dict.fromkeys(name for listing, _ in found.told for row in listing.rows for name in row))
-        known = columns or list(dict.fromkeys(name for listing, _ in found.told for name in listing.schema.names))
-        check_column(id_column, known, name, "--id-column")
+        listings = [listing for listing, _ in found.told]
+        columns = [column for each in listings for column in [*each.schema.names, *itertools.chain(*each.rows)]]
+        check_column(id_column, dict.fromkeys(columns), name, "--id-column")
     if not found.owners and not found.lists:
         told = f" ({found.notes[0]})" if found.notes else ""
         raise TaaeInputError(f"{name}: holds no audio, no Parquet and no tar file; expected one of them{told}")
-    files = {}
-    for file, owner in found.owners.items():
-        if file not in taken:
-            folder = owner if owner.is_dir() else owner.parent
-            begin = root if root is not None and is_below_as_named(file, root) else folder
-            files[file] = as_text(os.path.relpath(file, begin))
+    files = named(found, taken, root)
     taken.update(files)
     kinds = {file: "recording" if file in found.problems else kind_of(file) for file in files}
     recordings, tables, archives = (
@@ -262,14 +257,21 @@ def open_files(
     ]
     if root is None:
         readers[:2] = reversed(readers[:2])
-    told = [*found.lists, *files_told_beside(found)]
-    opened = [file for file in [*files, *told] if not found.problems.get(file, "").startswith("outside")]
+    telling = [*found.lists, *files_told_beside(found)]
+    opened = [file for file in [*files, *telling] if not found.problems.get(file, "").startswith("outside")]
     return [reader for reader in readers if len(reader)], fingerprint_of(opened, root)
 
 
-def is_below_as_named(file: Path, root: Path) -> bool:
-    """Returns whether a file's path begins with a folder's, wherever links lead."""
-    return Path(os.path.abspath(file)).is_relative_to(root)
+def named(found: Found, taken: set[Path], root: Path | None) -> dict[Path, str]:
+    """Returns the files that are not taken yet, with their names, which begin at a root or at the source's folder."""
+    files = {}
+    for file, owner in found.owners.items():
+        if file not in taken:
+            begin = owner if owner.is_dir() else owner.parent
+            if root is not None and file.is_relative_to(root):
+                begin = root
+            files[file] = as_text(os.path.relpath(file, begin))
+    return files
 
 
 def kind_of(file: Path) -> str:
