@@ -193,3 +193,11 @@ def load_codec(name: str | None, device: str | None = None, loudness: bool = Tru
             f"--device {device}: cannot be used ({one_line(error)}); expected a device of this machine, such as cpu"
         ) from error
     return Codec(model, extractor, model_identity(model), Path(folder))
+
+
+def model_name(model: str) -> str:
+    """Returns what tables call a model: the last part of its folder or Hub name; its run's for a `model` folder."""
+    if not Path(model).is_dir():
+        return model.split("/")[-1]
+    folder = Path(model).resolve()
+    return folder.parent.name if folder.name == "model" else folder.name

@@ -1,7 +1,12 @@
 """What is wrong with a user's input, in one line."""
 
 import os
+import unicodedata
 from pathlib import Path
+
+# Characters that end lines, move a terminal's cursor or turn text around; letters of all scripts are none of them.
+CONTROLS = frozenset({"Cc", "Cs", "Zl", "Zp"})
+TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 class TaaeInputError(ValueError):
@@ -20,7 +25,8 @@ def one_line(error: Exception) -> str:
 
 def printable(text: object) -> str:
     """Returns text as one line for terminals and tables: control characters, line breaks and the like become \\xNN."""
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in str(text))
+    unsafe = {letter for letter in str(text) if unicodedata.category(letter) in CONTROLS or letter in TURNS}
+    return str(text).translate({ord(letter): letter.encode("unicode_escape").decode() for letter in unsafe})
 
 
 def describe(error: Exception) -> str:

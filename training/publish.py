@@ -26,12 +26,12 @@ from huggingface_hub import ModelCardData
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
 
-from modeling_taae import TaaeConfig, TaaeFeatureExtractor, TaaeModel, cli
+from modeling_taae import TaaeConfig, TaaeFeatureExtractor, TaaeModel
 from modeling_taae.codec import load_codec
 from modeling_taae.data.utterances import Utterances
 from modeling_taae.entropy.prior import PRIOR_FILE, find_prior
 from modeling_taae.errors import TaaeInputError
-from modeling_taae.evaluation import report
+from modeling_taae.evaluation import Results, evaluate_codecs, report, taae_systems, write_results
 from modeling_taae.hub.cards import TAGS, model_facts, write_card
 from modeling_taae.hub.push import PushError, push_folder
 from modeling_taae.taae_file import format_bottleneck
@@ -104,19 +104,28 @@ def evaluate(recipe: Recipe, folder: Path) -> None:
     if corpus is None:
         raise HubError("Without validation.corpus there are no figures for the card.")
     own = format_bottleneck(TaaeConfig.from_pretrained(folder).bottleneck)
-    data = [corpus.source, "--split", corpus.split, "--audio-column", corpus.audio_column]
-    data += ["--subset", corpus.subset] if corpus.subset else []
-    extent = ["--limit", str(settings.utterances), "--metrics", *METRICS, "--samples", "0", "--no-speed"]
-    systems = ["--model", str(folder), "--bottleneck", *dict.fromkeys([own, settings.bottleneck])]
-    if cli.main(["evaluate", *data, *extent, *systems, "--workers", "1", "-o", str(folder / "results")]) != 0:
-        raise HubError(f"The model could not be evaluated for its card. It is in {folder}.")
+    results = folder / "results"
+    try:
+        codec = load_codec(str(folder))
+        rate, column = codec.model.config.sampling_rate, corpus.audio_column
+        data = Utterances([corpus.source], rate, settings.utterances, corpus.split, corpus.subset, column)
+        systems, loudness = (
+            taae_systems(codec, [own, settings.bottleneck], folder.name),
+            codec.extractor.target_loudness,
+        )
+        found = evaluate_codecs(
+            data, systems, METRICS, folder=results, target_loudness=loudness, sources=[corpus.source]
+        )
+        write_results(results, found)
+    except TaaeInputError as error:
+        raise HubError(f"The model could not be evaluated for its card ({error}). It is in {folder}.") from error
 
 
 def card(recipe: Recipe, license_name: str, folder: Path) -> str:
     """Writes the card of a model from what is in its folder, and returns its text."""
-    results = json.loads((folder / "results" / "results.json").read_text(encoding="utf-8"))
-    ours = [system["metrics"] for system in results["systems"]]
-    shown = [name for name in results["metrics"] if all(metrics[name]["mean"] is not None for metrics in ours)]
+    results = Results.read(folder / "results" / "results.json")
+    ours = [system.metrics for system in results.systems]
+    shown = [name for name in results.metrics if all(metrics[name].mean is not None for metrics in ours)]
     model = TaaeModel.from_pretrained(folder)
     config = model.config
     data = TrainingData.from_json(json.loads((folder / TRAINING_DATA).read_text(encoding="utf-8")))

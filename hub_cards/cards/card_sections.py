@@ -10,9 +10,11 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from modeling_taae.errors import TaaeInputError
 from modeling_taae.evaluation import report
 from modeling_taae.evaluation.conditions import PLAIN
 from modeling_taae.evaluation.metrics import ALL_METRICS
+from modeling_taae.evaluation.results import Mean, MetricFacts, Results, SystemSummary
 
 PRESETS, PROBES, RATE_PICTURE = "results/presets", "results/probes.json", "rates.png"
 # Where trials are, and what their utterances as they are are called in the one table of all.
@@ -24,7 +26,7 @@ TRIALS = {
 TRIAL_METRICS = ("pesq_wb", "stoi")
 MUSIC, MUSIC_METRIC = "music", "mel_distance"
 FEATURES = ("tokens", "log-mel")
-NO_MEAN = dict.fromkeys(("mean", "low", "high"))
+NO_MEAN = Mean(None)
 GENDERS = {"f": "female", "m": "male"}
 # Below this share of the loss, what a model has not heard is not harder for it than what it has.
 SMALL_GAP = 0.02
@@ -48,22 +50,35 @@ def read_json(path: Path, remedy: str) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def read_results(path: Path, identity: str, remedy: str) -> dict:
-    """A JSON file of results of a model.
+def read_results(path: Path, identity: str, remedy: str) -> Results:
+    """Reads the results of a model's evaluation.
 
     Args:
         path: the file.
-        identity: the model's.
-        remedy: what to do if there is none, or one of other weights.
+        identity: the model's identity.
+        remedy: the way to make the file.
 
     Raises:
-        CardError: in these cases.
+        CardError: if there is none, or it is of other weights.
     """
-    results = read_json(path, remedy)
-    evaluated = {each["model_identity"] for each in results.get("systems", [results]) if "model_identity" in each}
-    if evaluated != {identity}:
-        raise CardError(f"{path}: holds results of other weights than those of the model ({identity}); {remedy}")
+    if not path.is_file():
+        raise CardError(f"{path}: is missing; {remedy}")
+    try:
+        results = Results.read(path)
+    except TaaeInputError as error:
+        raise CardError(f"{error}; {remedy}") from error
+    check_identity(path, results.model_identities, identity, remedy)
     return results
+
+
+def check_identity(path: Path, found: set[str], identity: str, remedy: str) -> None:
+    """Checks that a file is of a model's weights; `remedy` is the way to make it.
+
+    Raises:
+        CardError: if it is not.
+    """
+    if found != {identity}:
+        raise CardError(f"{path}: holds results of other weights than those of the model ({identity}); {remedy}")
 
 
 def preset_section(folder: Path, identity: str) -> str:
@@ -74,8 +89,8 @@ def preset_section(folder: Path, identity: str) -> str:
     picture = f"![Quality against bit rate, for this model and other codecs]({RATE_PICTURE})\n\n"
     text = (
         "The presets of this one checkpoint, further stages (levels of each dimension @ scale) and other codecs, on "
-        f"the first {results['data']['scored']} utterances of {code(results['data']['sources'])}, with "
-        f"{100 * results['intervals']['level']:g} % intervals. {same_audio(results)} The figures are in "
+        f"the first {results.data.scored} utterances of {code(results.data.sources)}, with "
+        f"{100 * results.intervals.level:g} % intervals. {same_audio(results)} The figures are in "
         f"[{PRESETS}/report.md]({PRESETS}/report.md)."
     )
     return (picture if (folder / RATE_PICTURE).is_file() else "") + text
@@ -86,12 +101,12 @@ def code(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def same_audio(results: dict) -> str:
+def same_audio(results: Results) -> str:
     """Which stages decode to the same audio, going by their figures, in a sentence; empty if none do."""
     groups = defaultdict(list)
-    for system in results["systems"]:
-        if system["kind"] == "TAAE":
-            groups[json.dumps(system["metrics"])].append(f"`{system['bottleneck']}`")
+    for system in results.systems:
+        if system.kind == "TAAE":
+            groups[repr(system.metrics)].append(f"`{system.bottleneck}`")
     return " ".join(
         f"{', '.join(names[:-1])} and {names[-1]} give the same audio, in other vocabularies."
         for names in groups.values()
@@ -118,49 +133,49 @@ def trial_section(folder: Path, identity: str, bottleneck: str, languages: Colle
     }
     if not results:
         return ""
-    rows: dict[str, dict[str, dict]] = defaultdict(dict)
+    rows: dict[str, dict[str, dict[str, Mean]]] = defaultdict(dict)
     first = next(iter(results.values()))
-    origins = [f"{what} is from {code(sources)}" for what, sources in first["data"].get("added", {}).items()]
+    origins = [f"{what} is from {code(sources)}" for what, sources in first.data.added.items()]
     for name, result in results.items():
-        spoken = result["systems"][0]["by"]["language"].keys()
+        spoken = result.systems[0].groups("language").keys()
         plain = TRIALS[name].format(languages=len(spoken), unheard=len(spoken - set(languages)))
         for trial, codec, means in trials(result, bottleneck, plain):
             rows[trial][codec] = means
-        if result["data"]["sources"] != first["data"]["sources"]:
-            origins.append(f'"{plain}" is {code(result["data"]["sources"])}')
+        if result.data.sources != first.data.sources:
+            origins.append(f'"{plain}" is {code(result.data.sources)}')
     links = ", ".join(f"[{name}/report.md]({name}/report.md)" for name in results)
     return "\n\n".join(
         [
-            f"The first {first['data']['scored']} utterances of {code(first['data']['sources'])}, made harder, and set "
+            f"The first {first.data.scored} utterances of {code(first.data.sources)}, made harder, and set "
             "end to end for other lengths. The reference is what a codec is given, noise and echo included: the "
             "figures say what is lost in coding. A lost frame is replaced by the one before it."
             f"{''.join(f' {origin[0].upper()}{origin[1:]}.' for origin in origins)}{music_text(rows, first)}",
-            trial_table({trial: row for trial, row in rows.items() if trial != MUSIC}, first["metrics"]),
+            trial_table({trial: row for trial, row in rows.items() if trial != MUSIC}, first.metrics),
             f"Means; intervals and further tables are in {links}.",
         ]
     )
 
 
-def trials(results: dict, bottleneck: str, plain: str) -> list[tuple[str, str, dict]]:
+def trials(results: Results, bottleneck: str, plain: str) -> list[tuple[str, str, dict[str, Mean]]]:
     """The trials of an evaluation: what each is called, the codec, and the means of its metrics.
 
     Args:
-        results: the content of results.json.
+        results: the results.
         bottleneck: the one of the model that is shown.
         plain: what to call utterances as they are.
     """
     found = []
-    for system in results["systems"]:
-        if system.get("bottleneck", bottleneck) != bottleneck:
+    for system in results.systems:
+        if system.bottleneck not in (None, bottleneck):
             continue
-        codec = "this model" if "bottleneck" in system else system.get("codec", system["name"])
-        conditions = {name: group["metrics"] for name, group in system["by"]["condition"].items()}
-        trial = system.get("trial", plain)
-        found += [(name, codec, means) for name, means in (conditions or {trial: system["metrics"]}).items()]
+        codec = "this model" if system.bottleneck else system.facts.get("codec", system.name)
+        conditions = {name: group.metrics for name, group in system.groups("condition").items()}
+        trial = system.facts.get("trial", plain)
+        found += [(name, codec, means) for name, means in (conditions or {trial: system.metrics}).items()]
     return found
 
 
-def trial_table(rows: dict[str, dict[str, dict]], facts: dict) -> str:
+def trial_table(rows: dict[str, dict[str, dict[str, Mean]]], facts: dict[str, MetricFacts]) -> str:
     """Trials against codecs, for each of a few metrics.
 
     Args:
@@ -171,29 +186,30 @@ def trial_table(rows: dict[str, dict[str, dict]], facts: dict) -> str:
     cells = [(name, codec) for name in TRIAL_METRICS if name in facts for codec in codecs]
     lines = []
     for trial, row in rows.items():
-        clips = max(means[name]["n"] for means in row.values() for name in means)
+        clips = max(means[name].n for means in row.values() for name in means)
         means = [(name, row.get(codec, {}).get(name, NO_MEAN)) for name, codec in cells]
         lines.append([trial, str(clips), *(report.figure(mean, facts[name], False) for name, mean in means)])
     heading = [f"{report.metric_heading(facts[name])} {codec}" for name, codec in cells]
     return report.table(["trial", "clips", *heading], lines)
 
 
-def music_text(rows: dict[str, dict[str, dict]], results: dict) -> str:
+def music_text(rows: dict[str, dict[str, dict[str, Mean]]], results: Results) -> str:
     """What music becomes, in a sentence; empty if it was not tried."""
-    if MUSIC not in rows or MUSIC_METRIC not in results["metrics"]:
+    if MUSIC not in rows or MUSIC_METRIC not in results.metrics:
         return ""
-    facts = results["metrics"][MUSIC_METRIC]
+    facts = results.metrics[MUSIC_METRIC]
     music, speech = (
         report.figure(next(iter(rows[trial].values()))[MUSIC_METRIC], facts, False) for trial in (MUSIC, PLAIN)
     )
-    return f" A few chords of music end up at a {facts['label']} of {music}, where speech as recorded is at {speech}."
+    return f" A few chords of music end up at a {facts.label} of {music}, where speech as recorded is at {speech}."
 
 
 def probe_section(folder: Path, identity: str) -> str:
     """What small models find in the tokens; empty without results."""
     if not (folder / PROBES).is_file():
         return ""
-    results = read_results(folder / PROBES, identity, "run `make probes`")
+    results = read_json(folder / PROBES, "run `make probes`")
+    check_identity(folder / PROBES, {results.get("model_identity")}, identity, "run `make probes`")
     rows = []
     for fact in ("language", "gender", "speaker"):
         if fact in results:
@@ -239,22 +255,22 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def gender_text(ours: dict, results: dict) -> str:
+def gender_text(ours: SystemSummary, results: Results) -> str:
     """How the model serves speakers of each gender, in a sentence; empty where the data do not tell.
 
     Args:
         ours: the results at the model's own bottleneck.
-        results: the content of results.json.
+        results: the results.
     """
-    groups = ours["by"].get("gender", {})
-    shown = {name: results["metrics"][name] for name in TRIAL_METRICS if name in results["metrics"]}
+    groups = ours.groups("gender")
+    shown = {name: results.metrics[name] for name in TRIAL_METRICS if name in results.metrics}
     if len(groups) < 2 or not shown:
         return ""
     parts = []
     for name, group in groups.items():
-        means = ((facts["label"], report.figure(group["metrics"][metric], facts)) for metric, facts in shown.items())
+        means = ((facts.label, report.figure(group.metrics[metric], facts)) for metric, facts in shown.items())
         figures = ", ".join(f"{label} {figure}" for label, figure in means)
-        parts.append(f"{figures} for {group['utterances']} of {GENDERS.get(name, name)} speakers")
+        parts.append(f"{figures} for {group.utterances} of {GENDERS.get(name, name)} speakers")
     return f"Of the utterances whose speaker's gender is told: {'; '.join(parts)}."
 
 

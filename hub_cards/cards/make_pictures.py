@@ -7,10 +7,8 @@ with `--speech`, from a recording and what the model makes of it.
 import argparse
 import json
 import sys
-from collections import defaultdict
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's hub_cards/ is not installed
 
@@ -20,10 +18,8 @@ from hub_cards.demo import draw
 from modeling_taae.codec import load_codec
 from modeling_taae.data.utterances import Utterances
 from modeling_taae.errors import TaaeInputError
-from modeling_taae.evaluation import report
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from modeling_taae.evaluation.charts import draw_rates, questions
+from modeling_taae.evaluation.results import Results
 
 # Panels of curves.png: a title, and the curves in it by the name of their column. A panel without curves is left out.
 PANELS = {
@@ -32,8 +28,6 @@ PANELS = {
     "STOI": {"validation/stoi": "validation"},
     "PESQ": {"validation/pesq_wb": "wide-band", "validation/pesq_nb": "narrow-band"},
 }
-# Rates in bit/s that rates.png has a tick at.
-RATE_TICKS = (250, 500, 1_000, 2_000, 4_000)
 # Points of a training curve are averaged, this many of them in all.
 SMOOTH_POINTS = 200
 
@@ -72,52 +66,17 @@ def draw_curves(curves: Curves, target: Path, training: dict) -> None:
     figure.savefig(target, dpi=120, metadata={"model_identity": training["model_identity"]})
 
 
-def draw_rates(results: dict, target: Path) -> None:
-    """Draws each metric against the nominal bit rate, with intervals; codecs of a kind are joined by lines.
+def draw_rate_picture(results: Results, target: Path) -> None:
+    """Draws the metrics against the nominal bit rate: intelligibility, naturalness and the voice, or all there are.
 
     Args:
-        results: the content of a results.json.
+        results: the results of presets and of other codecs.
         target: the picture.
     """
-    from matplotlib.figure import Figure
-
-    kinds = defaultdict(list)
-    for system in sorted(results["systems"], key=lambda system: system["nominal_bit_rate"]):
-        kinds[system["kind"]].append(system)
-    metrics = results["metrics"]
-    figure = Figure(figsize=(4.5 * len(metrics), 4.5), layout="constrained")
-    axes = figure.subplots(1, len(metrics), squeeze=False)[0]
-    for axis, (metric, facts) in zip(axes, metrics.items(), strict=True):
-        for kind, systems in kinds.items():
-            # Names of ours stand on the better side of their points, of the others on the worse one.
-            above = (kind == "TAAE") == (facts["better"] == "higher")
-            draw_rate_curve(axis, systems, metric, above, label=kind)
-        axis.set(title=report.metric_heading(facts), xlabel="bit/s (nominal)", xscale="log")
-        axis.set_xticks(RATE_TICKS, [f"{rate:,}" for rate in RATE_TICKS])
-        axis.set_xticks([], minor=True)
-        axis.margins(x=0.1, y=0.5)
-    axes[0].legend(loc="upper left")
-    figure.savefig(target, dpi=120, metadata={"model_identity": kinds["TAAE"][0]["model_identity"]})
-
-
-def draw_rate_curve(axis: "Axes", systems: list[dict], metric: str, above: bool, label: str) -> None:
-    """Draws one metric of codecs, in order of their rates, with their names above or below."""
-    rates = [system["nominal_bit_rate"] for system in systems]
-    values = [system["metrics"][metric] for system in systems]
-    means = [value["mean"] for value in values]
-    errors = [[value["mean"] - value["low"] for value in values], [value["high"] - value["mean"] for value in values]]
-    axis.errorbar(rates, means, errors, label=label, marker="o", linewidth=1, markersize=4, capsize=2)
-    for system, rate, value in zip(systems, rates, values, strict=True):
-        axis.annotate(
-            system.get("bottleneck", system["name"]),
-            (rate, value["high" if above else "low"]),
-            xytext=(0, 4 if above else -4),
-            textcoords="offset points",
-            rotation=90,
-            fontsize=7,
-            ha="center",
-            va="bottom" if above else "top",
-        )
+    asked = questions(results)
+    names, titles = (list(asked), list(asked.values())) if len(asked) > 1 else (list(results.metrics), [])
+    (identity,) = results.model_identities
+    draw_rates(results, names, titles).savefig(target, dpi=120, metadata={"model_identity": identity})
 
 
 def draw_spectrogram(folder: Path, speech: list[str], name: str | None) -> None:
@@ -153,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
             training = json.loads((options.folder / "training.json").read_text(encoding="utf-8"))
             draw_curves(read_curves(curves), options.folder / "curves.png", training)
         if (presets := options.folder / PRESETS / "results.json").is_file():
-            draw_rates(json.loads(presets.read_text(encoding="utf-8")), options.folder / RATE_PICTURE)
+            draw_rate_picture(Results.read(presets), options.folder / RATE_PICTURE)
         if options.speech:
             draw_spectrogram(options.folder, options.speech, options.id)
     except TaaeInputError as error:

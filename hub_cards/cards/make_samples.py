@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's hub
 from modeling_taae.audio_io import read_audio, to_pcm16
 from modeling_taae.codec import Codec, load_codec
 from modeling_taae.errors import TaaeInputError
-from modeling_taae.evaluation.codecs import align, make_peer
+from modeling_taae.evaluation.alignment import align
+from modeling_taae.evaluation.peers import make_peer
 from modeling_taae.feature_extraction_taae import TaaeFeatureExtractor
 from modeling_taae.files import write_bytes
 

@@ -5,6 +5,7 @@ On the Hub such a folder is a Space, from which `evaluate.load` takes the module
 
 import html
 import inspect
+from dataclasses import asdict
 from pathlib import Path
 
 from huggingface_hub import SpaceCardData
@@ -52,7 +53,7 @@ def metric_files(folder: Path) -> dict[Path, str]:
         description=metric.description.strip(),
         arguments=", ".join(f"{name}={name}" for name in metric.features),
         usage=paragraphs(metric.inputs_description),
-        values=[{"name": name, **metric_facts(ALL_METRICS[name])} for name in names],
+        values=[{"name": name, **asdict(metric_facts(ALL_METRICS[name]))} for name in names],
     )
     page = PAGE.format(title=html.escape(title), summary=html.escape(summary.replace("`", "")))
     return {folder / "README.md": card, folder / "index.html": page}

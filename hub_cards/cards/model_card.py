@@ -31,6 +31,7 @@ from hub_cards.cards.readme_tables import describe_test_set, project_readme
 from modeling_taae.codec import Codec, load_codec
 from modeling_taae.configuration_taae import NAMED_SIZES
 from modeling_taae.evaluation import report
+from modeling_taae.evaluation.results import Results, SystemSummary
 from modeling_taae.hub.cards import model_facts, write_card
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -59,14 +60,14 @@ def model_files(folder: Path) -> dict[Path, str]:
     return files | ({readme_tables.README: text} if text else {})
 
 
-def card(folder: Path, codec: Codec, results: dict) -> str:
+def card(folder: Path, codec: Codec, results: Results) -> str:
     """The model card's text."""
     config = codec.model.config
     training = read_json(folder / "training.json", "run `make provenance`")
     data = read_json(folder / "training_data.json", "run `make provenance`")
     curves = read_curves(folder / "curves.csv")
     ours = default_system(codec, results)
-    shown = [name for name in SHOWN_METRICS if name in results["metrics"]]
+    shown = [name for name in SHOWN_METRICS if name in results.metrics]
     hours = sum(source["hours"] for source in data["sources"])
     samples = [clip for clip in read_clips() if (folder / "samples" / f"{clip.name}.flac").is_file()]
     by_language = sorted(data["languages"].items(), key=lambda item: -item[1])
@@ -76,7 +77,7 @@ def card(folder: Path, codec: Codec, results: dict) -> str:
         library_name="transformers",
         pipeline_tag="audio-to-audio",
         tags=TAGS,
-        metrics=list(results["metrics"]),
+        metrics=list(results.metrics),
         model_name=folder.name,
         eval_results=evaluation_results(ours, results),
     )
@@ -92,10 +93,10 @@ def card(folder: Path, codec: Codec, results: dict) -> str:
         quality=report.quality_table(results, shown),
         footnote=report.footnote(results),
         standing=standing(ours, results),
-        default_rate=report.number(ours["nominal_bit_rate"], 0),
+        default_rate=report.number(ours.nominal_bit_rate, 0),
         languages=language_table(ours, results, shown),
         rate_curve=preset_section(folder, codec.identity),
-        trials=trial_section(folder, codec.identity, ours["bottleneck"], data["languages"]),
+        trials=trial_section(folder, codec.identity, ours.bottleneck, data["languages"]),
         probes=probe_section(folder, codec.identity),
         genders=gender_text(ours, results),
         speed="\n\n".join(report.speed_section(results)[1:]),
@@ -123,52 +124,49 @@ def sample_note(clips: list[Clip]) -> str:
     )
 
 
-def default_system(codec: Codec, results: dict) -> dict:
+def default_system(codec: Codec, results: Results) -> SystemSummary:
     """The results at the model's own bottleneck.
 
     Raises:
         CardError: if it was not evaluated.
     """
-    for system in results["systems"]:
-        if system.get("bottleneck") == codec.model.config.bottleneck:
+    for system in results.systems:
+        if system.bottleneck == codec.model.config.bottleneck:
             return system
     raise CardError(f"the bottleneck {codec.model.config.bottleneck} was not evaluated; run `make results`")
 
 
-def standing(ours: dict, results: dict) -> str:
+def standing(ours: SystemSummary, results: Results) -> str:
     """Where the model stands among its peers, in a sentence; empty without peers."""
-    facts = results["metrics"].get(STANDING_METRIC)
-    peers = [system for system in results["systems"] if system["kind"] not in ("TAAE", "PCM")]
+    facts = results.metrics.get(STANDING_METRIC)
+    peers = [system for system in results.systems if system.kind not in ("TAAE", "PCM")]
     if facts is None or not peers:
         return ""
 
-    def value(system: dict) -> float:
-        mean = system["metrics"][STANDING_METRIC]["mean"]
+    def value(system: SystemSummary) -> float:
+        mean = system.metrics[STANDING_METRIC].mean
         return -math.inf if mean is None else mean
 
-    def listed(systems: list[dict]) -> str:
-        return (
-            ", ".join(f"{system['name']} ({value(system):.{facts['decimals']}f})" for system in systems)
-            or "none of them"
-        )
+    def listed(systems: list[SystemSummary]) -> str:
+        return ", ".join(f"{system.name} ({value(system):.{facts.decimals}f})" for system in systems) or "none of them"
 
     peers.sort(key=value)
     worse = [system for system in peers if value(system) <= value(ours)]
     better = [system for system in peers if value(system) > value(ours)]
     return (
-        f"By {facts['label']}, this model at {report.number(ours['nominal_bit_rate'], 0)} bit/s "
-        f"({value(ours):.{facts['decimals']}f}) is better than {listed(worse)} and worse than {listed(better)}."
+        f"By {facts.label}, this model at {report.number(ours.nominal_bit_rate, 0)} bit/s "
+        f"({value(ours):.{facts.decimals}f}) is better than {listed(worse)} and worse than {listed(better)}."
     )
 
 
-def language_table(ours: dict, results: dict, shown: list[str]) -> str:
+def language_table(ours: SystemSummary, results: Results, shown: list[str]) -> str:
     """The default bottleneck's figures by language; empty where there is one language or none."""
-    groups = ours["by"]["language"]
+    groups = ours.groups("language")
     if len(groups) < 2:
         return ""
-    facts = {name: results["metrics"][name] for name in shown}
+    facts = {name: results.metrics[name] for name in shown}
     rows = [
-        [language, str(group["utterances"]), *(report.figure(group["metrics"][name], facts[name]) for name in shown)]
+        [language, str(group.utterances), *(report.figure(group.metrics[name], facts[name]) for name in shown)]
         for language, group in groups.items()
     ]
     return report.table(["language", "utterances", *map(report.metric_heading, facts.values())], rows)
@@ -273,17 +271,17 @@ def source_rows(data: dict) -> list[dict]:
     return rows
 
 
-def spread(ours: dict, results: dict) -> str:
+def spread(ours: SystemSummary, results: Results) -> str:
     """How far groups of utterances lie apart, in a sentence; empty where there is one group of each kind."""
-    facts = results["metrics"].get(STANDING_METRIC)
+    facts = results.metrics.get(STANDING_METRIC)
     parts = []
     for grouping in ("language", "source") if facts else ():
-        means = {name: group["metrics"][STANDING_METRIC]["mean"] for name, group in ours["by"][grouping].items()}
+        means = {name: group.metrics[STANDING_METRIC].mean for name, group in ours.groups(grouping).items()}
         ranked = sorted((mean, name) for name, mean in means.items() if mean is not None)
         if len(ranked) > 1:
-            low, high = (f"{mean:.{facts['decimals']}f} ({name})" for mean, name in (ranked[0], ranked[-1]))
+            low, high = (f"{mean:.{facts.decimals}f} ({name})" for mean, name in (ranked[0], ranked[-1]))
             parts.append(f"from {low} to {high} by {grouping}")
-    return f"On the test set, {facts['label']} goes {' and '.join(parts)}." if parts else ""
+    return f"On the test set, {facts.label} goes {' and '.join(parts)}." if parts else ""
 
 
 def origin(training: dict) -> str:
@@ -303,25 +301,25 @@ def cost_text(training: dict) -> str:
     )
 
 
-def evaluation_results(ours: dict, results: dict) -> list[EvalResult]:
+def evaluation_results(ours: SystemSummary, results: Results) -> list[EvalResult]:
     """The Hub's metadata for results, one entry per metric of the model's own bottleneck.
 
     The Hub's newer form, .eval_results, is for benchmarks that are data sets on the Hub. This one has a field for what
     else was evaluated on: its type is the way in which it was read, and its name says which files.
     """
-    sources, utterances = ", ".join(results["data"]["sources"]), results["data"]["scored"]
-    parquet = all(source.endswith(".parquet") for source in results["data"]["sources"])
+    sources, utterances = ", ".join(results.data.sources), results.data.scored
+    parquet = all(source.endswith(".parquet") for source in results.data.sources)
     return [
         EvalResult(
             task_type="audio-to-audio",
-            task_name=f"speech coding at {ours['nominal_bit_rate']:.0f} bit/s",
+            task_name=f"speech coding at {ours.nominal_bit_rate:.0f} bit/s",
             dataset_type="parquet" if parquet else "audiofolder",
             dataset_name=f"{sources}, {utterances} utterances (not on the Hub)",
             metric_type=name,
-            metric_name=results["metrics"][name]["label"],
-            metric_value=value["mean"],
-            metric_args={"bottleneck": ours["bottleneck"]},
+            metric_name=results.metrics[name].label,
+            metric_value=value.mean,
+            metric_args={"bottleneck": ours.bottleneck},
         )
-        for name, value in ours["metrics"].items()
-        if value["mean"] is not None
+        for name, value in ours.metrics.items()
+        if value.mean is not None
     ]

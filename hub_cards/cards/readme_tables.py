@@ -1,12 +1,12 @@
 """Writes the tables of the project's README: all published models, and one of them beside other codecs."""
 
-import json
 from pathlib import Path
 
 from huggingface_hub import ModelCard
 
 from modeling_taae import TaaeConfig
 from modeling_taae.evaluation import report
+from modeling_taae.evaluation.results import Results, SystemSummary
 from modeling_taae.modeling_taae import TaaeModel
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -19,15 +19,15 @@ SHOWN_METRICS = ("pesq_wb", "pesq_nb", "stoi")
 MODEL_METRICS = ("pesq_wb", "stoi")
 
 
-def project_readme(name: str, results: dict) -> str | None:
+def project_readme(name: str, results: Results) -> str | None:
     """Returns the project's README with its tables filled in; None where it has no place for any.
 
     Args:
         name: the model whose card is written; the comparison is filled in if it is this model's.
-        results: the content of its results.json.
+        results: its results.
     """
-    shown = [metric for metric in SHOWN_METRICS if metric in results["metrics"]]
-    ours = next(system for system in results["systems"] if system["kind"] == "TAAE")
+    shown = [metric for metric in SHOWN_METRICS if metric in results.metrics]
+    ours = next(system for system in results.systems if system.kind == "TAAE")
     setting = f"{report.setting(results)} {describe_test_set(ours)}".rstrip()
     comparison = "\n\n".join([setting, report.quality_table(results, shown), report.footnote(results)])
     text = README.read_text(encoding="utf-8") if README.is_file() else ""
@@ -43,7 +43,7 @@ def replaced(text: str, markers: tuple[str, str], content: str) -> str:
     return f"{before}{start}{content}\n{end}{after}" if start and end else text
 
 
-def describe_test_set(ours: dict) -> str:
+def describe_test_set(ours: SystemSummary) -> str:
     """Returns where the test set's utterances are from, in which languages, in sentences; empty where nobody knows.
 
     Args:
@@ -51,12 +51,12 @@ def describe_test_set(ours: dict) -> str:
     """
 
     def listed(grouping: str) -> str:
-        groups = sorted(ours["by"].get(grouping, {}).items(), key=lambda item: -item[1]["utterances"])
-        return ", ".join(f"{name} {group['utterances']}" for name, group in groups)
+        groups = sorted(ours.groups(grouping).items(), key=lambda item: -item[1].utterances)
+        return ", ".join(f"{name} {group.utterances}" for name, group in groups)
 
     texts = [f"Utterances by source: {sources}." if (sources := listed("source")) else ""]
     texts += [f"By language: {languages}." if (languages := listed("language")) else ""]
-    if speakers := ours["by"].get("speaker"):
+    if speakers := ours.groups("speaker"):
         texts.append(f"{len(speakers)} speakers are told apart.")
     return " ".join(filter(None, texts))
 
@@ -86,20 +86,20 @@ def model_row(folder: Path) -> list[str]:
     """Returns the facts of a published model, as cells: its quality is that of its own bottleneck."""
     model = TaaeModel.from_pretrained(folder)
     config = model.config
-    results = json.loads((folder / "results" / "results.json").read_text(encoding="utf-8"))
-    systems = [system for system in results["systems"] if system["kind"] == "TAAE"]
-    ours = next(system for system in systems if system["bottleneck"] == config.bottleneck)
+    results = Results.read(folder / "results" / "results.json")
+    systems = [system for system in results.systems if system.kind == "TAAE"]
+    ours = next(system for system in systems if system.bottleneck == config.bottleneck)
     figures = [
-        report.figure(ours["metrics"][name], results["metrics"][name], False) if name in results["metrics"] else "–"
+        report.figure(ours.metrics[name], results.metrics[name], False) if name in results.metrics else "–"
         for name in MODEL_METRICS
     ]
-    speed = ours.get("speed")
+    speed = ours.speed
     return [
         f"[{folder.name}](hub_cards/{folder.name}/README.md)",
         f"{model.num_parameters() / 1e6:.0f} million",
-        " / ".join(report.number(system["nominal_bit_rate"], 0) for system in systems),
+        " / ".join(report.number(system.nominal_bit_rate, 0) for system in systems),
         f"yes, {1000 / config.frame_rate:g} ms at a time" if config.causal else "no",
         *figures,
-        f"{1 / (speed['encode_rtf'] + speed['decode_rtf']):.0f} times real time" if speed else "–",
+        f"{1 / (speed.encode_rtf + speed.decode_rtf):.0f} times real time" if speed else "–",
         ModelCard.load(folder / "README.md").data.license,
     ]

@@ -2,27 +2,22 @@
 
 import argparse
 import sys
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..codec import Codec, default_model, load_codec
-from ..data.utterances import Utterances
-from ..errors import TaaeInputError, one_line
-from ..evaluation.codecs import MissingToolError, System, TaaeSystem, make_peer, model_name
-from ..evaluation.conditions import Conditions, PacketLoss, Tandem, read_kind
-from ..evaluation.html_report import html_report
+from ..codec import default_model, load_codec, model_name
+from ..data.utterances import Utterance, Utterances
+from ..errors import TaaeInputError
+from ..evaluation import available_peers, choose_judges, evaluate_codecs, taae_systems, write_results
+from ..evaluation.alignment import SAMPLING_RATE
+from ..evaluation.conditions import Conditions, read_kind
 from ..evaluation.listening_test import check_codecs, write_listening_test
-from ..evaluation.metrics import ALL_METRICS, SAMPLING_RATE
-from ..evaluation.model_metrics import Judge, Recognizer, SpeakerVerifier
-from ..evaluation.report import problem_lines, quality_table, write_results
-from ..evaluation.run import check_metrics, evaluate
-from ..evaluation.samples import make_samples
-from ..evaluation.tables import summarize
-from ..files import write_bytes
-from ..taae_file import parse_bottleneck
+from ..evaluation.report import problem_lines, quality_table
 
 NOISE_RATIOS = [20, 10, 0]  # in dB, where none is asked for
 TOLD_PROBLEMS = 5  # on the terminal
+SPEED_SECONDS = 10.0
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,40 +26,44 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         TaaeInputError: if the model, the data or an option cannot be used.
     """
-    metrics = list(dict.fromkeys(args.metrics or ALL_METRICS))
     check_options(args)
-    check_metrics(metrics)
     name = args.model or default_model()
+    metrics, judges, missing = choose_judges(args.metrics, args.recognizer, args.speaker_model, args.device or "cpu")
     codec = load_codec(name, args.device)
-    peers = available_peers(args.peers, codec.model.device.type)
+    peers, left_out = available_peers(args.peers, codec.model.device.type)
+    for line in [*left_out, *missing]:
+        print(f"taae: {line}", file=sys.stderr)
     if codec.model.config.sampling_rate != SAMPLING_RATE:
         raise TaaeInputError(
             f"{name}: works at {codec.model.config.sampling_rate} Hz, but metrics are defined at {SAMPLING_RATE} Hz; "
             "expected a model at that rate"
         )
-    # Clips are normalised once, for the model and its peers alike.
-    target_loudness = codec.extractor.target_loudness if args.loudness else None
-    codec.extractor.target_loudness = None
     ours = taae_systems(codec, args.bottleneck or [None], model_name(name))
-    systems: list[System] = [*ours, *peers]
-    systems += [Tandem(system, args.tandem) for system in [*ours, *peers] if args.tandem]
-    systems += [PacketLoss(system, share) for system in ours for share in args.packet_loss]
     if args.mushra:
-        check_codecs(len(systems))
-    utterances = chosen_data(args)
-    judges = chosen_judges(args.recognizer, args.speaker_model, codec.model.device.type)
+        trials = (len(ours) + len(peers)) * bool(args.tandem) + len(ours) * len(args.packet_loss)
+        check_codecs(len(ours) + len(peers) + trials)
     folder = Path(args.output)
-    result = evaluate(utterances, systems, folder, metrics, target_loudness, judges, args.workers, args.speed)
-    added = {"noise": args.noise, "reverberation": args.reverb}
-    summary = summarize(result, args.data, {what: sources for what, sources in added.items() if sources})
-    write_results(folder, summary, result)
-    samples = make_samples(utterances, result, args.samples)
-    write_bytes(folder / "report.html", html_report(summary, samples).encode())
+    results = evaluate_codecs(
+        chosen_data(args),
+        [*ours, *peers],
+        metrics,
+        judges,
+        folder=folder,
+        target_loudness=codec.extractor.target_loudness if args.loudness else None,
+        tandem=args.tandem,
+        packet_loss=args.packet_loss,
+        samples=args.samples,
+        speed_seconds=SPEED_SECONDS if args.speed else None,
+        workers=args.workers,
+        sources=args.data,
+        added={what: names for what, names in (("noise", args.noise), ("reverberation", args.reverb)) if names},
+    )
+    write_results(folder, results)
     if args.mushra:
-        write_listening_test(Path(args.mushra), samples)
-    print(quality_table(summary, intervals=False), f"\nTo read, see and hear: {folder / 'report.html'}", sep="\n")
-    if summary["problems"]:
-        told = "".join(f"taae: {problem}\n" for problem in problem_lines(summary, TOLD_PROBLEMS))
+        write_listening_test(Path(args.mushra), results.samples)
+    print(quality_table(results, intervals=False), f"\nTo read, see and hear: {folder / 'report.html'}", sep="\n")
+    if results.problems:
+        told = "".join(f"taae: {problem}\n" for problem in problem_lines(results, TOLD_PROBLEMS))
         print(f"{told}taae: {folder / 'report.md'} lists what was not scored", file=sys.stderr)
     return 0
 
@@ -86,8 +85,8 @@ def check_options(args: argparse.Namespace) -> None:
         )
 
 
-def chosen_data(args: argparse.Namespace) -> Utterances | Conditions:
-    """The utterances, under conditions if the command line names any."""
+def chosen_data(args: argparse.Namespace) -> Iterable[Utterance]:
+    """Returns the utterances, under conditions if the command line names any."""
     utterances = Utterances(
         args.data,
         SAMPLING_RATE,
@@ -99,38 +98,10 @@ def chosen_data(args: argparse.Namespace) -> Utterances | Conditions:
         audio_root=args.audio_root,
         channel=args.channel,
     )
+    for note in utterances.notes:
+        print(f"taae: {note}", file=sys.stderr)
     if not (args.noise or args.reverb or args.lengths or args.music):
         return utterances
     noises = read_kind(args.noise, "noise") if args.noise else []
     responses = read_kind(args.reverb, "rir") if args.reverb else []
     return Conditions(utterances, noises, args.snr or NOISE_RATIOS, responses, args.lengths, args.music)
-
-
-def chosen_judges(recognizer: str | None, speaker_model: str | None, device: str) -> list[Judge]:
-    """The networks that the command line names."""
-    judges: list[Judge] = []
-    if recognizer is not None:
-        judges.append(Recognizer(recognizer, device))
-    if speaker_model is not None:
-        judges.append(SpeakerVerifier(speaker_model, device))
-    return judges
-
-
-def available_peers(names: list[str], device: str) -> list[System]:
-    """The peers of these names; one whose tools are not installed is left out with a message."""
-    peers = []
-    for name in dict.fromkeys(names):
-        try:
-            peers.append(make_peer(name, device))
-        except MissingToolError as error:
-            print(f"taae: {one_line(error)}", file=sys.stderr)
-    return peers
-
-
-def taae_systems(codec: Codec, bottlenecks: list[str | None], name: str) -> list[TaaeSystem]:
-    """The model with each bottleneck of the command line."""
-    try:
-        parsed = [None if text is None else parse_bottleneck(text) for text in dict.fromkeys(bottlenecks)]
-        return [TaaeSystem(codec, bottleneck, name) for bottleneck in parsed]
-    except ValueError as error:
-        raise TaaeInputError(f"--bottleneck: {error}") from error

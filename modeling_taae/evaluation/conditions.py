@@ -1,18 +1,20 @@
 """Harder trials of a codec: noise and reverberation, other lengths, passage after passage, lost frames, no speech.
 
 Trials of the data are conditions: an utterance comes once per condition, which results are broken down by. The
-reference is what the codec is given, noise included. Trials of a codec are systems of their own beside it.
+reference is the clip that the codec is given, noise included. Trials of a codec are systems of their own beside it.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from operator import length_hint
 
 import numpy as np
 
 from ..data.utterances import Utterance, Utterances
 from ..errors import TaaeInputError
 from ..taae_file import TaaeFile
-from .codecs import CODEC_ERRORS, Encoded, System, TaaeSystem, align
-from .metrics import SAMPLING_RATE
+from .alignment import SAMPLING_RATE, align
+from .codecs import CODEC_ERRORS, Encoded, System, TaaeSystem
 
 PLAIN = "as recorded"
 # Music of three chords, for want of any that is free: seconds of each, and the notes in Hz.
@@ -21,20 +23,20 @@ CHORDS = ((220.0, 277.18, 329.63), (293.66, 369.99, 440.0), (329.63, 415.3, 493.
 
 
 class Conditions:
-    """Utterances as they are and under conditions.
+    """Utterances as they are and under conditions, read once.
 
     Args:
         utterances: the data.
-        noises: (samples,) each; the n-th utterance gets the n-th of them, over and over.
+        noises: recordings of noise, (samples,) each; the n-th utterance gets the n-th of them, over and over.
         ratios: signal-to-noise ratios in dB to mix them at.
         responses: room impulse responses, (samples,) each, used in turn likewise.
-        lengths: in seconds, of further clips, each cut from the data set end to end.
+        lengths: lengths in seconds of further clips, each cut from the data set end to end.
         music: whether to add a clip of music.
     """
 
     def __init__(
         self,
-        utterances: Utterances,
+        utterances: Iterable[Utterance],
         noises: list[np.ndarray] | None = None,
         ratios: Iterable[float] = (),
         responses: list[np.ndarray] | None = None,
@@ -46,32 +48,39 @@ class Conditions:
         self.responses, self.lengths, self.music = responses or [], list(lengths), music
 
     def __len__(self) -> int:
-        """Number of clips."""
+        """Returns the number of clips, as far as the data tell theirs."""
         each = 1 + len(self.ratios) * bool(self.noises) + bool(self.responses)
-        return each * len(self.utterances) + len(self.lengths) + self.music
+        return each * length_hint(self.utterances) + len(self.lengths) + self.music
 
     def __iter__(self) -> Iterator[Utterance]:
+        longest = int(max(self.lengths, default=0) * SAMPLING_RATE)
+        clips: list[np.ndarray] = []  # from the start of the data, for clips of other lengths
         for number, utterance in enumerate(self.utterances):
-            yield changed(utterance, PLAIN, utterance.audio)
-            if utterance.audio is None:
-                continue
-            for ratio in self.ratios if self.noises else ():
-                noise = self.noises[number % len(self.noises)]
-                yield changed(utterance, f"noise at {ratio:g} dB", mix(utterance.audio, noise, ratio))
-            if self.responses:
-                response = self.responses[number % len(self.responses)]
-                yield changed(utterance, "reverberation", reverberate(utterance.audio, response))
+            yield from self._trials(number, utterance)
+            if utterance.audio is not None and sum(map(len, clips)) < longest:
+                clips.append(utterance.audio)
         for length in self.lengths:
-            clip = end_to_end(self.utterances, int(length * SAMPLING_RATE))
+            clip = end_to_end(clips, int(length * SAMPLING_RATE))
             yield Utterance(f"{length:g} s", clip, facts={"condition": f"{length:g} s long"})
         if self.music:
             yield Utterance("music", make_music(), facts={"condition": "music"})
 
+    def _trials(self, number: int, utterance: Utterance) -> Iterator[Utterance]:
+        yield changed(utterance, PLAIN, utterance.audio)
+        if utterance.audio is None:
+            return
+        for ratio in self.ratios if self.noises else ():
+            noise = self.noises[number % len(self.noises)]
+            yield changed(utterance, f"noise at {ratio:g} dB", mix(utterance.audio, noise, ratio))
+        if self.responses:
+            response = self.responses[number % len(self.responses)]
+            yield changed(utterance, "reverberation", reverberate(utterance.audio, response))
+
 
 def changed(utterance: Utterance, condition: str, audio: np.ndarray | None) -> Utterance:
-    """An utterance under a condition, with an id of its own."""
+    """Returns an utterance under a condition, with an id of its own."""
     name = utterance.id if condition == PLAIN else f"{utterance.id} @ {condition}"
-    return Utterance(name, audio, utterance.problem, {**utterance.facts, "condition": condition})
+    return replace(utterance, id=name, audio=audio, facts={**utterance.facts, "condition": condition})
 
 
 def mix(speech: np.ndarray, noise: np.ndarray, ratio: float) -> np.ndarray:
@@ -82,28 +91,21 @@ def mix(speech: np.ndarray, noise: np.ndarray, ratio: float) -> np.ndarray:
 
 
 def reverberate(speech: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """Speech in a room, at the power that it had; the direct sound has no delay, what rings on is cut: (samples,)."""
-    size = 2 ** (len(speech) + len(response)).bit_length()
-    wet = np.fft.irfft(np.fft.rfft(speech, size) * np.fft.rfft(response, size), size)
-    wet = align(wet, int(np.abs(response).argmax()), len(speech))
+    """Puts speech into a room at the power that it had: no delay of the direct sound, no ringing past the end."""
+    from scipy.signal import fftconvolve
+
+    wet = align(fftconvolve(speech, response), int(np.abs(response).argmax()), len(speech))
     power = np.mean(np.square(wet))
     return (wet * np.sqrt(np.mean(np.square(speech)) / max(power, 1e-12))).astype(np.float32)
 
 
-def end_to_end(utterances: Iterable[Utterance], samples: int) -> np.ndarray:
-    """Utterances one after another, from the first one again if need be: (samples,)."""
-    clips, have = [], 0
-    for utterance in utterances:
-        if utterance.audio is not None:
-            clips.append(utterance.audio)
-            have += len(utterance.audio)
-        if have >= samples:
-            break
-    return np.resize(np.concatenate(clips or [np.zeros(samples, np.float32)]), samples)
+def end_to_end(clips: Iterable[np.ndarray], samples: int) -> np.ndarray:
+    """Joins clips one after another, from the first one again if need be: (samples,)."""
+    return np.resize(np.concatenate([*clips] or [np.zeros(samples, np.float32)]), samples)
 
 
 def make_music() -> np.ndarray:
-    """Chords of plucked strings, each note with ten overtones: (samples,) float32."""
+    """Makes chords of plucked strings, each note with ten overtones: (samples,) float32."""
     time = np.arange(int(CHORD_SECONDS * SAMPLING_RATE)) / SAMPLING_RATE
     chords = [
         sum(np.sin(2 * np.pi * note * k * time) * np.exp(-2 * k * time) / k for note in chord for k in range(1, 11))
@@ -114,7 +116,7 @@ def make_music() -> np.ndarray:
 
 
 def read_kind(sources: list[str], kind: str) -> list[np.ndarray]:
-    """Recordings of a kind, such as noise or rir, from data with a column of that name; all, where there is none.
+    """Reads recordings of a kind, such as noise or rir, from data with a column of that name; all, where there is none.
 
     Raises:
         TaaeInputError: if there is none.
@@ -130,23 +132,19 @@ class Tandem:
     """A codec several times in a row, as when a recording passes from service to service.
 
     Args:
-        system: the codec. Where its delay is to be estimated, that comes first: every passage is aligned.
-        times: how often it encodes and decodes.
+        system: the codec.
+        times: number of passages.
+        delay: the codec's delay in samples, which is taken out after every passage.
     """
 
-    def __init__(self, system: System, times: int):
-        self.system, self.times = system, times
+    def __init__(self, system: System, times: int, delay: int):
+        self.system, self.times, self.delay = system, times, delay
         self.name = f"{system.name}, {times} times"
         self.nominal_bit_rate = system.nominal_bit_rate
         self.facts = {**system.facts, "kind": "tandem", "codec": system.name, "trial": f"{times} times in a row"}
 
-    @property
-    def delay(self) -> int | None:
-        """What is left of it in the last passage."""
-        return self.system.delay
-
     def encode(self, audio: np.ndarray) -> Encoded:
-        """Encodes what comes out of all passages but the last."""
+        """Encodes the output of all passages but the last."""
         for _ in range(self.times - 1):
             decoded = self.system.decode(self.system.encode(audio))
             audio = align(decoded, self.delay, len(audio)).astype(np.float32)
@@ -162,7 +160,7 @@ class PacketLoss:
 
     Args:
         system: the model.
-        share: of frames that are lost; which ones depends on the clip's length alone.
+        share: share of frames that are lost; the clip's length alone decides which.
     """
 
     def __init__(self, system: TaaeSystem, share: float):
@@ -183,12 +181,11 @@ class PacketLoss:
         lost = np.random.default_rng(codes.shape[1]).random(codes.shape[1]) < self.share
         for frame in np.flatnonzero(lost[1:]) + 1:
             codes[:, frame] = codes[:, frame - 1]
-        file = TaaeFile(**{name: getattr(whole, name) for name in whole.__dataclass_fields__} | {"audio_codes": codes})
-        return self.system.decode(Encoded(file, encoded.payload_bytes, encoded.file_bytes))
+        return self.system.decode(Encoded(replace(whole, audio_codes=codes), encoded.payload_bytes, encoded.file_bytes))
 
 
 def silence_level(system: System) -> float | None:
-    """Level in dB of full scale of what a codec makes of two seconds of digital silence; None if it refuses."""
+    """Returns the level in dB of full scale that a codec makes of two seconds of silence; None if it refuses them."""
     silence = np.zeros(2 * SAMPLING_RATE, np.float32)
     try:
         decoded = system.decode(system.encode(silence))

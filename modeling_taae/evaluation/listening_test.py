@@ -23,8 +23,9 @@ import yaml
 from ..errors import TaaeInputError
 from ..feature_extraction_taae import integrated_loudness, normalize_loudness
 from ..files import write_bytes
-from .metrics import SAMPLING_RATE
-from .samples import REFERENCE, Sample
+from .alignment import SAMPLING_RATE
+from .results import Sample
+from .run import REFERENCE
 
 ANCHOR_CUTOFF = 3_500  # Hz
 LONGEST_CLIP = 10.0  # seconds, as BS.1534-3 recommends

@@ -4,20 +4,23 @@ Clips are mono, (samples,) float32 at 16 kHz with full scale at 1. Metrics of fi
 decoded clip second, of equal length; metrics without a reference take the decoded clip alone.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers.audio_utils import mel_filter_bank
+from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
-SAMPLING_RATE = 16_000
+from .alignment import SAMPLING_RATE
+
 NOT_A_NUMBER = float("nan")
 
 # Magnitudes are cut off here before their logarithm is taken, 80 dB below 1.
 QUIETEST_MAGNITUDE = 1e-4
+# Languages that are written without spaces between words: ISO 639-1, and 639-3 where data sets use it.
+UNSPACED_LANGUAGES = frozenset({"zh", "cmn", "yue", "ja", "jpn", "th", "tha", "lo", "my", "km", "bo"})
 LONGEST_PESQ = 20  # seconds
 STFT_WINDOW, STFT_HOP, MEL_BANDS = 1024, 256, 128
 
@@ -110,12 +113,12 @@ def stft_distance(reference: np.ndarray, decoded: np.ndarray) -> float:
 
 def mel_distance(reference: np.ndarray, decoded: np.ndarray) -> float:
     """The STFT distance of 128 mel bands (Slaney's scale and area normalisation, 0 to 8 kHz) of the same spectra."""
-    return _spectral_distance(*(_mel_filters() @ _magnitudes(clip) for clip in (reference, decoded)))
+    return _spectral_distance(*(_mel_filters().T @ _magnitudes(clip) for clip in (reference, decoded)))
 
 
 @cache
-def _mel_filters() -> torch.Tensor:
-    filters = mel_filter_bank(
+def _mel_filters() -> np.ndarray:
+    return mel_filter_bank(
         num_frequency_bins=STFT_WINDOW // 2 + 1,
         num_mel_filters=MEL_BANDS,
         min_frequency=0.0,
@@ -124,26 +127,24 @@ def _mel_filters() -> torch.Tensor:
         norm="slaney",
         mel_scale="slaney",
     )
-    return torch.from_numpy(filters).to(torch.float32).T.contiguous()
 
 
-def _magnitudes(clip: np.ndarray) -> torch.Tensor:
+def _magnitudes(clip: np.ndarray) -> np.ndarray:
     """(samples,) -> (frequencies, frames)."""
-    audio = torch.from_numpy(np.ascontiguousarray(clip)).to(torch.float32)
-    # torch reflects the edges, which needs more samples than half a window.
-    audio = torch.nn.functional.pad(audio, (0, max(STFT_WINDOW - len(audio), 0)))
-    window = torch.hann_window(STFT_WINDOW)
-    spectrum = torch.stft(audio, n_fft=STFT_WINDOW, hop_length=STFT_HOP, window=window, return_complex=True)
-    return spectrum.abs().clamp(min=QUIETEST_MAGNITUDE)
+    # The edges are reflected, which needs more samples than half a window.
+    audio = np.pad(clip, (0, max(STFT_WINDOW - len(clip), 0)))
+    window = window_function(STFT_WINDOW, "hann")
+    magnitudes = spectrogram(audio, window, STFT_WINDOW, STFT_HOP, power=1.0)
+    return magnitudes.clip(min=QUIETEST_MAGNITUDE)
 
 
-def _spectral_distance(reference: torch.Tensor, decoded: torch.Tensor) -> float:
-    convergence = torch.linalg.norm(reference - decoded) / torch.linalg.norm(reference)
-    return float(convergence + (reference.log() - decoded.log()).abs().mean())
+def _spectral_distance(reference: np.ndarray, decoded: np.ndarray) -> float:
+    convergence = np.linalg.norm(reference - decoded) / np.linalg.norm(reference)
+    return float(convergence + np.abs(np.log(reference) - np.log(decoded)).mean())
 
 
 def dnsmos(decoded: np.ndarray) -> dict[str, float]:
-    """DNSMOS P.835 and P.808 (Reddy et al., 2022, arXiv 2110.01763): networks that guess how listeners would rate.
+    """DNSMOS P.835 and P.808 (Reddy et al., 2022, arXiv 2110.01763): networks that predict listeners' ratings.
 
     The models are those in the package speechmos. Clips shorter than their window of 9.01 s are repeated to fill it,
     longer ones are averaged over windows that start a second apart.
@@ -180,11 +181,14 @@ class Metric:
     Args:
         label: its name in tables.
         better: the direction of improvement, `"higher"` or `"lower"`.
-        decimals: how many of them mean anything.
-        function: of the reference and the decoded clip; of the decoded clip alone, giving several metrics by name,
-            if `needs_reference` is false.
-        unit: unit, where there is one; what is in % is computed as a share of one.
+        decimals: number of decimals that mean anything.
+        function: the function of the reference and the decoded clip; without a reference, of the decoded clip alone,
+            giving several metrics by name.
+        unit: unit, where there is one; a metric in % is computed as a share of one.
+        needs_reference: whether it compares with the recording.
         needs_text: whether it is defined only where the text is known.
+        needs_words: whether it is defined only in languages that put spaces between words.
+        languages: the languages it is defined in; empty for all.
     """
 
     label: str
@@ -194,11 +198,27 @@ class Metric:
     unit: str = ""
     needs_reference: bool = True
     needs_text: bool = False
+    needs_words: bool = False
+    languages: tuple[str, ...] = ()
 
     @property
     def definition(self) -> str:
         """The first line of the function's docstring."""
-        return self.function.__doc__.splitlines()[0]
+        return (self.function.__doc__ or "").splitlines()[0]
+
+    def applies_to(self, facts: Mapping[str, str]) -> bool:
+        """Returns whether it can be defined for an utterance of these facts; a language that is not told counts."""
+        language = primary_language(facts.get("language", ""))
+        if self.languages and language and language not in self.languages:
+            return False
+        if self.needs_words and language in UNSPACED_LANGUAGES:
+            return False
+        return "text" in facts or not self.needs_text
+
+
+def primary_language(tag: str) -> str:
+    """Returns the language of a tag such as zh-CN or pt_BR, in lower case."""
+    return tag.replace("_", "-").partition("-")[0].lower()
 
 
 METRICS = {
@@ -236,5 +256,5 @@ def score(reference: np.ndarray, decoded: np.ndarray, names: Iterable[str] = tup
         if metric.needs_reference:
             scores[name] = metric.function(reference, decoded)
         elif name not in scores:
-            scores |= metric.function(decoded)
+            scores |= metric.function(decoded)  # several by name
     return {name: scores[name] for name in names}

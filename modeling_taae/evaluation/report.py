@@ -9,183 +9,230 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ..errors import printable
 from ..files import write_bytes
-from .run import Evaluation
+from .charts import metric_heading
+from .codecs import ORIGINAL
+from .results import Mean, MetricFacts, Results, Score
 
 NOTHING = "–"
-FACTS_OF_ROWS = (
-    *("id", "system", "condition", "language", "source", "speaker", "gender"),
-    *("seconds", "payload_bytes", "file_bytes"),
-)
+FACTS_OF_ROWS = ("condition", "language", "source", "speaker", "gender")
+COLUMNS = ("id", "system", *FACTS_OF_ROWS, "seconds", "payload_bytes", "file_bytes")
+GROUPINGS = ("condition", "language", "source", "gender")
 LISTED_PROBLEMS = 50
+# A spreadsheet takes a cell that begins like this for a formula.
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
-def write_results(folder: Path, summary: dict, evaluation: Evaluation) -> None:
-    """Writes results.csv, report.md and results.json, each in one step."""
-    content = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_bytes(folder / "results.csv", rows_as_csv(evaluation).encode())
-    write_bytes(folder / "report.md", report(summary).encode())
+def write_results(folder: Path, results: Results) -> None:
+    """Writes results.csv, report.md, report.html and results.json into a folder, each in one step.
+
+    Raises:
+        TaaeInputError: if they cannot be written.
+    """
+    from .html_report import html_report
+
+    content = json.dumps(results.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_bytes(folder / "results.csv", rows_as_csv(results).encode())
+    write_bytes(folder / "report.md", report(results).encode())
+    write_bytes(folder / "report.html", html_report(results).encode())
     write_bytes(folder / "results.json", content.encode())
 
 
-def rows_as_csv(evaluation: Evaluation) -> str:
-    """One line per utterance and system; an undefined metric is empty."""
+def rows_as_csv(results: Results) -> str:
+    """Returns a table with one line per utterance and codec; an undefined metric is empty."""
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
-    writer.writerow([*FACTS_OF_ROWS, *evaluation.metrics, "error"])
-    for rows in evaluation.rows.values():
+    writer.writerow([*COLUMNS, *results.metrics, "error"])
+    for rows in results.rows.values():
         for row in rows:
-            facts = [row.get(name, "") for name in FACTS_OF_ROWS]
-            scores = [cell(row["metrics"][name]) for name in evaluation.metrics]
-            writer.writerow([*facts, *scores, row.get("error", "")])
+            facts = [row.facts.get(name, "") for name in FACTS_OF_ROWS]
+            scores = [cell(row.metrics.get(name)) for name in results.metrics]
+            sizes = [row.seconds, row.payload_bytes, row.file_bytes]
+            texts = [harmless(text) for text in (row.id, row.system, *facts)]
+            writer.writerow([*texts, *("" if size is None else size for size in sizes), *scores, harmless(row.error)])
     return content.getvalue()
 
 
-def cell(value: float | list[int] | None) -> str:
-    """An utterance's score as text; counts as a fraction, such as 3/12."""
+def harmless(text: str) -> str:
+    """Returns a cell's text such that a spreadsheet shows it, and runs no formula."""
+    return f"'{text}" if text.startswith(FORMULAS) else text
+
+
+def cell(value: Score) -> str:
+    """Returns an utterance's score as text; counts as a fraction, such as 3/12."""
     if value is None:
         return ""
     return "/".join(map(str, value)) if isinstance(value, list) else f"{value:.7g}"
 
 
-def report(summary: dict) -> str:
-    """The results as a page of Markdown."""
+def report(results: Results) -> str:
+    """Returns the results as a page of Markdown."""
     sections = [
         "# Evaluation",
-        setting(summary),
+        setting(results),
         "## Quality",
-        quality_table(summary),
-        footnote(summary),
-        *breakdown(summary, "condition"),
-        *breakdown(summary, "language"),
-        *breakdown(summary, "source"),
-        *breakdown(summary, "gender"),
+        quality_table(results),
+        footnote(results),
+        *data_section(results),
+        *(part for grouping in GROUPINGS for part in breakdown(results, grouping)),
         "## Bit rates",
-        rate_table(summary),
-        *token_section(summary),
-        *speed_section(summary),
+        rate_table(results),
+        *token_section(results),
+        *speed_section(results),
         "## Listed files",
-        problem_list(summary),
+        problem_list(results),
         "## Definitions",
-        definitions(summary),
+        definitions(results),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def setting(summary: dict) -> str:
-    """What was evaluated, on what, in a few sentences."""
-    data, reference = summary["data"], summary["reference"]
-    loudness = reference["target_loudness"]
+def setting(results: Results) -> str:
+    """Says in a few sentences what was evaluated, and on what."""
+    data, reference = results.data, results.reference
+    loudness = reference.target_loudness
     level = "at its own level" if loudness is None else f"brought to {loudness:g} LUFS"
-    sources = ", ".join(f"`{source}`" for source in data["sources"])
     added = "".join(
-        f" Where there is {what}, it is from {', '.join(f'`{source}`' for source in origin)}."
-        for what, origin in data.get("added", {}).items()
+        f" Where there is {what}, it is from {code_list(origin)}." for what, origin in data.added.items() if origin
     )
     return (
-        f"{data['scored']:,} of {data['utterances']:,} utterances ({data['seconds'] / 60:.1f} minutes of speech) from "
-        f"{sources}. The reference is the recording mixed to mono, at {reference['sampling_rate']:,} Hz, {level}: what "
-        "the model itself is given. Peers are given the same samples, and what they return is aligned with them."
-        f"{added}"
+        f"{data.scored:,} of {data.utterances:,} utterances ({data.seconds / 60:.1f} minutes of speech) from "
+        f"{code_list(data.sources)}. The reference is the recording mixed to mono, at {reference.sampling_rate:,} Hz, "
+        f"{level}: what the model itself is given. Peers are given the same samples, and what they return is aligned "
+        f"with them.{added}"
     )
 
 
-def footnote(summary: dict) -> str:
-    """How the intervals were made."""
-    intervals = summary["intervals"]
+def code_list(names: Iterable[str]) -> str:
+    """Returns names of files and the like, each as code."""
+    return ", ".join(code(name) for name in names)
+
+
+def code(text: str) -> str:
+    """Returns text as code, on one line."""
+    return f"`{printable(text).replace('`', chr(39))}`"
+
+
+def footnote(results: Results) -> str:
+    """Says how the intervals were made, who judged, and how alike the originals' speakers are."""
+    intervals = results.intervals
+    text = (
+        f"Means over utterances, in brackets their {100 * intervals.level:g} % intervals ({intervals.method}, "
+        f"{intervals.resamples:,} resamples, seed {intervals.seed})."
+    )
+    judges = [f"{name}: {value}" for name, value in results.judges.items() if f"{name} weights" in results.judges]
+    return text + (f" Judges: {'; '.join(judges)}." if judges else "") + voices_text(results)
+
+
+def voices_text(results: Results) -> str:
+    """Says how alike two originals of one person and of two people are, in a sentence; empty if that is not known."""
+    known = results.originals
+    if known is None or known.same_speaker is None or known.other_speakers is None:
+        return ""
+    facts = results.metrics["speaker_similarity"]
+    same, other = (figure(mean, facts, False) for mean in (known.same_speaker, known.other_speakers))
     return (
-        f"Means over utterances, in brackets their {100 * intervals['level']:g} % intervals ({intervals['method']}, "
-        f"{intervals['resamples']:,} resamples, seed {intervals['seed']})."
+        f" Two recordings of one person have a {facts.label} of {same} ({known.same_speaker.n:,} pairs), those of two "
+        f"people {other} ({known.other_speakers.n:,} pairs)."
     )
 
 
-def quality_table(summary: dict, names: Sequence[str] | None = None, intervals: bool = True) -> str:
-    """Systems against metrics, as a Markdown table.
+def quality_table(results: Results, names: Sequence[str] | None = None, intervals: bool = True) -> str:
+    """Returns codecs against metrics as a Markdown table, the originals first where they are judged.
 
     Args:
-        summary: the content of results.json.
-        names: which metrics; None for all.
+        results: the results.
+        names: names of the metrics; None for all.
         intervals: whether to give them.
     """
-    metrics = {name: summary["metrics"][name] for name in names or summary["metrics"]}
+    metrics = {name: results.metrics[name] for name in names or results.metrics}
     rows = [
         [
-            system["name"],
-            number(system["nominal_bit_rate"], 0),
-            *(figure(system["metrics"][name], facts, intervals) for name, facts in metrics.items()),
+            system.name,
+            number(system.nominal_bit_rate, 0),
+            *(figure(system.metrics[name], facts, intervals) for name, facts in metrics.items()),
         ]
-        for system in summary["systems"]
+        for system in results.systems
     ]
+    known = {} if results.originals is None else results.originals.metrics
+    if any(name in known and known[name].mean is not None for name in metrics):
+        means = (figure(known.get(name, Mean(None)), facts, intervals) for name, facts in metrics.items())
+        rows.insert(0, [ORIGINAL, NOTHING, *means])
     return table(["codec", "bit/s", *map(metric_heading, metrics.values())], rows)
 
 
-def metric_heading(facts: dict) -> str:
-    """A metric's label, unit and direction."""
-    unit = f", {facts['unit']}" if facts["unit"] else ""
-    return f"{facts['label']}{unit} {'↑' if facts['better'] == 'higher' else '↓'}"
+def data_section(results: Results) -> list[str]:
+    """Returns a section that says what the test set is; empty where the data do not tell."""
+    rows = [
+        [f"{fact}: {value}", f"{share.utterances:,}", number(share.seconds / 60, 1), number_or_nothing(share.speakers)]
+        for fact, shares in results.data.parts.items()
+        for value, share in shares.items()
+    ]
+    if not rows:
+        return []
+    data = results.data
+    rows.insert(0, ["all", f"{data.scored:,}", number(data.seconds / 60, 1), number_or_nothing(data.speakers)])
+    note = "As the data tell it. Speakers are counted by the names that the data give them."
+    return ["## Test set", table(["part", "utterances", "minutes", "speakers"], rows), note]
 
 
-def breakdown(summary: dict, grouping: str) -> list[str]:
-    """A section with one line per system and group; empty where the data do not tell."""
+def number_or_nothing(count: int) -> str:
+    """Returns a count as text, a dash for 0."""
+    return f"{count:,}" if count else NOTHING
+
+
+def breakdown(results: Results, grouping: str) -> list[str]:
+    """Returns a section with one line per codec and group; empty where the data do not tell."""
     rows = [
         [
             name,
-            system["name"],
-            str(group["utterances"]),
-            *(figure(group["metrics"][metric], facts) for metric, facts in summary["metrics"].items()),
+            system.name,
+            str(group.utterances),
+            *(figure(group.metrics[metric], facts) for metric, facts in results.metrics.items()),
         ]
-        for system in summary["systems"]
-        for name, group in system["by"][grouping].items()
+        for system in results.systems
+        for name, group in system.groups(grouping).items()
     ]
     if not rows:
         return []
     if grouping != "condition":
         rows.sort(key=lambda row: row[0])
-    heading = [grouping, "codec", "utterances", *map(metric_heading, summary["metrics"].values())]
+    heading = [grouping, "codec", "utterances", *map(metric_heading, results.metrics.values())]
     return [f"## By {grouping}", table(heading, rows)]
 
 
-def rate_table(summary: dict) -> str:
-    """Nominal and actual bit rates."""
-    names = ("nominal_bit_rate", "payload_bit_rate", "file_bit_rate")
+def rate_table(results: Results) -> str:
+    """Returns nominal and actual bit rates."""
     rows = [
         [
-            system["name"],
-            *(number(system[name], 1) for name in names),
-            number(1000 * system["delay_samples"] / summary["reference"]["sampling_rate"], 1),
-            number(system["silence_level"], 0),
-            system.get("resampling", "none"),
-            system["file"],
+            system.name,
+            *(number(rate, 1) for rate in (system.nominal_bit_rate, system.payload_bit_rate, system.file_bit_rate)),
+            number(1000 * system.delay_samples / results.reference.sampling_rate, 1),
+            number(system.silence_level, 0),
+            system.facts.get("resampling", "none"),
+            system.facts["file"],
         ]
-        for system in summary["systems"]
+        for system in results.systems
     ]
-    heading = [
-        "codec",
-        "nominal bit/s",
-        "coded speech bit/s",
-        "file bit/s",
-        "delay ms",
-        "silence becomes, dB",
-        "resampling",
-        "file",
-    ]
+    heading = ["codec", "nominal bit/s", "coded speech bit/s", "file bit/s", "delay ms", "silence becomes, dB"]
     note = (
         "Actual rates are all bytes over all seconds. The delay was taken out before scoring. "
         "What two seconds of digital silence become is in dB of full scale, -120 at the lowest."
     )
-    return f"{table(heading, rows)}\n\n{note}"
+    return f"{table([*heading, 'resampling', 'file'], rows)}\n\n{note}"
 
 
-def token_section(summary: dict) -> list[str]:
-    """How well tokens use their bits; empty without tokens."""
+def token_section(results: Results) -> list[str]:
+    """Returns a section that says how well tokens use their bits; empty without tokens."""
     rows = []
-    for system in summary["systems"]:
-        tokens = system.get("tokens")
+    for system in results.systems:
+        tokens = system.tokens
         for index, stage in enumerate(tokens["stages"] if tokens else []):
             digits = stage["digit_entropy"]
             rows.append(
                 [
-                    system["name"],
+                    system.name,
                     str(index),
                     f"{stage['used']:,} of {stage['vocabulary']:,}",
                     f"{tokens['frames']:,}",
@@ -205,83 +252,82 @@ def token_section(summary: dict) -> list[str]:
     return ["## Tokens", table(heading, rows), note]
 
 
-def speed_section(summary: dict) -> list[str]:
-    """Real-time factors; empty where speed was not measured."""
-    measured = [system for system in summary["systems"] if "speed" in system and system["kind"] != "PCM"]
+def speed_section(results: Results) -> list[str]:
+    """Returns a section with real-time factors; empty where speed was not measured."""
+    measured = [(each, each.speed) for each in results.systems if each.speed is not None and each.kind != "PCM"]
     if not measured:
         return []
     rows = [
         [
-            system["name"],
-            system.get("device", "cpu"),
-            system.get("dtype", NOTHING),
-            number(system["speed"]["encode_rtf"], 4),
-            number(system["speed"]["decode_rtf"], 4),
+            system.name,
+            system.facts.get("device", "cpu"),
+            system.facts.get("dtype", NOTHING),
+            number(speed.encode_rtf, 4),
+            number(speed.decode_rtf, 4),
         ]
-        for system in measured
+        for system, speed in measured
     ]
-    machine = summary["environment"]
+    machine = results.environment
     accelerator = f", {machine['accelerator']}" if machine["accelerator"] else ""
     threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''} of {machine['cores']} cores"
+    seconds = measured[0][1].seconds
     note = (
-        f"Seconds of work per second of speech (below 1 is faster than real time), single clips of "
-        f"{measured[0]['speed']['seconds']:g} s, {threads}, "
-        f"{machine['processor']}{accelerator}. Unlike all other figures, these differ from run to run."
+        f"Seconds of work per second of speech: below 1 is faster than real time. Single clips of {seconds:g} s, after "
+        f"one run to warm up; {threads}, {machine['processor']}{accelerator}. Unlike all other figures, these differ "
+        "from run to run."
     )
     return ["## Speed", table(["codec", "device", "dtype", "encoding", "decoding"], rows), note]
 
 
-def problem_list(summary: dict) -> str:
-    """What was not scored, or scored with a reservation."""
-    if not summary["problems"]:
+def problem_list(results: Results) -> str:
+    """Lists what was not scored, or scored with a reservation."""
+    if not results.problems:
         return "Every utterance was scored by every metric for every codec."
-    lines = [f"- {line}" for line in problem_lines(summary, LISTED_PROBLEMS)]
+    lines = [f"- {line}" for line in problem_lines(results, LISTED_PROBLEMS)]
     return "\n".join(["These are in no mean, or only in those of the metrics that are defined for them.", "", *lines])
 
 
-def problem_lines(summary: dict, most: int) -> list[str]:
-    """What was not scored, or scored with a reservation, a line each, and how many more there are."""
-    listed = summary["problems"]
+def problem_lines(results: Results, most: int) -> list[str]:
+    """Lists what was not scored, or scored with a reservation, a line each, and how many more there are."""
+    listed = results.problems
     lines = [
-        f"`{entry['id']}`{', ' + entry['system'] if 'system' in entry else ''}: {entry['problem']}"
+        f"{code(entry.id)}{f', {entry.system}' if entry.system else ''}: {printable(entry.problem)}"
         for entry in listed[:most]
     ]
     return lines if len(listed) <= most else [*lines, f"and {len(listed) - most} more, which results.json lists"]
 
 
-def definitions(summary: dict) -> str:
-    """What each metric is."""
-    lines = {f"- {facts['label']}: {facts['definition']}" for facts in summary["metrics"].values()}
-    judges = [f"- {name}: {value}" for name, value in summary["judges"].items()]
-    packages = ", ".join(f"{name} {version}" for name, version in summary["environment"]["packages"].items())
-    return "\n".join([*sorted(lines), *judges, "", f"Made with Python {summary['environment']['python']}, {packages}."])
+def definitions(results: Results) -> str:
+    """Says what each metric is, who judged, and what the run was made with."""
+    lines = {f"- {facts.label}: {facts.definition}" for facts in results.metrics.values()}
+    judges = [f"- {name}: {value}" for name, value in results.judges.items()]
+    packages = ", ".join(f"{name} {version}" for name, version in results.environment["packages"].items())
+    return "\n".join([*sorted(lines), *judges, "", f"Made with Python {results.environment['python']}, {packages}."])
 
 
-def figure(value: dict, facts: dict, interval: bool = True) -> str:
-    """A mean as text, with its interval; what is in per cent is kept as a share of one."""
-    mean, low, high = (
-        None if value[name] is None else value[name] * (100 if facts["unit"] == "%" else 1)
-        for name in ("mean", "low", "high")
-    )
-    text = number(mean, facts["decimals"])
+def figure(value: Mean, facts: MetricFacts, interval: bool = True) -> str:
+    """Returns a mean as text, with its interval; a metric in per cent is kept as a share of one."""
+    scale = 100 if facts.unit == "%" else 1
+    mean, low, high = (None if bound is None else bound * scale for bound in (value.mean, value.low, value.high))
+    text = number(mean, facts.decimals)
     if interval and low is not None:
-        text += f" ({number(low, facts['decimals'])} to {number(high, facts['decimals'])})"
+        text += f" ({number(low, facts.decimals)} to {number(high, facts.decimals)})"
     return text
 
 
 def number(value: float | None, decimals: int) -> str:
-    """A number as text."""
+    """Returns a number as text."""
     return NOTHING if value is None else f"{value:,.{decimals}f}"
 
 
 def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are set to the right."""
+    """Returns a Markdown table; the first column is text, the others are set to the right."""
     lines = [list(heading), ["---", *["---:"] * (len(heading) - 1)], *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(printable(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def between(markers: tuple[str, str], page: Path, content: str) -> str | None:
-    """The text of a page with this content between its two markers, in place of what is there.
+    """Returns the text of a page with this content between its two markers, in place of what is there.
 
     Args:
         markers: the line before and what comes after.

@@ -1,11 +1,13 @@
-"""From the rows of an evaluation to means with intervals, per system, language, source, speaker and gender."""
+"""From the rows of an evaluation to means with intervals, per codec, language, source, speaker and gender."""
 
 import glob
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,158 +16,201 @@ from ..errors import as_text
 from .codecs import System, TaaeSystem
 from .conditions import PLAIN
 from .metrics import Metric
-from .run import Evaluation
+from .results import DataSummary, Group, Mean, MetricFacts, Originals, Problem, Row, Score, Share, Speed, SystemSummary
 
-FORMAT = 1
 RESAMPLES, SEED, LEVEL = 2_000, 0, 0.95
 GROUPINGS = ("language", "source", "speaker", "gender")
+PARTS = ("condition", "source", "language", "gender")
 PACKAGES = (
-    *("modeling_taae", "torch", "transformers", "numpy", "soxr", "soundfile", "pyloudnorm"),
-    *("torchmetrics", "pesq", "pystoi", "speechmos", "onnxruntime", "librosa", "jiwer"),
+    *("modeling_taae", "torch", "transformers", "numpy", "scipy", "soxr", "soundfile", "pyloudnorm"),
+    *("torchmetrics", "pesq", "pystoi", "speechmos", "onnxruntime", "librosa", "rapidfuzz"),
+    *("Resemblyzer", "distillmos", "faster-whisper", "ctranslate2"),
 )
-# Figures are written with so many significant digits, more than any of them deserves.
-SIGNIFICANT_DIGITS = 7
 
 
-def summarize(evaluation: Evaluation, data: list[str], added: dict[str, list[str]] | None = None) -> dict:
-    """The content of results.json.
+def describe_data(
+    sources: Sequence[str], added: Mapping[str, Sequence[str]], count: int, rows: Sequence[Row]
+) -> DataSummary:
+    """Describes the data of an evaluation.
 
     Args:
-        evaluation: a finished run.
-        data: what was evaluated on, as its user named it.
-        added: what was added to it under conditions, such as noise, and where that is from.
+        sources: the data as its user named it.
+        added: what was added under conditions, and the files that it is from.
+        count: number of utterances as recorded, scored or not.
+        rows: the rows of one codec, under all conditions.
     """
-    rows = plain_rows(next(iter(evaluation.rows.values())))
-    summary = {
-        "format": FORMAT,
-        "data": {
-            "sources": names_of(data),
-            "added": {what: names_of(sources) for what, sources in (added or {}).items()},
-            "utterances": len(plain_rows(evaluation.utterances)),
-            "scored": len(rows),
-            "seconds": sum(row["seconds"] for row in rows),
-        },
-        "reference": {"sampling_rate": 16_000, "target_loudness": evaluation.target_loudness},
-        "metrics": {name: metric_facts(metric) for name, metric in evaluation.metrics.items()},
-        "judges": {name: value for judge in evaluation.judges for name, value in judge.facts.items()},
-        "intervals": {"method": "percentile bootstrap over utterances"}
-        | {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
-        "systems": [system_summary(evaluation, system) for system in evaluation.systems],
-        "problems": problems(evaluation),
-        "environment": environment(),
+    plain = plain_rows(rows)
+    parts = {fact: shares(rows if fact == "condition" else plain, fact) for fact in PARTS}
+    return DataSummary(
+        sources=names_of(sources),
+        utterances=count,
+        scored=len(plain),
+        seconds=sum(row.seconds for row in plain),
+        added={what: names_of(files) for what, files in added.items()},
+        parts={fact: found for fact, found in parts.items() if found},
+        speakers=number_of_speakers(plain),
+    )
+
+
+def shares(rows: Sequence[Row], fact: str) -> dict[str, Share]:
+    """Returns what the rows with each value of a fact amount to."""
+    return {
+        value: Share(len(members), sum(row.seconds for row in members), number_of_speakers(members))
+        for value, members in grouped(rows, fact).items()
     }
-    return rounded(summary)
+
+
+def number_of_speakers(rows: Iterable[Row]) -> int:
+    """Counts the speakers that are told."""
+    return len({row.facts["speaker"] for row in rows if "speaker" in row.facts})
 
 
 def names_of(sources: Sequence[str]) -> list[str]:
-    """Files, folders and patterns without the folders that they lie in, which are nobody else's business."""
+    """Returns files, folders and patterns without the folders that hold them, which are the user's own affair."""
     local = {source for source in sources if os.path.exists(source) or glob.has_magic(source)}
     return [as_text(Path(source).resolve().name) if source in local else source for source in sources]
 
 
-def plain_rows(rows: Sequence[dict]) -> list[dict]:
-    """The utterances as they were recorded, which is all of them where there are no conditions."""
-    return [row for row in rows if row.get("condition", PLAIN) == PLAIN]
+def plain_rows(rows: Iterable[Row]) -> list[Row]:
+    """Returns the utterances as they were recorded: all of them where there are no conditions."""
+    return [row for row in rows if row.facts.get("condition", PLAIN) == PLAIN]
 
 
-def metric_facts(metric: Metric) -> dict[str, str | int]:
-    """What a reader must know about a metric."""
-    facts = {"label": metric.label, "unit": metric.unit, "better": metric.better, "decimals": metric.decimals}
-    return facts | {"definition": metric.definition}
+def metric_facts(metric: Metric) -> MetricFacts:
+    """Returns what a reader must know about a metric."""
+    return MetricFacts(metric.label, metric.unit, metric.better, metric.decimals, metric.definition)
 
 
-def system_summary(evaluation: Evaluation, system: System) -> dict:
-    """One system's figures."""
-    every_row = evaluation.rows[system.name]
-    rows = plain_rows(every_row)
-    by_condition = {"condition": grouped(every_row, "condition", evaluation.metrics)}
-    summary = {
-        "name": system.name,
-        **system.facts,
-        "nominal_bit_rate": system.nominal_bit_rate,
-        "payload_bit_rate": bit_rate(rows, "payload_bytes"),
-        "file_bit_rate": bit_rate(rows, "file_bytes"),
-        "delay_samples": evaluation.delays[system.name],
-        "metrics": metric_means(rows, evaluation.metrics),
-        "silence_level": evaluation.silence.get(system.name),
-        "by": by_condition | {name: grouped(rows, name, evaluation.metrics) for name in GROUPINGS},
-    }
-    if isinstance(system, TaaeSystem):
-        codes = [np.array(row["codes"]) for row in rows if "codes" in row]
-        frame_rate = system.codec.model.config.frame_rate
-        summary["tokens"] = token_statistics(codes, system.quantizer, frame_rate) if codes else None
-    if system.name in evaluation.speed:
-        summary["speed"] = evaluation.speed[system.name]
-    return summary
+def system_summary(
+    system: System,
+    rows: Sequence[Row],
+    metrics: Sequence[str],
+    delay: int,
+    silence_level: float | None,
+    speed: Speed | None,
+) -> SystemSummary:
+    """Sums up one codec.
+
+    Args:
+        system: the codec.
+        rows: its rows, under all conditions.
+        metrics: names of the metrics.
+        delay: the delay that was taken out, in samples.
+        silence_level: level in dB of full scale of what silence becomes.
+        speed: its speed, if that was measured.
+    """
+    plain = plain_rows(rows)
+    tokens = None
+    if isinstance(system, TaaeSystem) and (codes := [np.array(row.codes) for row in plain if row.codes is not None]):
+        tokens = token_statistics(codes, system.quantizer, system.codec.model.config.frame_rate)
+    by = {"condition": rows} | dict.fromkeys(GROUPINGS, plain)
+    return SystemSummary(
+        name=system.name,
+        nominal_bit_rate=system.nominal_bit_rate,
+        payload_bit_rate=bit_rate(plain, lambda row: row.payload_bytes),
+        file_bit_rate=bit_rate(plain, lambda row: row.file_bytes),
+        delay_samples=delay,
+        metrics=metric_means(plain, metrics),
+        silence_level=silence_level,
+        by={fact: group_means(members, fact, metrics) for fact, members in by.items()},
+        facts=system.facts,
+        tokens=tokens,
+        speed=speed,
+    )
 
 
-def bit_rate(rows: Sequence[dict], size: str) -> float | None:
-    """All bits over all seconds of the utterances that were encoded, in bit/s."""
-    encoded = [row for row in rows if size in row]
+def bit_rate(rows: Sequence[Row], size: Callable[[Row], int | None]) -> float | None:
+    """Returns all bits over all seconds of the utterances that were encoded, in bit/s."""
+    encoded = [(found, row.seconds) for row in rows if (found := size(row)) is not None]
     if not encoded:
         return None
-    return 8 * sum(row[size] for row in encoded) / sum(row["seconds"] for row in encoded)
+    return 8 * sum(found for found, _ in encoded) / sum(seconds for _, seconds in encoded)
 
 
-def metric_means(rows: Sequence[dict], metrics: Sequence[str]) -> dict[str, dict]:
-    """Mean, bounds of its interval and number of utterances behind it, of each metric."""
-    return {name: mean_with_interval([row["metrics"][name] for row in rows]) for name in metrics}
+def metric_means(rows: Sequence[Row], metrics: Iterable[str]) -> dict[str, Mean]:
+    """Returns the mean of each metric over rows."""
+    return {name: mean_with_interval([row.metrics.get(name) for row in rows]) for name in metrics}
 
 
-def mean_with_interval(values: Sequence[float | list[int] | None]) -> dict[str, float | int | None]:
-    """Mean with a bootstrap interval, over the values that are defined.
+def mean_with_interval(values: Sequence[Score]) -> Mean:
+    """Returns a mean with a bootstrap interval, over the values that are defined.
 
     Args:
         values: one per utterance: a number; a count and what it is relative to, such as errors and words, which are
             each added up before they are divided; or None.
-
-    Returns:
-        `mean`, `low`, `high` (None where there is no value; no bounds for a single one), and `n`, the number of values.
     """
     pairs = [value if isinstance(value, list) else (value, 1) for value in values if value is not None]
     counts, weights = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
     if weights.sum() == 0:
-        return {"mean": None, "low": None, "high": None, "n": 0}
+        return Mean(None)
     mean = float(counts.sum() / weights.sum())
     if len(pairs) == 1:
-        return {"mean": mean, "low": None, "high": None, "n": 1}
-    # The same draws for every system: what is compared was resampled alike.
+        return Mean(mean, n=1)
+    # The same draws for every codec: what is compared was resampled alike.
     draws = np.random.default_rng(SEED).integers(len(pairs), size=(RESAMPLES, len(pairs)))
     means = counts[draws].sum(axis=1) / np.maximum(weights[draws].sum(axis=1), 1)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {"mean": mean, "low": float(low), "high": float(high), "n": len(pairs)}
+    return Mean(mean, float(low), float(high), len(pairs))
 
 
-def grouped(rows: Sequence[dict], grouping: str, metrics: Sequence[str]) -> dict[str, dict]:
-    """Means by the values of a fact, conditions in their order; utterances without it are left out."""
-    groups: dict[str, list[dict]] = {}
+def grouped(rows: Iterable[Row], fact: str) -> dict[str, list[Row]]:
+    """Returns rows by the value of a fact, conditions in their order; rows without it are left out."""
+    groups: dict[str, list[Row]] = {}
     for row in rows:
-        if grouping in row:
-            groups.setdefault(row[grouping], []).append(row)
-    return {
-        name: {"utterances": len(members), "metrics": metric_means(members, metrics)}
-        for name, members in (groups.items() if grouping == "condition" else sorted(groups.items()))
-    }
+        if fact in row.facts:
+            groups.setdefault(row.facts[fact], []).append(row)
+    return groups if fact == "condition" else dict(sorted(groups.items()))
 
 
-def problems(evaluation: Evaluation) -> list[dict[str, str]]:
-    """What was not scored, or scored with a reservation, and why: data, failed codecs, undefined metrics."""
-    listed = [{"id": row["id"], "problem": row["problem"]} for row in evaluation.utterances if "problem" in row]
-    for system, rows in evaluation.rows.items():
-        for row in rows:
-            possible = {
-                name: metric for name, metric in evaluation.metrics.items() if "text" in row or not metric.needs_text
-            }
-            undefined = [metric.label for name, metric in possible.items() if row["metrics"][name] is None]
-            if "error" in row:
-                listed.append({"id": row["id"], "system": system, "problem": row["error"]})
-            elif undefined:
-                listed.append({"id": row["id"], "system": system, "problem": f"not defined: {', '.join(undefined)}"})
+def group_means(rows: Iterable[Row], fact: str, metrics: Sequence[str]) -> dict[str, Group]:
+    """Returns means by the value of a fact."""
+    return {name: Group(len(members), metric_means(members, metrics)) for name, members in grouped(rows, fact).items()}
+
+
+def originals(rows: Sequence[Row], metrics: Sequence[str]) -> Originals:
+    """Sums up the recordings themselves.
+
+    Args:
+        rows: the rows of the originals.
+        metrics: names of the metrics that compare with no recording.
+    """
+    voices = [row for row in rows if row.embedding is not None and "speaker" in row.facts]
+    if len(voices) < 2:
+        return Originals(metric_means(rows, metrics))
+    vectors = np.array([row.embedding for row in voices], dtype=np.float64)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    cosines = vectors @ vectors.T
+    pairs: dict[bool, list[float]] = {True: [], False: []}
+    for first, second in combinations(range(len(voices)), 2):
+        same = voices[first].facts["speaker"] == voices[second].facts["speaker"]
+        pairs[same].append(float(cosines[first, second]))
+    # No intervals: the pairs share their recordings.
+    means = {same: Mean(float(np.mean(found)), n=len(found)) if found else None for same, found in pairs.items()}
+    return Originals(metric_means(rows, metrics), means[True], means[False])
+
+
+def problems_of(rows: Iterable[Row], metrics: Mapping[str, Metric]) -> list[Problem]:
+    """Lists codecs' failures and metrics that are not defined for an utterance.
+
+    A metric that needs a text, or words, is not missed where the utterance or its language has none.
+    """
+    listed = []
+    for row in rows:
+        if row.error:
+            listed.append(Problem(row.id, row.error, row.system))
+            continue
+        undefined = [
+            metric.label
+            for name, metric in metrics.items()
+            if row.metrics.get(name) is None and metric.applies_to(row.facts)
+        ]
+        if undefined:
+            listed.append(Problem(row.id, f"not defined: {', '.join(undefined)}", row.system))
     return listed
 
 
-def environment() -> dict[str, str | int | None | dict]:
-    """What the run was made with."""
+def environment() -> dict[str, Any]:
+    """Returns the machine and the versions of packages that a run was made with."""
     import torch
 
     versions = {}
@@ -185,19 +230,10 @@ def environment() -> dict[str, str | int | None | dict]:
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells."""
+    """Returns the processor's name, as far as the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def rounded(tree: object) -> object:
-    """The same JSON value with every float at a fixed number of significant digits."""
-    if isinstance(tree, dict):
-        return {name: rounded(value) for name, value in tree.items()}
-    if isinstance(tree, list):
-        return [rounded(value) for value in tree]
-    return float(f"{tree:.{SIGNIFICANT_DIGITS}g}") if isinstance(tree, float) else tree

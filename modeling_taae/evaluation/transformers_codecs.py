@@ -9,10 +9,12 @@ import numpy as np
 import soxr
 import torch
 
+from ..codec import model_name
 from ..errors import TaaeInputError
 from ..identity import weights_identity
-from .codecs import SAMPLING_RATE, Encoded, model_name
-from .model_metrics import load
+from .alignment import SAMPLING_RATE
+from .codecs import Encoded
+from .judges import load
 
 
 class TransformersSystem:
@@ -22,8 +24,8 @@ class TransformersSystem:
     The codec works at its own rate; the clip is resampled there and back.
 
     Args:
-        name: folder or Hub name, with options.
-        device: as torch spells it.
+        name: its folder or Hub name, with options.
+        device: its device, as torch spells it.
 
     Raises:
         TaaeInputError: if it cannot be loaded, or is no codec with `encode` and `decode`.
@@ -47,7 +49,7 @@ class TransformersSystem:
         self.rate = self.model.config.sampling_rate
         self.codebook_size = codebook_size(self.model.config)
         self.name = model_name(source) + (f"?{query}" if query else "")
-        self.facts = {
+        self.facts: dict[str, Any] = {
             "kind": f"Transformers {kind}",
             "weights": weights_identity(self.model.state_dict()),
             "parameters": self.model.num_parameters(),
@@ -58,9 +60,9 @@ class TransformersSystem:
             else f"soxr, 16 kHz to {self.rate / 1000:g} kHz and back",
             "file": "bare codes, each in its share of bits",
         }
-        second = self.encode(np.zeros(SAMPLING_RATE, np.float32)).codes.size
-        two_seconds = self.encode(np.zeros(2 * SAMPLING_RATE, np.float32)).codes.size
-        self.nominal_bit_rate = (two_seconds - second) * math.log2(self.codebook_size)
+        codes = [self.encode(np.zeros(seconds * SAMPLING_RATE, np.float32)).codes for seconds in (1, 2)]
+        first, second = (found.size for found in codes if found is not None)
+        self.nominal_bit_rate = (second - first) * math.log2(self.codebook_size)
 
     @torch.inference_mode()
     def encode(self, audio: np.ndarray) -> Encoded:
@@ -89,20 +91,20 @@ class TransformersSystem:
 
 
 def codebook_size(config: Any) -> int:
-    """How many values a code can take, whichever way a configuration says so."""
+    """Returns the number of values that a code can take, whichever way a configuration says so."""
     if levels := getattr(config, "quantization_levels", None):
         return math.prod(levels)
     return config.codebook_size
 
 
 class Xcodec2Inputs:
-    """What X-codec 2 reads, without torchaudio, which its own feature extractor needs.
+    """The inputs of X-codec 2, made without torchaudio, which its own feature extractor needs.
 
     Waveform: one zero more, then zero-padded to whole frames. Spectrum: Kaldi's 80 log-mel bands of the same with half
     a frame of zeros at either end, normalised per band, two frames to a row.
 
     Args:
-        config: the codec's.
+        config: the codec's configuration.
     """
 
     def __init__(self, config: Any):
@@ -112,7 +114,7 @@ class Xcodec2Inputs:
         self.spectrum = SeamlessM4TFeatureExtractor(sampling_rate=config.sampling_rate, padding_value=1.0)
 
     def __call__(self, audio: np.ndarray, sampling_rate: int, return_tensors: str) -> Any:
-        """(samples,) -> `input_values` (1, 1, samples) and `input_features` (1, frames, 160)."""
+        """Converts (samples,) to `input_values` (1, 1, samples) and `input_features` (1, frames, 160)."""
         padded = np.pad(audio, (0, 1))
         padded = np.pad(padded, (0, -len(padded) % self.hop_length))
         surrounded = np.pad(padded, self.hop_length // 2)

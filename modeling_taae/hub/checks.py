@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..errors import TaaeInputError, one_line
 from ..evaluation.report import metric_heading, quality_table
+from ..evaluation.results import Results
 from ..taae_file import model_identity
 from .pickles import SUFFIXES as PICKLED_SUFFIXES
 from .pickles import is_pickled
@@ -266,17 +267,17 @@ def check_results(folder: Path, card: "ModelCard", identity: str) -> list[str]:
     """Returns how a model's card and its evaluation disagree: no results, other weights, or other figures."""
     path = folder / RESULTS
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        results = Results.read(path)
+    except TaaeInputError:
         return [f"{RESULTS} is missing or damaged, run `taae evaluate … --model {folder} -o {path.parent}`"]
-    ours = [system for system in results["systems"] if system["kind"] == "TAAE"]
-    if {system["model_identity"] for system in ours} != {identity}:
+    ours = [system for system in results.systems if system.kind == "TAAE"]
+    if results.model_identities != {identity}:
         return [f"{RESULTS} is of other weights than these ({identity}), evaluate them"]
-    shown = [name for name, facts in results["metrics"].items() if metric_heading(facts) in card.text]
+    shown = [name for name, facts in results.metrics.items() if metric_heading(facts) in card.text]
     if not shown or quality_table(results, shown) not in card.text:
         return [f"{CARD} does not show the table that follows from {RESULTS}, write it with hub_cards/make_card.py"]
-    missing = [name for name in shown if any(system["metrics"][name]["mean"] is None for system in ours)]
-    known = {value["mean"] for system in ours for value in system["metrics"].values()}
+    missing = [name for name in shown if any(system.metrics[name].mean is None for system in ours)]
+    known = {mean.mean for system in ours for mean in system.metrics.values()}
     wrong = [result.metric_type for result in card.data.eval_results or () if result.metric_value not in known]
     return [f"{RESULTS} has no figure for {name}" for name in missing] + [
         f"the header of {CARD} has another figure for {name} than {RESULTS}" for name in wrong

@@ -12,6 +12,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..evaluation import report
+from ..evaluation.results import Results
 from ..modeling_taae import TaaeModel
 from ..taae_file import model_identity
 from .cards import TAGS, TEMPLATES, model_facts, write_card
@@ -123,9 +124,8 @@ def conversion_card(folder: Path, model: TaaeModel) -> str:
     )
 
 
-def results_of(folder: Path, identity: str) -> dict | None:
-    """Returns the results in a model's folder; None if there are none for these weights."""
+def results_of(folder: Path, identity: str) -> Results | None:
+    """Returns the results in a model's folder; None if there are none of these weights."""
     path = folder / "results" / "results.json"
-    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"systems": []}
-    evaluated = {system.get("model_identity") for system in results["systems"]}
-    return results if identity in evaluated else None
+    results = Results.read(path) if path.is_file() else None
+    return results if results is not None and identity in results.model_identities else None

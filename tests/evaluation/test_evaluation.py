@@ -18,9 +18,11 @@ import pytest
 import soundfile
 
 from modeling_taae import cli
+from modeling_taae.codec import load_codec
+from modeling_taae.data.utterances import Utterances
 from modeling_taae.entropy.statistics import entropy_of_counts, token_statistics
-from modeling_taae.evaluation import codecs as peers
-from modeling_taae.evaluation import run as evaluation
+from modeling_taae.evaluation import codecs, evaluate_codecs, peers, run, scoring, taae_systems, write_results
+from modeling_taae.evaluation.results import Mean, Results
 from modeling_taae.evaluation.tables import mean_with_interval
 from modeling_taae.quantization_taae import FiniteScalarQuantizer, ResidualFSQ
 
@@ -114,22 +116,24 @@ class TestResults:
         assert summary["reference"]["target_loudness"] is None
         assert summary["systems"][0]["metrics"]["mel_distance"]["mean"] != pytest.approx(quiet["mel_distance"]["mean"])
 
-    def test_speed_is_measured(self, data, monkeypatch):
-        monkeypatch.setattr(evaluation, "SPEED_SECONDS", 0.5)
-        status = cli.main(["evaluate", data, "-o", "results", "--limit", "1", *QUICK[:-1]])
-        (system,) = json.loads(Path("results/results.json").read_text())["systems"]
-        assert status == 0 and system["speed"]["encode_rtf"] > 0 and "## Speed" in Path("results/report.md").read_text()
+    def test_speed_is_measured(self, data, tiny_model_folder):
+        codec = load_codec(str(tiny_model_folder), "cpu")
+        options = {"target_loudness": codec.extractor.target_loudness, "speed_seconds": 0.5}
+        results = evaluate_codecs(Utterances([data], limit=1), taae_systems(codec, [None], "tiny"), ["stoi"], **options)
+        write_results(Path("results"), results)
+        (system,) = Results.read(Path("results/results.json")).systems
+        assert system.speed.encode_rtf > 0 and "## Speed" in Path("results/report.md").read_text()
+        assert codec.extractor.target_loudness is not None  # the codec that was given is left as it is
 
     def test_a_codec_that_fails_has_no_speed_and_stops_no_other(self, monkeypatch):
-        monkeypatch.setattr(evaluation, "SPEED_SECONDS", 0.5)
-        works, fails = peers.PcmSystem("16"), peers.PcmSystem("16")
+        works, fails = codecs.PcmSystem("16"), codecs.PcmSystem("16")
         fails.name = "broken"
 
         def fail(audio):
             raise RuntimeError("the tool failed")
 
         monkeypatch.setattr(fails, "encode", fail)
-        assert evaluation.speeds([fails, works], [clip()]).keys() == {works.name}
+        assert run.speeds([fails, works], [clip()], seconds=0.5).keys() == {works.name}
 
 
 class TestData:
@@ -185,7 +189,7 @@ class TestData:
         assert all(f"`{name}`" in Path("results/report.md").read_text() for name in listed)
 
     def test_undefined_metrics_and_failing_codecs_are_listed(self, data, monkeypatch):
-        monkeypatch.setattr(evaluation, "score", lambda *_: {"stoi": math.nan, "mel_distance": 1.0})
+        monkeypatch.setattr(scoring, "score", lambda *_: {"stoi": math.nan, "mel_distance": 1.0})
 
         def fail(*_):
             raise RuntimeError("tool\nfell over")
@@ -193,7 +197,7 @@ class TestData:
         summary = evaluate(data)
         assert summary["systems"][0]["metrics"]["stoi"] == {"mean": None, "low": None, "high": None, "n": 0}
         assert summary["problems"][0]["problem"] == "not defined: STOI"
-        monkeypatch.setattr(peers.PcmSystem, "decode", fail)
+        monkeypatch.setattr(codecs.PcmSystem, "decode", fail)
         failed = [entry for entry in evaluate(data, "--peers", "pcm16")["problems"] if entry["system"] == "pcm16"]
         assert [entry["problem"] for entry in failed] == ["tool fell over"] * 4
 
@@ -235,7 +239,7 @@ class TestCodecs:
         assert [name.split(", ")[1:] for name in names] == [[], ["12% lost"], ["12.5% lost"], ["0.5% lost"]]
 
     def test_one_that_fails_at_the_first_clip_goes_on(self, data, monkeypatch):
-        class Moody(peers.PcmSystem):
+        class Moody(codecs.PcmSystem):
             delay = None
 
             def encode(self, audio):
@@ -277,11 +281,11 @@ class TestResume:
         scored = []
 
         def counted(reference, *arguments):
-            scored.append(len(reference) == RATE)  # the trial of the metrics is shorter
+            scored.append(len(reference) == RATE)
             return original(reference, *arguments)
 
-        original = evaluation.score
-        monkeypatch.setattr(evaluation, "score", counted)
+        original = scoring.score
+        monkeypatch.setattr(scoring, "score", counted)
         assert evaluate(data) == whole
         assert sum(scored) == 2
         evaluate(data, "--peers", "pcm16")
@@ -309,7 +313,7 @@ class TestResume:
             raise RuntimeError("out of memory")
 
         with monkeypatch.context() as context:
-            context.setattr(peers.PcmSystem, "decode", fail)
+            context.setattr(codecs.PcmSystem, "decode", fail)
             assert evaluate(data, "--peers", "pcm16")["problems"]
         assert not evaluate(data, "--peers", "pcm16")["problems"]
 
@@ -319,10 +323,10 @@ class TestStatistics:
         values = np.random.default_rng(1).normal(3, 1, 400).tolist()
         interval = mean_with_interval([*values, None, None])
         half = 1.96 / math.sqrt(400)
-        assert interval["n"] == 400
-        assert interval["low"] == pytest.approx(interval["mean"] - half, abs=0.03)
-        assert interval["high"] == pytest.approx(interval["mean"] + half, abs=0.03)
-        assert mean_with_interval([2.0]) == {"mean": 2.0, "low": None, "high": None, "n": 1}
+        assert interval.n == 400
+        assert interval.low == pytest.approx(interval.mean - half, abs=0.03)
+        assert interval.high == pytest.approx(interval.mean + half, abs=0.03)
+        assert mean_with_interval([2.0]) == Mean(2.0, None, None, 1)
 
     def test_entropies_of_known_tokens(self):
         quantizer = ResidualFSQ((FiniteScalarQuantizer((4, 2)),))

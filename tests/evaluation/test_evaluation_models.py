@@ -16,15 +16,17 @@ import transformers
 
 from modeling_taae import cli
 from modeling_taae.errors import TaaeInputError
-from modeling_taae.evaluation.codecs import make_peer
+from modeling_taae.evaluation.judges import JudgedClip
 from modeling_taae.evaluation.metrics import METRICS, score
-from modeling_taae.evaluation.model_metrics import (
-    Recognizer,
-    SpeakerVerifier,
+from modeling_taae.evaluation.peers import make_peer
+from modeling_taae.evaluation.recognition import (
+    TransformersListener,
     character_errors,
+    load_recognizer,
     normalize_text,
     word_errors,
 )
+from modeling_taae.evaluation.voices import load_speaker_judge
 
 RATE = 16_000
 METRIC_MODULES = Path(__file__).parents[2] / "hub_cards" / "metrics"
@@ -190,24 +192,24 @@ class TestRecognizer:
         assert normalize_text("Hello, WORLD! [noise]") == "hello world"
 
     def test_rates(self, recognizer_folder):
-        recognizer, audio = Recognizer(recognizer_folder), clip(2.0)
-        heard = recognizer.transcribe(audio)
+        recognizer, audio = load_recognizer(recognizer_folder), clip(2.0)
+        heard = normalize_text(TransformersListener(recognizer_folder).transcribe([(audio, "")])[0])
         assert set(heard) <= set("abc ") and heard
-        same = recognizer.judge(audio, audio.copy(), text=heard.upper())
+        clips = [JudgedClip(audio, audio.copy(), {"text": heard.upper()}), JudgedClip(audio, clip(2.0, seed=1))]
+        same, other = recognizer.judge(clips)
         assert [same[name][0] for name in ("wer", "cer", "dwer", "dcer")] == [0] * 4
         assert same["dcer"] == [0, len(heard)]
-        other = recognizer.judge(audio, clip(2.0, seed=1), text=None)
         assert other["wer"] is None and other["dcer"][0] > 0
 
     def test_missing_model_is_told(self):
         with pytest.raises(TaaeInputError, match="no/such-recogniser: cannot be loaded"):
-            Recognizer("no/such-recogniser")
+            load_recognizer("no/such-recogniser")
 
 
 def test_speaker_similarity(speaker_folder):
-    verifier = SpeakerVerifier(speaker_folder)
-    same = verifier.judge(clip(), clip(), None)["speaker_similarity"]
-    other = verifier.judge(clip(), 0.1 * np.sin(np.arange(RATE, dtype=np.float32) / 20), None)["speaker_similarity"]
+    tone = 0.1 * np.sin(np.arange(RATE, dtype=np.float32) / 20)
+    scores = load_speaker_judge(speaker_folder).judge([JudgedClip(clip(), clip()), JudgedClip(clip(), tone)])
+    same, other = (each["speaker_similarity"] for each in scores)
     assert same == pytest.approx(1) and -1 <= other < same
 
 

@@ -11,7 +11,8 @@ import pytest
 import soundfile
 
 from modeling_taae import cli
-from modeling_taae.evaluation.samples import varied_ids
+from modeling_taae.data.utterances import Utterance
+from modeling_taae.evaluation.run import SampleCollector
 
 RATE = 16_000
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -98,6 +99,14 @@ def test_page_in_a_browser(page, tmp_path):
 
 
 def test_samples_are_of_many_kinds():
-    rows = [{"id": f"{n}", "source": "a" if n < 3 else "b", "language": "en"} for n in range(6)]
-    assert varied_ids(rows, 4) == ["0", "3", "1", "4"]
-    assert varied_ids(rows, 99) == ["0", "3", "1", "4", "2", "5"]
+    facts = [{"source": "a" if n < 3 else "b", "language": "en"} for n in range(6)]
+
+    def heard(count: int) -> list[str]:
+        collector = SampleCollector(count)
+        for number, each in enumerate(facts):
+            collector.offer(Utterance(f"{number}", np.zeros(1, np.float32), facts=each), np.zeros(1, np.float32))
+        return [sample.id for sample in collector.samples()]
+
+    assert heard(4) == ["0", "3", "1", "4"]
+    assert heard(99) == ["0", "3", "1", "4", "2", "5"]
+    assert heard(0) == []

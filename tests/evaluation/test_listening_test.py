@@ -10,7 +10,8 @@ import yaml
 
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.evaluation.listening_test import check_codecs, write_listening_test
-from modeling_taae.evaluation.samples import REFERENCE, Sample
+from modeling_taae.evaluation.results import Sample
+from modeling_taae.evaluation.run import REFERENCE
 from modeling_taae.feature_extraction_taae import integrated_loudness
 
 RATE = 16_000

@@ -6,17 +6,9 @@ import numpy as np
 import pytest
 
 from modeling_taae.errors import TaaeInputError
-from modeling_taae.evaluation.codecs import (
-    Codec2System,
-    MissingToolError,
-    OpusSystem,
-    align,
-    estimate_delay,
-    make_peer,
-    ogg_payload_bytes,
-    pcm_bytes,
-    pcm_samples,
-)
+from modeling_taae.evaluation.alignment import align, estimate_delay
+from modeling_taae.evaluation.codecs import pcm_bytes, pcm_samples
+from modeling_taae.evaluation.peers import Codec2System, MissingToolError, OpusSystem, make_peer, ogg_packets
 
 RATE = 16_000
 
@@ -114,4 +106,7 @@ def test_ogg_payload_leaves_out_two_headers():
     def page(*segments: int) -> bytes:
         return b"OggS" + bytes(22) + bytes([len(segments), *segments]) + bytes(sum(segments))
 
-    assert ogg_payload_bytes(page(19) + page(60) + page(20, 30) + page(7)) == 57
+    packets = ogg_packets(page(19) + page(60) + page(20, 30) + page(7))
+    assert [len(packet) for packet in packets[2:]] == [20, 30, 7]
+    # A packet goes on over full segments, and over the page's end.
+    assert list(map(len, ogg_packets(page(255, 255, 3, 255) + page(9)))) == [513, 264]

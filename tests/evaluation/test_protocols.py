@@ -13,8 +13,10 @@ import soundfile
 from modeling_taae import cli
 from modeling_taae.codec import load_codec
 from modeling_taae.data.utterances import Utterance, Utterances
-from modeling_taae.evaluation.codecs import LONGEST_DELAY, Encoded, TaaeSystem, make_peer
+from modeling_taae.evaluation.alignment import LONGEST_DELAY
+from modeling_taae.evaluation.codecs import Encoded, TaaeSystem
 from modeling_taae.evaluation.conditions import (
+    Conditions,
     PacketLoss,
     Tandem,
     end_to_end,
@@ -24,7 +26,8 @@ from modeling_taae.evaluation.conditions import (
     silence_level,
 )
 from modeling_taae.evaluation.metrics import pesq_wb
-from modeling_taae.evaluation.run import evaluate
+from modeling_taae.evaluation.peers import make_peer
+from modeling_taae.evaluation.run import evaluate_codecs
 
 RATE = 16_000
 
@@ -62,10 +65,12 @@ def test_reverberation_keeps_power_and_place():
 
 def test_clips_of_other_lengths():
     utterances = [Utterance("a", noise(0.5)), Utterance("bad", None), Utterance("b", noise(0.5, seed=1))]
-    clip = end_to_end(utterances, int(2.5 * RATE))
+    *_, shorter, longer = Conditions(iter(utterances), lengths=[0.5, 2.5])
+    assert (shorter.id, longer.id) == ("0.5 s", "2.5 s") and np.array_equal(shorter.audio, noise(0.5))
+    clip = longer.audio
     assert len(clip) == 2.5 * RATE
     assert np.array_equal(clip[: RATE // 2], noise(0.5)) and np.array_equal(clip[RATE : 2 * RATE], clip[:RATE])
-    assert len(end_to_end(utterances, 100)) == 100
+    assert len(end_to_end([noise()], 100)) == 100 and len(end_to_end([], 100)) == 100
     assert 0.25 < np.abs(make_music()).max() <= 0.31
 
 
@@ -77,7 +82,7 @@ def test_long_clips_are_scored_in_parts():
 
 def test_tandem_of_rounding_is_rounding_once():
     peer = make_peer("pcm16")
-    tandem = Tandem(peer, 5)
+    tandem = Tandem(peer, 5, delay=0)
     clip = noise()
     assert np.array_equal(tandem.decode(tandem.encode(clip)), peer.decode(peer.encode(clip)))
     assert tandem.name == "pcm16, 5 times"
@@ -100,14 +105,14 @@ def test_every_passage_of_a_tandem_is_aligned(tmp_path):
     assert 5 * Late.samples > LONGEST_DELAY * RATE
     soundfile.write(tmp_path / "speech.wav", noise(3.0) * np.sin(np.arange(3 * RATE) / 2_000) ** 2, RATE)
     late = Late()
-    result = evaluate(Utterances([str(tmp_path)]), [late, Tandem(late, 5)], tmp_path, ["si_sdr"], None, speed=False)
-    once, five_times = (result.rows[name][0]["metrics"]["si_sdr"] for name in ("late", "late, 5 times"))
-    assert once > 60 and five_times > 10 and result.delays["late, 5 times"] == Late.samples
+    results = evaluate_codecs(Utterances([str(tmp_path)]), [late], ["si_sdr"], tandem=5)
+    once, five_times = (results.rows[name][0].metrics["si_sdr"] for name in ("late", "late, 5 times"))
+    assert once > 60 and five_times > 10 and [each.delay_samples for each in results.systems] == [Late.samples] * 2
+    assert late.delay is None  # the codec that was given is left as it is
 
 
 def test_packet_loss_repeats_the_frame_before(tiny_model_folder):
-    codec = load_codec(str(tiny_model_folder), "cpu")
-    codec.extractor.target_loudness = None
+    codec = load_codec(str(tiny_model_folder), "cpu", loudness=False)
     system = TaaeSystem(codec, None, "tiny")
     encoded = system.encode(noise(2.0))
     whole = system.decode(encoded)

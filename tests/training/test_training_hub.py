@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard, constants
 from support.hub_server import OWNER, TOKEN, HubServer
 from support.training_runs import ADVERSARIAL, encoded_tone, make_trainer, train, write_corpus, write_recipe
 
-from modeling_taae.evaluation.codecs import model_name
+from modeling_taae.codec import model_name
 from modeling_taae.files import read_json
 from training.provenance import TRAINING_DATA, TrainingData
 from training.publish import HubError, card, evaluate, publish

@@ -19,7 +19,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's training/ is not installed
 
 from modeling_taae.evaluation.report import between, table
-from modeling_taae.evaluation.tables import environment, rounded
+from modeling_taae.evaluation.results import rounded
+from modeling_taae.evaluation.tables import environment
 from modeling_taae.files import write_bytes
 from training.benchmarks.inference import eight_bit_rows, latency_rows, long_audio_rows, speed_rows, startup_rows
 from training.benchmarks.tools import SECONDS, Bench

@@ -30,7 +30,8 @@ from modeling_taae.codec import Codec, load_codec
 from modeling_taae.data.utterances import Utterances
 from modeling_taae.errors import TaaeInputError, one_line
 from modeling_taae.evaluation.report import between, table
-from modeling_taae.evaluation.tables import environment, rounded
+from modeling_taae.evaluation.results import rounded
+from modeling_taae.evaluation.tables import environment
 from modeling_taae.files import write_bytes
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "tokenize_a_corpus.md"

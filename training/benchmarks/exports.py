@@ -27,7 +27,8 @@ from modeling_taae.data.utterances import Utterances
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.evaluation.metrics import ALL_METRICS, score
 from modeling_taae.evaluation.report import between, table
-from modeling_taae.evaluation.tables import environment, rounded
+from modeling_taae.evaluation.results import rounded
+from modeling_taae.evaluation.tables import environment
 from modeling_taae.export.export import FORMATS, export_codec
 from modeling_taae.export.runtime import ExportedCodec
 from modeling_taae.files import write_bytes

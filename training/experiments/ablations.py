@@ -21,7 +21,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's training/ is not installed
 
 from modeling_taae.evaluation.report import number, table
-from modeling_taae.evaluation.tables import environment, rounded
+from modeling_taae.evaluation.results import rounded
+from modeling_taae.evaluation.tables import environment
 from modeling_taae.files import write_bytes
 from training.benchmarks.benchmark import with_tables
 from training.checkpoints import checkpoint_step, complete_checkpoints

@@ -30,8 +30,9 @@ from modeling_taae.evaluation.codecs import TaaeSystem
 from modeling_taae.evaluation.metrics import ALL_METRICS, SAMPLING_RATE
 from modeling_taae.evaluation.probes import digit_features, phoneme_error_rate
 from modeling_taae.evaluation.report import NOTHING, metric_heading, number, table
-from modeling_taae.evaluation.run import evaluate
-from modeling_taae.evaluation.tables import environment, mean_with_interval, metric_facts, rounded
+from modeling_taae.evaluation.results import Row, rounded
+from modeling_taae.evaluation.run import evaluate_codecs
+from modeling_taae.evaluation.tables import environment, mean_with_interval, metric_facts
 from modeling_taae.files import write_bytes
 from training.benchmarks.benchmark import with_tables
 from training.checkpoints import complete_checkpoints
@@ -269,13 +270,14 @@ class Laboratory:
         command = [sys.executable, str(ROOT / "train.py"), *arguments, "--output_dir", str(own)]
         subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
-    def score(self, stage: Stage, split: str) -> list[dict]:
-        """A row of `taae evaluate` for each utterance."""
+    def score(self, stage: Stage, split: str) -> list[Row]:
+        """Returns a row of `taae evaluate` for each utterance."""
         codec = load_codec(str(self.model(stage)), device="cpu")
-        loudness, codec.extractor.target_loudness = codec.extractor.target_loudness, None
+        loudness = codec.extractor.target_loudness
         utterances = Utterances([str(self.speech / f"{split}-*.parquet")], SAMPLING_RATE, UTTERANCES)
         system, place = TaaeSystem(codec, PRESET, stage.name), self.folder / stage.name / "scores" / split
-        return evaluate(utterances, [system], place, list(METRICS), loudness, speed=False).rows[system.name]
+        results = evaluate_codecs(utterances, [system], METRICS, folder=place, target_loudness=loudness)
+        return results.rows[system.name]
 
     def run(self, experiment: Experiment) -> dict:
         """Trains and compares; returns the content of results/stages.json for it."""
@@ -328,29 +330,29 @@ class Laboratory:
         figure.savefig(target, dpi=80)
 
 
-def compared(name: str, rows: list[dict], first: list[dict], language: str | None) -> dict[str, dict]:
+def compared(name: str, rows: list[Row], first: list[Row], language: str | None) -> dict[str, dict]:
     """Means of the metrics, and of their change from the first model, over the utterances of a language."""
     figures = {}
     for metric in METRICS:
         values, before = (
-            {row["id"]: row["metrics"][metric] for row in every if language in (None, row.get("language"))}
+            {row.id: row.metrics[metric] for row in every if language in (None, row.facts.get("language"))}
             for every in (rows, first)
         )
         changes = [
             None if value is None or before[key] is None else value - before[key] for key, value in values.items()
         ]
-        interval = {} if rows is first else mean_with_interval(changes)
+        interval = mean_with_interval(changes)
         mean = mean_with_interval(list(values.values()))
-        change = {bound: interval[bound] for bound in ("low", "high") if bound in interval}
+        change = {} if rows is first else {"low": interval.low, "high": interval.high}
         heading = metric_heading(metric_facts(ALL_METRICS[metric]))
-        figures[f"{name}: {heading}"] = {"mean": mean["mean"], **change, "utterances": mean["n"]}
+        figures[f"{name}: {heading}"] = {"mean": mean.mean, **change, "utterances": mean.n}
     return figures
 
 
-def token_use(folder: Path, rows: list[dict], first: list[dict]) -> dict[str, dict]:
+def token_use(folder: Path, rows: list[Row], first: list[Row]) -> dict[str, dict]:
     """Entropy of the digits as a share of its maximum, and the share of tokens that are those of the first model."""
     codec = load_codec(str(folder), device="cpu")
-    codes, before = ([np.array(row["codes"]) for row in every] for every in (rows, first))
+    codes, before = ([np.array(row.codes) for row in every] for every in (rows, first))
     statistics = token_statistics(codes, codec.model.bottleneck(PRESET), codec.model.config.frame_rate)
     same = np.concatenate([(clip == other).ravel() for clip, other in zip(codes, before, strict=True)])
     entropies = [entropy for entry in statistics["stages"] for entropy in entry["digit_entropy"]]

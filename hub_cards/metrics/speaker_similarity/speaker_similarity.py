@@ -1,37 +1,21 @@
 """Speaker similarity: cosine of the angle between the speaker embeddings of a decoded clip and its original.
 
-The embeddings are those of a Transformers x-vector model, which must be named with the figure: they do not compare
-across models. -1 to 1, higher is better. `evaluate.load(path).compute(predictions=…, references=…, model=NAME)`; the
-usual model is microsoft/wavlm-base-plus-sv.
+The embeddings are those of Resemblyzer, whose weights come in its package, or of a Transformers x-vector model: name it
+with the figure, for figures do not compare across models. -1 to 1, higher is better. A figure means something beside
+those of two recordings of one person and of two people, by the same model. In the literature the model is mostly
+microsoft/wavlm-base-plus-sv: `evaluate.load(path).compute(predictions=…, references=…, model=NAME)`.
 """
 
-import sys
-
-import datasets
-import evaluate
-import numpy as np
-
 from modeling_taae.evaluation import hub_modules as evaluate_modules
-from modeling_taae.evaluation import model_metrics as judges
+from modeling_taae.evaluation import voices
 
 
-class SpeakerSimilarity(evaluate.Metric):
+class SpeakerSimilarity(evaluate_modules.JudgeMetric):
     """Speaker similarity."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        clips = {"predictions": evaluate_modules.CLIP, "references": evaluate_modules.CLIP}
-        return evaluate.MetricInfo(
-            description=sys.modules[type(self).__module__].__doc__,
-            citation="",
-            inputs_description=evaluate_modules.INPUTS.format(unused="") + "\n`model`: folder or Hub name.",
-            features=datasets.Features(clips),
-        )
+    names = ("speaker_similarity",)
+    further = "\n    model: folder or Hub name of a Transformers x-vector model; None for Resemblyzer."
 
-    def _compute(self, predictions: list, references: list, model: str = judges.USUAL_VERIFIER) -> dict:
-        verifier = judges.SpeakerVerifier(model)
-        pairs = [
-            (np.asarray(reference, np.float32), np.asarray(decoded, np.float32))
-            for reference, decoded in zip(references, predictions, strict=True)
-        ]
-        values = [verifier.judge(*pair, text=None)["speaker_similarity"] for pair in pairs]
-        return {"speaker_similarity": float(np.mean(values)), "speaker_similarity_n": len(values)}
+    def load_judge(self, model: str | None) -> voices.SpeakerJudge:
+        """Loads the speaker model."""
+        return voices.load_speaker_judge(model)

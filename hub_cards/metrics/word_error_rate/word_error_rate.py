@@ -1,8 +1,9 @@
-"""Word and character error rate: substitutions, deletions, insertions per word or character of the reference (jiwer).
+"""Word and character error rate: substitutions, deletions, insertions per word or character of the reference.
 
-Errors and lengths are added up over all texts before they are divided. Both texts are first normalised as Whisper's
-language-neutral normaliser does it: lower case, no punctuation, no symbols. Lower is better; 1 is 100 %. With a
-recogniser's transcript of the original speech as reference this is the dWER of the codec literature.
+Errors are counted by rapidfuzz. They and lengths are added up over all texts before they are divided. Both texts are
+first normalised as Whisper's language-neutral normaliser does it: lower case, no punctuation, no symbols. Lower is
+better; 1 is 100 %. With a recogniser's transcript of the original speech as reference this is the dWER of the codec
+literature.
 """
 
 import sys
@@ -10,7 +11,7 @@ import sys
 import datasets
 import evaluate
 
-from modeling_taae.evaluation.model_metrics import character_errors, normalize_text, word_errors
+from modeling_taae.evaluation.recognition import character_errors, normalize_text, word_errors
 
 
 class WordErrorRate(evaluate.Metric):

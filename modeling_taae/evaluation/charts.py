@@ -1,0 +1,140 @@
+"""Quality against bit rate, drawn: one panel for each metric, the codecs as points with their intervals."""
+
+import io
+from collections.abc import Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING
+
+from .results import MetricFacts, Results, SystemSummary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The figure that a newcomer looks at first: one metric for intelligibility, naturalness and the voice, as far as a run
+# has them, the first of each that it has.
+QUESTIONS = {
+    "Are the words still there?": ("dwer", "wer", "stoi"),
+    "Does it sound natural?": ("distillmos", "dnsmos_p808", "pesq_wb"),
+    "Is it the same voice?": ("speaker_similarity",),
+}
+TICKS = [digit * 10**power for power in range(2, 6) for digit in (1, 2, 5)]  # bit/s
+MARKERS = "osDv^<>Pphd*X"
+# The models under evaluation in one colour, the others in further ones.
+OURS, OTHERS = "#c2185b", ("#1976d2", "#2e7d32", "#ef6c00", "#6a1b9a", "#00838f", "#5d4037", "#455a64")
+
+
+def questions(results: Results) -> dict[str, str]:
+    """Returns the metrics of the three questions that the results answer, each with its question."""
+    found = {}
+    for question, names in QUESTIONS.items():
+        if name := next((name for name in names if name in results.metrics), None):
+            found[name] = question
+    return found
+
+
+def draw_rates(results: Results, names: Sequence[str], titles: Sequence[str] = ()) -> "Figure":
+    """Draws metrics against the nominal bit rate on a logarithmic axis, with intervals; the originals are a line.
+
+    Args:
+        results: the results of two codecs or more.
+        names: names of the metrics, one panel each.
+        titles: titles of the panels; none for the metrics' own headings.
+    """
+    from matplotlib.figure import Figure
+
+    systems = [system for system in results.systems if system.kind != "PCM" and system.nominal_bit_rate]
+    figure = Figure(figsize=(4.2 * len(names), 3.6 + 0.09 * len(systems)), layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    for place, (panel, name) in enumerate(zip(panels, names, strict=True)):
+        draw_panel(panel, systems, name, results)
+        heading = metric_heading(results.metrics[name])
+        panel.set_ylabel(heading)
+        if titles:
+            panel.set_title(titles[place], fontsize=10)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(2 * len(names), len(labels)), fontsize=7)
+    return figure
+
+
+def draw_panel(panel: "Axes", systems: Sequence[SystemSummary], name: str, results: Results) -> None:
+    """Draws one metric of all codecs."""
+    facts = results.metrics[name]
+    scale = 100 if facts.unit == "%" else 1
+    others = cycle(OTHERS)
+    for system, marker in zip(systems, cycle(MARKERS), strict=False):
+        colour = OURS if system.kind == "TAAE" else next(others)
+        mean = system.metrics.get(name)
+        if mean is None or mean.mean is None:
+            panel.plot([], [], marker, color=colour, label=system.name, markersize=5)
+            continue
+        bounds = None
+        if mean.low is not None and mean.high is not None:
+            # A bootstrap interval may leave out the mean of a skewed sample by a hair.
+            bounds = [[scale * max(mean.mean - mean.low, 0)], [scale * max(mean.high - mean.mean, 0)]]
+        panel.errorbar(
+            [system.nominal_bit_rate],
+            [scale * mean.mean],
+            bounds,
+            fmt=marker,
+            color=colour,
+            label=system.name,
+            markersize=5,
+            capsize=2,
+        )
+    draw_originals(panel, name, scale, results)
+    panel.set_xscale("log")
+    rates = [system.nominal_bit_rate for system in systems]
+    panel.set_xlim(min(rates) / 1.4, max(rates) * 1.4)
+    low, high = panel.get_xlim()
+    panel.set_xticks(ticks := [tick for tick in TICKS if low <= tick <= high], [f"{tick:,}" for tick in ticks])
+    panel.set_xticks([], minor=True)
+    panel.set_xlabel("bit/s (nominal)")
+    panel.grid(alpha=0.3, linewidth=0.5)
+    panel.margins(y=0.15)
+
+
+def draw_originals(panel: "Axes", name: str, scale: float, results: Results) -> None:
+    """Draws the recordings themselves as a line: their own figure, or two recordings of one person and of two."""
+    if results.originals is None:
+        return
+    lines = {"originals": results.originals.metrics.get(name)}
+    if name == "speaker_similarity":
+        lines = {"same person": results.originals.same_speaker, "other people": results.originals.other_speakers}
+    for label, mean in lines.items():
+        if mean is not None and mean.mean is not None:
+            panel.axhline(scale * mean.mean, color="0.4", linewidth=1, linestyle="--")
+            panel.annotate(
+                label,
+                (0.99, scale * mean.mean),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 2),
+                textcoords="offset points",
+                ha="right",
+                fontsize=7,
+                color="0.3",
+            )
+
+
+def metric_heading(facts: MetricFacts) -> str:
+    """Returns a metric's label, unit and direction."""
+    unit = f", {facts.unit}" if facts.unit else ""
+    return f"{facts.label}{unit} {'↑' if facts.better == 'higher' else '↓'}"
+
+
+def svg(figure: "Figure", label: str) -> str:
+    """Returns a figure as an SVG element for a page, the same one for the same figure.
+
+    Args:
+        figure: the figure.
+        label: its description for those who do not see it.
+    """
+    import html
+
+    from matplotlib import rc_context
+
+    content = io.StringIO()
+    with rc_context({"svg.hashsalt": label}):
+        figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    _, start, rest = content.getvalue().partition("<svg ")
+    return f"{start}role='img' aria-label='{html.escape(label, quote=True)}' {rest}"

@@ -1,0 +1,100 @@
+"""Rows of an evaluation on disk: what an interrupted run has scored is not scored again."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from ..data.utterances import Utterance
+from ..errors import TaaeInputError
+from .codecs import System
+from .judges import Judge
+from .results import Row, iterate_rows
+
+ROWS_FILE = "rows.jsonl"
+
+
+def settings_key(system: System, delay: int, metrics: Iterable[str], judges: Sequence[Judge]) -> str:
+    """Returns as text all that a codec's figures depend on beside the audio."""
+    settings = [system.name, system.facts, delay, list(metrics), [judge.facts for judge in judges]]
+    return json.dumps(settings, sort_keys=True)
+
+
+def row_key(settings: str, utterance: Utterance, reference: np.ndarray) -> str:
+    """Returns the key of a row: a hash of settings, of what is known of the utterance, and of its audio."""
+    facts = json.dumps(utterance.facts, sort_keys=True)
+    digest = hashlib.sha256(f"{settings}\n{utterance.id}\n{facts}\n".encode())
+    digest.update(np.ascontiguousarray(reference).data)
+    return digest.hexdigest()[:20]
+
+
+class RowStore:
+    """Rows in a JSON-lines file, each written as soon as it is there.
+
+    Args:
+        folder: the folder of the file, made if need be; None to keep rows in memory alone. A last line that an
+            interruption cut short is dropped, and so are clips at which a codec failed, to be tried again.
+
+    Raises:
+        TaaeInputError: by its methods, if the file cannot be written.
+    """
+
+    def __init__(self, folder: Path | None):
+        self.path = None if folder is None else folder / ROWS_FILE
+        self.rows: dict[str, Row] = {}
+        self.file: Any = None
+
+    def __enter__(self) -> Self:
+        if self.path is None:
+            return self
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists():
+                self.rows = {row.key: row for row in iterate_rows(self.path) if row.key and not row.error}
+                self.keep(list(self.rows))
+            self.file = open(self.path, "a", encoding="utf-8")
+        except OSError as error:
+            raise self._refusal(error) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            # What a full disk did not take before, it does not take now.
+            with suppress(OSError):
+                self.file.close()
+
+    def append(self, row: Row) -> None:
+        """Writes a row."""
+        self.rows[row.key] = row
+        if self.file is None:
+            return
+        try:
+            self.file.write(json.dumps(row.to_json(), ensure_ascii=False) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise self._refusal(error) from error
+
+    def keep(self, keys: Iterable[str]) -> None:
+        """Writes the file anew with these rows alone, in this order."""
+        if self.path is None:
+            return
+        partial = self.path.with_suffix(".partial")
+        lines = (json.dumps(self.rows[key].to_json(), ensure_ascii=False) + "\n" for key in keys)
+        try:
+            with open(partial, "w", encoding="utf-8") as file:
+                file.writelines(lines)
+            os.replace(partial, self.path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: OSError) -> TaaeInputError:
+        return TaaeInputError(
+            f"{self.path}: cannot be written ({error.strerror or error}); make room or choose another folder with -o, "
+            "and the same command goes on from here"
+        )
