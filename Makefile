@@ -5,10 +5,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
+# Processes that run tests: one per core, unless you say otherwise.
+JOBS ?= auto
 
 .DEFAULT_GOAL := help
 include hub_cards/cards/release.mk
-.PHONY: help demo space web test conformance api lint format clean
+.PHONY: help demo space web test quick types conformance api lint format clean
 .DELETE_ON_ERROR:
 
 help:  ## list these commands
@@ -23,8 +25,14 @@ space: $(VENV)/space.stamp  ## serve the page that is published as a Space, at h
 web: $(VENV)/export.stamp  ## build the page that puts a voice in a link, into hub_cards/web/dist; needs npm
 	$(BIN)/python hub_cards/web/build.py
 
-test: lint  ## check the style and run every test
-	$(BIN)/python -m pytest
+test: lint  ## check the style and run every test, on all cores
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --durations 10
+
+quick: $(VENV)/test.stamp  ## run the tests of the edit loop: nothing slow, no browser, no cluster
+	$(BIN)/python -m pytest -m "not (slow or browser or ray or speech)" --numprocesses $(JOBS) --dist loadfile
+
+types: $(VENV)/test.stamp  ## check the types of the package and the trainer
+	$(BIN)/mypy
 
 conformance: $(VENV)/test.stamp  ## run the common tests of Transformers, fetched for the installed version
 	$(BIN)/python -m pytest tests/conformance
