@@ -1,26 +1,43 @@
-"""TAAE: speech in 400 bit/s. Importing this package registers the model type `"taae"` with the Auto classes."""
+"""TAAE: speech in 400 bit/s. Importing this package registers the model type `"taae"` with the Auto classes.
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioTokenization, AutoProcessor
+PyTorch and Transformers take seconds to import, so the package waits for whoever needs them: its public names load on
+first use, and the model type is registered together with the import of Transformers (see `registration.py`).
+"""
 
-from .configuration_taae import TaaeConfig
-from .feature_extraction_taae import TaaeFeatureExtractor
-from .modeling_taae import TaaeModel
-from .processing_taae import TaaeProcessor
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-AutoConfig.register(TaaeConfig.model_type, TaaeConfig, exist_ok=True)
-AutoModel.register(TaaeConfig, TaaeModel, exist_ok=True)
-AutoModelForAudioTokenization.register(TaaeConfig, TaaeModel, exist_ok=True)
-AutoFeatureExtractor.register(TaaeConfig, TaaeFeatureExtractor, exist_ok=True)
-# The processor lives in a language model's folder, where it is found by its name. A codec's own folder has no text
-# tokenizer, so AutoProcessor answers with its feature extractor, as it does for other codecs; unless told
-# trust_remote_code=False, it first asks about the code in the folder.
-AutoProcessor.register(TaaeProcessor, TaaeProcessor, exist_ok=True)
+from .registration import register_with_transformers
 
-# Folders that `save_pretrained` writes carry the code as well, for `trust_remote_code=True`.
-TaaeConfig.register_for_auto_class()
-TaaeModel.register_for_auto_class("AutoModel")
-TaaeFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
-TaaeProcessor.register_for_auto_class("AutoProcessor")
+if TYPE_CHECKING:
+    from .configuration_taae import TaaeConfig
+    from .feature_extraction_taae import TaaeFeatureExtractor
+    from .modeling_taae import TaaeModel
+    from .processing_taae import TaaeProcessor
 
 __all__ = ["TaaeConfig", "TaaeFeatureExtractor", "TaaeModel", "TaaeProcessor"]
 __version__ = "0.1.0"
+
+_FILES = {
+    "TaaeConfig": "configuration_taae",
+    "TaaeFeatureExtractor": "feature_extraction_taae",
+    "TaaeModel": "modeling_taae",
+    "TaaeProcessor": "processing_taae",
+}
+
+register_with_transformers()
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name, or a file of the model, on first use."""
+    if name in _FILES:
+        value = globals()[name] = getattr(import_module(f".{_FILES[name]}", __name__), name)
+        return value
+    if name.endswith("_taae") and find_spec(f".{name}", __name__) is not None:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

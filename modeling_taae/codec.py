@@ -1,13 +1,14 @@
 """A model with its feature extractor, ready for clips: what command line, demo and evaluation share."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
 from transformers import AutoFeatureExtractor, AutoModel
 from transformers.utils import logging
 
@@ -87,7 +88,7 @@ class Codec:
             name: torch.cat([values, values.new_zeros(missing, *values.shape[1:])])
             for name, values in inputs.to(self.model.device).items()
         }
-        with torch.inference_mode():
+        with torch.inference_mode(), exact_convolutions():
             encoded = self.model.encode(**inputs, bottleneck=bottleneck)
         return [
             TaaeFile(
@@ -110,7 +111,7 @@ class Codec:
         """
         codes = torch.from_numpy(encoded.audio_codes)[None].to(self.model.device)
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), exact_convolutions():
                 decoded = self.model.decode(codes, bottleneck=encoded.bottleneck)
         except ValueError as error:
             raise TaaeInputError(f"the tokens do not fit this model ({error}); choose another with --model") from error
@@ -153,27 +154,56 @@ def default_model() -> str:
     return os.environ.get("TAAE_MODEL") or fallback
 
 
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """Has cuDNN convolve in float32: TF32, to which it rounds by default, changes tokens."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keeps Transformers from telling about the loading of a model, which is told here if it fails."""
+    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()
+
+
+def _download(name: str) -> str:
+    """Downloads a model from the Hub, or finds it in the cache; returns its folder."""
+    from huggingface_hub import snapshot_download
+
+    # In one go, because asking the Hub file by file takes minutes to fail where there is no network.
+    return snapshot_download(name, allow_patterns=["*.json", "*.safetensors"])
+
+
 def load_codec(name: str | None, device: str | None = None, loudness: bool = True) -> Codec:
-    """Loads a model and its feature extractor, and forbids cuDNN to convolve in less than float32 in this process.
+    """Loads a model and its feature extractor.
 
     Args:
         name: a folder, a name on the Hub, or None for [`default_model`].
-        device: as torch spells it; None for CUDA where there is one, else the CPU.
+        device: a device as torch spells it; None for CUDA where there is one, else the CPU.
         loudness: whether the extractor normalises loudness as its config says.
 
     Raises:
         TaaeInputError: if there is no such model or device, or it is not a TAAE model with all its weights.
     """
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    # Convolutions that round float32 to TF32, as cuDNN's do by default, change tokens.
-    torch.backends.cudnn.allow_tf32 = False
     name = name or default_model()
     try:
-        # In one go, because asking the Hub file by file takes minutes to fail where there is no network.
-        folder = name if os.path.isdir(name) else snapshot_download(name, allow_patterns=["*.json", "*.safetensors"])
-        model, loading = AutoModel.from_pretrained(folder, trust_remote_code=False, output_loading_info=True)
-        extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
+        folder = name if os.path.isdir(name) else _download(name)
+        with _quiet_transformers():
+            model, loading = AutoModel.from_pretrained(folder, trust_remote_code=False, output_loading_info=True)
+            extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
     # Damaged files raise whatever their reader raises.
     except Exception as error:
         raise TaaeInputError(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .audio_io import UNKNOWN_SIZE, to_pcm16
-from .codec import Codec
+from .codec import Codec, exact_convolutions
 from .errors import TaaeInputError
 from .taae_file import STREAM_MAGIC, Description, TaaeFileError, pack_tokens, unpack_tokens
 
@@ -182,11 +182,14 @@ def encode_stream(codec: Codec, chunks: Iterable[np.ndarray], bottleneck: str | 
     state = codec.model.streaming_state()
     for chunk in chunks:
         samples = torch.from_numpy(chunk)[None, None].to(codec.model.device)
-        encoded = codec.model.encode(samples, bottleneck=bottleneck, state=state)
+        with exact_convolutions():
+            encoded = codec.model.encode(samples, bottleneck=bottleneck, state=state)
         state = encoded.state
         yield encoded.audio_codes
     nothing = torch.zeros(1, 1, 0, device=codec.model.device)
-    yield codec.model.encode(nothing, bottleneck=bottleneck, state=state, final=True).audio_codes
+    with exact_convolutions():
+        encoded = codec.model.encode(nothing, bottleneck=bottleneck, state=state, final=True)
+    yield encoded.audio_codes
 
 
 def decode_stream(codec: Codec, tokens: Iterable[Tensor], bottleneck: str | list | None) -> Iterator[np.ndarray]:
@@ -198,7 +201,8 @@ def decode_stream(codec: Codec, tokens: Iterable[Tensor], bottleneck: str | list
     state = codec.model.streaming_state()
     for codes in tokens:
         try:
-            decoded = codec.model.decode(codes.to(codec.model.device), bottleneck=bottleneck, state=state)
+            with exact_convolutions():
+                decoded = codec.model.decode(codes.to(codec.model.device), bottleneck=bottleneck, state=state)
         except ValueError as error:
             raise TaaeInputError(f"the tokens do not fit this model ({error})") from error
         state = decoded.state

@@ -27,11 +27,14 @@ def run(args: argparse.Namespace) -> int:
     from ..errors import TaaeInputError
     from ..transcode import encode_files
     from .files import Failures, plan, progress
+    from .startup import import_loudness
 
     jobs = plan(args, AUDIO_SUFFIXES, ".taae")
     for job in jobs:
         if job.target.suffix.lower() in AUDIO_SUFFIXES:
             raise TaaeInputError(f"{job.target}: is a name for audio; expected one that ends in .taae, so change -o")
+    if args.loudness:
+        import_loudness()
     codec = load_codec(args.model, args.device, args.loudness)
     failures = Failures(jobs, args.debug)
     progress(encode_files(codec, jobs, chosen_bottleneck(codec, args.bottleneck), failures.add), jobs)

@@ -26,10 +26,13 @@ def run(args: argparse.Namespace) -> int:
     from ..codec import chosen_bottleneck, load_codec
     from ..transcode import reconstruct_files
     from .files import Failures, plan, progress
+    from .startup import import_loudness
 
     jobs = plan(args, AUDIO_SUFFIXES, ".wav")
     for job in jobs:
         audio_format(job.target)
+    if args.loudness:
+        import_loudness()
     codec = load_codec(args.model, args.device, args.loudness)
     failures = Failures(jobs, args.debug)
     progress(reconstruct_files(codec, jobs, chosen_bottleneck(codec, args.bottleneck), failures.add), jobs)

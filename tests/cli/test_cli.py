@@ -540,7 +540,7 @@ class TestModelChoice:
         wav("tone.wav")
         monkeypatch.delenv("TAAE_MODEL")
         monkeypatch.setattr(codec, "__file__", str(tmp_path / "modeling_taae" / "cli.py"))
-        monkeypatch.setattr(codec, "snapshot_download", offline)
+        monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
         error = refused("encode", "tone.wav")
         assert "taae-speech-16k-nano" in error and "--model" in error and "no network" in error
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's tra
 
 from modeling_taae import TaaeConfig, TaaeModel, convolution_taae
 from modeling_taae.batching import encode_clips
-from modeling_taae.codec import Codec, load_codec
+from modeling_taae.codec import Codec, exact_convolutions, load_codec
 from modeling_taae.data.utterances import Utterances
 from modeling_taae.errors import TaaeInputError, one_line
 from modeling_taae.evaluation.report import between, table
@@ -107,7 +107,7 @@ class Determinism:
     def encode(self, clips: list[np.ndarray]) -> Latents:
         """Latents of a padded batch."""
         inputs = self.codec.extractor(clips, sampling_rate=self.codec.extractor.sampling_rate)
-        with torch.inference_mode():
+        with torch.inference_mode(), exact_convolutions():
             latents = self.codec.model.encode(**inputs.to(self.codec.model.device)).latents.cpu()
         hop_length = self.codec.model.config.hop_length
         return [item[:, : -(-len(clip) // hop_length)] for item, clip in zip(latents, clips, strict=True)]

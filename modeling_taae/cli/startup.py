@@ -1,0 +1,39 @@
+"""Spares a command imports that it does not need."""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+
+def import_loudness() -> None:
+    """Imports pyloudnorm without `scipy.stats`, which takes as long as all else that it needs.
+
+    `scipy.signal`, where pyloudnorm's filter comes from, imports one function of it. A stand-in takes
+    its place during that import, and the function imports the real module when it is called.
+    """
+    if "scipy.signal" in sys.modules or "scipy.stats" in sys.modules:
+        return
+    sys.modules[_STATS] = _DeferredStats(_STATS)
+    try:
+        import_module("scipy.signal")
+    except ImportError:  # whoever needs it says so
+        pass
+    finally:
+        if isinstance(sys.modules.get(_STATS), _DeferredStats):
+            del sys.modules[_STATS]
+
+
+_STATS = "scipy.stats"
+
+
+class _DeferredStats(ModuleType):
+    """Stands for `scipy.stats` until more than that one function is asked of it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # the import system asks
+            raise AttributeError(name)
+        if name == "scoreatpercentile":
+            return lambda *arguments, **options: import_module(_STATS).scoreatpercentile(*arguments, **options)
+        sys.modules.pop(_STATS, None)
+        return getattr(import_module(_STATS), name)

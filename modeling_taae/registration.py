@@ -1,0 +1,80 @@
+"""Registers the model type with Transformers' Auto classes, without importing Transformers for it.
+
+Nobody can ask an Auto class for a model before Transformers is imported. So where it is not yet, a finder on
+`sys.meta_path` waits for its import, registers right behind it, and is gone.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+PACKAGE = __name__.rpartition(".")[0]
+
+
+def register() -> None:
+    """Registers configuration, model, feature extractor and processor."""
+    from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioTokenization, AutoProcessor
+
+    from .configuration_taae import TaaeConfig
+    from .feature_extraction_taae import TaaeFeatureExtractor
+    from .modeling_taae import TaaeModel
+    from .processing_taae import TaaeProcessor
+
+    AutoConfig.register(TaaeConfig.model_type, TaaeConfig, exist_ok=True)
+    AutoModel.register(TaaeConfig, TaaeModel, exist_ok=True)
+    AutoModelForAudioTokenization.register(TaaeConfig, TaaeModel, exist_ok=True)
+    AutoFeatureExtractor.register(TaaeConfig, TaaeFeatureExtractor, exist_ok=True)
+    # The processor lives in a language model's folder, where it is found by its name. A codec's own folder has no text
+    # tokenizer, so AutoProcessor answers with its feature extractor, as it does for other codecs; unless told
+    # trust_remote_code=False, it first asks about the code in the folder.
+    AutoProcessor.register(TaaeProcessor, TaaeProcessor, exist_ok=True)
+
+    # Folders that `save_pretrained` writes carry the code as well, for `trust_remote_code=True`.
+    TaaeConfig.register_for_auto_class()
+    TaaeModel.register_for_auto_class("AutoModel")
+    TaaeFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
+    TaaeProcessor.register_for_auto_class("AutoProcessor")
+
+
+def register_with_transformers() -> None:
+    """Registers now if Transformers is imported, else as soon as it is."""
+    if "transformers" in sys.modules:
+        register()
+    else:
+        sys.meta_path.insert(0, RegistrationFinder())
+
+
+class RegistrationFinder(MetaPathFinder):
+    """Registers once Transformers is loaded and no file of the model is half loaded, whichever was asked for first."""
+
+    def __init__(self):
+        self.loading = 0  # of the modules that it watches, those that are being executed
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Finds the modules to watch as the other finders do, and has their execution watched."""
+        if name != "transformers" and not (name.startswith(f"{PACKAGE}.") and name.endswith("_taae")):
+            return None
+        found = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((spec for spec in found if spec is not None), None)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def watched(module: ModuleType) -> None:
+                self.loading += 1
+                try:
+                    execute(module)
+                finally:
+                    self.loading -= 1
+                self._register_if_ready()
+
+            spec.loader.exec_module = watched  # type: ignore[method-assign]
+        return spec
+
+    def _register_if_ready(self) -> None:
+        if self.loading == 0 and "transformers" in sys.modules and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            register()

@@ -1,0 +1,88 @@
+"""Nothing slow is imported before it is needed, and the model type is registered whatever is imported first."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "transformers", "numpy", "scipy", "soundfile", "huggingface_hub", "tqdm")
+
+
+def run(code: str, **environment: str) -> str:
+    """Runs a Python process of its own and returns what it prints."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["encode", "--help"], ["tokenize", "--help"], ["encode"], ["sing"], []]
+)
+def test_help_and_usage_errors_import_nothing_slow(arguments):
+    code = f"""
+import sys
+from modeling_taae.cli import main
+try:
+    main({arguments!r})
+except SystemExit:
+    pass
+print("LOADED", sorted({set(HEAVY)!r} & set(sys.modules)))
+"""
+    assert "LOADED []" in run(code)
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import modeling_taae; from transformers import AutoFeatureExtractor, AutoModel",
+        "from transformers import AutoFeatureExtractor, AutoModel; import modeling_taae",
+        "import modeling_taae.quantization_taae; from transformers import AutoFeatureExtractor, AutoModel; "
+        "import modeling_taae",
+        "import importlib.util, modeling_taae; importlib.util.find_spec('transformers'); "
+        "from transformers import AutoFeatureExtractor, AutoModel",
+    ],
+)
+def test_the_model_type_is_registered(imports, tiny_model_folder):
+    code = f"""
+import sys
+{imports}
+folder = {str(tiny_model_folder)!r}
+assert type(AutoModel.from_pretrained(folder)) is modeling_taae.TaaeModel
+assert type(AutoFeatureExtractor.from_pretrained(folder)) is modeling_taae.TaaeFeatureExtractor
+assert modeling_taae.TaaeConfig is modeling_taae.configuration_taae.TaaeConfig
+assert modeling_taae.streaming_taae.StreamingState
+assert not [finder for finder in sys.meta_path if "Registration" in type(finder).__name__]
+print("fine")
+"""
+    assert "fine" in run(code)
+
+
+def test_a_name_that_is_not_there():
+    import modeling_taae
+
+    for name in ("TaaeVocoder", "vocoder_taae"):
+        with pytest.raises(AttributeError, match=name):
+            getattr(modeling_taae, name)
+    assert {"TaaeModel", "TaaeProcessor", "__version__"} <= set(dir(modeling_taae))
+
+
+def test_loudness_without_statistics():
+    """`scipy.signal` works as ever where its import was spared `scipy.stats`, and so does `scipy.stats`."""
+    code = """
+import sys
+from modeling_taae.cli.startup import import_loudness
+import_loudness()
+import numpy, pyloudnorm, scipy.signal
+assert "scipy.stats" not in sys.modules
+wave = numpy.sin(numpy.linspace(0, 20, 200))
+peaks = scipy.signal.find_peaks_cwt(wave, [5, 10]).tolist()
+assert 16 in peaks, peaks
+import scipy.stats
+assert scipy.stats.norm.cdf(0) == 0.5 and scipy.stats.scoreatpercentile([1, 2, 3], 50) == 2
+print("fine")
+"""
+    assert "fine" in run(code)
