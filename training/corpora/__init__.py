@@ -1,0 +1,1 @@
+"""More speech: a manifest of public repositories, and a command that makes training shards of them."""
