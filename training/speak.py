@@ -5,6 +5,7 @@ text it says something; with `--prompt speech.wav` it goes on from there.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="speak.py", description=__doc__.splitlines()[0])
     parser.add_argument("model", help="folder of the language model")
     parser.add_argument("text", nargs="?", default="", help="to be said, by a model that was trained with texts")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help=".wav or .flac")
+    written = ".wav or .flac; - writes samples of 16 bits to standard output as they come"
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help=written)
     parser.add_argument("--prompt", metavar="FILE", help="speech to go on from")
     parser.add_argument("--codec", metavar="M", help="that the tokens are of (default: as for `taae`)")
     longest = "the most that it says (default: 10)"
@@ -42,6 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever listened has enough; Python would flush once more at exit, and fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return 0
 
 

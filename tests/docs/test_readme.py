@@ -92,7 +92,7 @@ PAGES = {
         ["train 2\ntest 1", "english_after {'pesq_wb': "],
         ["runs/dutch/model/config.json", "runs/dutch/samples/step-1/0-decoded.wav", "after.wav"],
     ),
-    "docs/speech_language_model.md": Page(["torch.Size([2, 50])"]),
+    "docs/speech_language_model.md": Page(["torch.Size([2, 50])", "0 samples beside whole frames"], ["taught.wav"]),
     "docs/stream.md": Page(["True", "torch.Size([1, 1, 1500]) True"], ["heard.wav", "heard.raw", "lecture.wav"]),
     "docs/taae_format.md": Page(["241 (2, 50)"]),
     "docs/tokenize_a_corpus.md": Page(
@@ -128,6 +128,7 @@ BRIEF = {
     "training/train.py training/recipes/finetune_language.yaml": RUN,
     "training/train_speech_lm.py": "--budget.max_steps 1 --budget.layers 1 --budget.hidden_size 16 --samples 0",
     "training/speak.py": "--seconds 1",
+    "training/speech_lm/teach.py": "--max-steps 1 --batch-size 2",
 }
 
 
@@ -227,8 +228,9 @@ class Shell:
     def python(self, words: list[str], content: bytes) -> bytes:
         """A program of the checkout."""
         script, *arguments = words[1:]
-        assert not self.start(script, [*arguments, *brief(" ".join(words[1:]))]), words
-        return b""
+        with self.standard_streams(content) as written:
+            assert not self.start(script, [*arguments, *brief(" ".join(words[1:]))]), words
+        return written.getvalue()
 
     def accelerate(self, words: list[str], content: bytes) -> bytes:
         """The trainer in this process, as the launcher would start it in another; it finds no way to the Hub."""

@@ -1,7 +1,9 @@
 """Lets a language model speak, from a text, from speech to go on from, or from nothing."""
 
+import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel
@@ -10,7 +12,9 @@ from modeling_taae import TaaeProcessor
 from modeling_taae.audio_io import read_audio, write_audio
 from modeling_taae.codec import load_codec
 from modeling_taae.errors import TaaeInputError, one_line
+from modeling_taae.files import is_standard_stream
 from modeling_taae.identity import TokenSource
+from modeling_taae.speech_streamer_taae import TaaeStreamer
 
 # Where a language model's config says which codec's tokens it learnt: the model's identity, and all that is known.
 CODEC_IDENTITY, TOKEN_SOURCE = "speech_codec", "speech_token_source"
@@ -24,6 +28,7 @@ def generate_speech(
     prompt: Tensor | None = None,
     frames: int = 250,
     temperature: float = 1.0,
+    streamer: TaaeStreamer | None = None,
 ) -> Tensor:
     """Returns speech by a language model, kept on the grammar.
 
@@ -34,6 +39,7 @@ def generate_speech(
         prompt: the speech's first frames, (tokens_per_frame, frames) int64.
         frames: the most that it says.
         temperature: below 1, likely tokens become more so.
+        streamer: a streamer that decodes the speech as it comes.
 
     Returns:
         Codes (tokens_per_frame, frames) int64, the prompt included.
@@ -55,6 +61,7 @@ def generate_speech(
         eos_token_id=processor.audio_eos_token_id,
         pad_token_id=processor.tokenizer.pad_token_id,
         logits_processor=[processor.grammar],
+        streamer=streamer,
     )
     # At the limit the span is still open: it is ended behind the last whole frame.
     return processor.parse(generated[0], errors="repair").segments[-1][:, : known + frames]
@@ -102,7 +109,7 @@ def speak(
 
     Args:
         model: folder of a language model and its processor.
-        output: audio file to write, .wav or .flac.
+        output: audio file to write, .wav or .flac; `-` writes samples of 16 bits to standard output as they come.
         text: words to be said, by a model that was trained with texts.
         prompt: audio file with speech to go on from.
         codec: folder or Hub name of the codec whose tokens the model learnt; None for the default of `taae`.
@@ -127,9 +134,21 @@ def speak(
         (prompt_codes,) = processor.encode_speech(read_audio(prompt, rate), rate)
     torch.manual_seed(seed)
     frames = max(1, round(seconds * speech_codec.model.config.frame_rate))
+    streamer = SampleWriter(processor, skip_prompt=False) if is_standard_stream(output) else None
     try:
-        codes = generate_speech(language_model, processor, text, prompt_codes, frames, temperature)
+        codes = generate_speech(language_model, processor, text, prompt_codes, frames, temperature, streamer)
     except ValueError as error:
         raise TaaeInputError(f"{text!r}: cannot be said ({one_line(error)})") from error
-    (waveform,) = processor.decode_speech([codes])
-    write_audio(output, waveform, rate)
+    if streamer is None:
+        (waveform,) = processor.decode_speech([codes])
+        write_audio(output, waveform, rate)
+
+
+class SampleWriter(TaaeStreamer):
+    """Writes speech to standard output while it is generated: mono samples of 16 bits, little-endian."""
+
+    def on_audio(self, waveform: np.ndarray, stream_end: bool = False) -> None:
+        """Writes a waveform, (samples,) float32."""
+        samples = (np.clip(waveform, -1, 1) * 32767).round().astype("<i2")
+        sys.stdout.buffer.write(samples.tobytes())
+        sys.stdout.buffer.flush()
