@@ -94,7 +94,7 @@ class CTCReader(AuxiliaryNetwork[CTCHead]):
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator, extractor: TaaeFeatureExtractor, latent_dim: int):
         settings = self.settings = required(recipe)
-        self.speech = TranscribedSpeech(settings, extractor, recipe.seed, recipe.data.workers)
+        self.speech = TranscribedSpeech(settings, extractor, recipe.seed, recipe.data.workers or 0)
         head = make_head(recipe, accelerator, self.speech.symbols(), latent_dim)
         super().__init__(head, settings.learning_rate, recipe, accelerator)
         self.validation = []
