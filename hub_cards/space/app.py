@@ -6,8 +6,8 @@
 import html
 import time
 from collections.abc import Callable, Sequence
+from ipaddress import ip_address
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeVar
 
 import gradio as gr
@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from limits import RateLimit, read_recording
+from limits import RateLimit, check_length, check_present, read_recording, read_tokens
 from pictures import show_bytes, show_clip, show_tokens
 
-from modeling_taae.audio_io import to_pcm16, write_audio
+from modeling_taae.audio_io import to_pcm16
 from modeling_taae.codec import Codec, default_model, load_codec, model_name
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.evaluation.alignment import align
@@ -29,13 +29,22 @@ from modeling_taae.evaluation.peers import MissingToolError, make_peer
 from modeling_taae.quantization_taae import BOTTLENECK_PRESETS
 from modeling_taae.taae_file import TaaeFile
 
-SAMPLE = "demo.taae"
+SAMPLE = "samples/english-woman-original.flac"
+TITLE = "Speech in 400 bits per second"
+ENCODE, DECODE = "Encode and decode", "Decode the file"
+# Brings the results into sight, and into the way of who uses the keyboard.
+SCROLL = """() => setTimeout(() => {
+    const results = document.querySelector("#results");
+    results.tabIndex = -1;
+    results.focus({preventScroll: true});
+    results.scrollIntoView({behavior: "smooth", block: "start"});
+}, 100)"""
 CODEC2 = {450: "codec2-450", 700: "codec2-700C", 1200: "codec2-1200", 2400: "codec2-2400"}
 # Recordings, and what was made of them, are deleted when they are this old, in seconds.
 KEPT = 3600
 
 INTRODUCTION = f"""
-# Speech in 400 bits per second
+# {TITLE}
 
 Record yourself or upload speech, and hear what about 50 bytes a second keep of it. **{{name}}** is a small model of the
 [TAAE codec](https://arxiv.org/abs/2411.19842) that runs on an ordinary processor. It takes {limits.SHORTEST_CLIP:g} to
@@ -49,6 +58,7 @@ CSS = """
 .tokens { display: block; width: 100%; height: 9rem; image-rendering: pixelated; }
 .bytes { font: 12px/1.5 ui-monospace, Consolas, monospace; overflow-wrap: anywhere; max-height: 12em; overflow: auto; }
 .bytes span { opacity: .5; }
+#status { min-height: 3rem; } #status p { margin: .5rem 0; }
 """
 # Fonts that a system has, so that none is fetched.
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "Consolas", "monospace"]}
@@ -86,18 +96,20 @@ def main() -> None:
     """Loads the model and serves the page until the process is ended."""
     name = default_model()
     codec = load_codec(name, device="cpu")
-    with TemporaryDirectory() as folder:
-        sample = find_sample(name)
-        example = make_example(codec, sample, Path(folder)) if sample else None
-        page = build_page(codec, model_name(name), example)
-        page.queue(max_size=limits.LONGEST_QUEUE, default_concurrency_limit=1)
-        page.launch(
-            theme=gr.themes.Soft(**FONTS), css=CSS, max_file_size=limits.LARGEST_UPLOAD, footer_links=["gradio"]
-        )
+    sample = find_sample(name)
+    page = build_page(codec, model_name(name), sample)
+    page.queue(max_size=limits.LONGEST_QUEUE, default_concurrency_limit=1)
+    page.launch(
+        theme=gr.themes.Soft(**FONTS),
+        css=CSS,
+        max_file_size=limits.LARGEST_UPLOAD,
+        footer_links=["gradio"],
+        allowed_paths=[str(sample.parent)] if sample else [],
+    )
 
 
 def find_sample(model: str) -> Path | None:
-    """The `.taae` file that comes with a model, which is a folder or a name on the Hub; None where none does."""
+    """Returns the recording that comes with a model, which is a folder or a name on the Hub; None where none does."""
     if Path(model).is_dir():
         sample = Path(model) / SAMPLE
         return sample if sample.is_file() else None
@@ -107,73 +119,201 @@ def find_sample(model: str) -> Path | None:
         return None
 
 
-def make_example(codec: Codec, sample: Path, folder: Path) -> Path:
-    """Decodes a model's sample to a WAV file.
-
-    Raises:
-        TaaeInputError: if it belongs to another model.
-    """
-    encoded = TaaeFile.load(sample, codec.prior)
-    codec.check_identity(str(sample), encoded.model_identity)
-    write_audio(folder / "sample.wav", codec.decode(encoded), encoded.sampling_rate)
-    return folder / "sample.wav"
-
-
 def visitor(request: gr.Request) -> str:
-    """Who asks. On the Hub all requests come through proxies, which tell whom they ask for: a courtesy, no proof."""
-    return request.headers.get("x-forwarded-for", request.client.host).split(",")[0].strip()
+    """Returns the address of who asks.
+
+    On the Hub, requests come through proxies with private addresses. Each appends the address that it was asked from to
+    a header, which visitors can begin as they like: so the last public address in it counts.
+    """
+    host = request.client.host
+    chain = [*request.headers.get("x-forwarded-for", "").split(","), host]
+    if is_public(host):
+        return host
+    return next((address.strip() for address in reversed(chain) if is_public(address.strip())), host)
+
+
+def is_public(address: str) -> bool:
+    """Returns whether an address is one of the public network."""
+    try:
+        return ip_address(address).is_global
+    except ValueError:
+        return False
 
 
 def build_page(codec: Codec, name: str, example: Path | None) -> gr.Blocks:
-    """The page.
+    """Returns the page.
 
     Args:
         codec: what encodes and decodes.
-        name: of the model.
+        name: the model's name.
         example: a recording to try, if there is one.
     """
     rates = preset_rates(codec)
-    peers = {preset: nearest_codec2(rate) for preset, rate in rates.items()}
-    limit = RateLimit(limits.CLIPS, limits.WINDOW)
-    with gr.Blocks(title=name, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
+    service = Service(codec, rates, RateLimit(limits.CLIPS, limits.WINDOW))
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         gr.Markdown(INTRODUCTION.format(name=name))
-        recording = gr.Audio(sources=["microphone", "upload"], type="filepath", label="Speech", buttons=[])
-        choices = [(f"{rate:.0f} bit/s", preset) for preset, rate in rates.items()]
+        recording = gr.Audio(sources=["microphone"], type="filepath", label="Speech", buttons=[])
+        upload = gr.UploadButton("Upload a recording", size="sm")
+        upload.upload(lambda path: path, upload, recording, show_progress="hidden", api_visibility="private")
+        choices = [(preset_label(preset, rate), preset) for preset, rate in rates.items()]
         preset = gr.Radio(choices, value=choices[0][1], label="Bit rate")
-        button = gr.Button("Encode and decode", variant="primary")
-        if example:
-            rows, labels = (
-                [[str(example), each] for each in rates],
-                [f"Model's sample at {rate}" for rate, _ in choices],
-            )
-            gr.Examples(rows, [recording, preset], example_labels=labels)
-        with gr.Column(visible=False) as results:
+        button = gr.Button(ENCODE, variant="primary")
+        status = gr.HTML(status_text(""), elem_id="status")
+        with gr.Column(visible=False, elem_id="results") as results:
             summary = gr.Markdown(elem_id="summary")
             with gr.Row():
-                cards = [make_card() for _ in range(3 if all(peers.values()) else 2)]
+                cards = [make_card() for _ in range(3 if all(service.peers.values()) else 2)]
             content = gr.HTML()
+        if example:
+            rows = [[str(example), each] for each in rates]
+            labels = [f"A woman reading, at {rate:.0f} bit/s" for rate in rates.values()]
+            gr.Examples(rows, [recording, preset], example_labels=labels)
+        with gr.Accordion("Hear a .taae file that you saved or were sent", open=False):
+            saved = gr.File(label=".taae file", file_types=[".taae"], type="filepath")
+            open_button = gr.Button(DECODE)
         gr.Markdown(PRIVACY)
-
-        def run(path: str | None, preset: str, request: gr.Request) -> dict[Any, Any]:
-            try:
-                audio = read_recording(path, codec.model.config.sampling_rate)
-                limit.check(visitor(request))
-            except TaaeInputError as error:
-                raise gr.Error(html.escape(str(error)), print_exception=False) from error
-            passage = pass_through(codec, audio, preset)
-            clips = {"Original": passage.heard, f"Decoded from {rates[preset]:.0f} bit/s": passage.decoded}
-            if peer := peers[preset]:
-                clips[f"Codec2 at {peer.nominal_bit_rate:.0f} bit/s"] = through_peer(peer, passage.heard)
-            return {
-                results: gr.Column(visible=True),
-                summary: summarize(passage),
-                content: show_tokens(passage.encoded, codec.model.bottleneck(preset)) + show_bytes(passage.content),
-                **fill_cards(cards, clips, passage.encoded.sampling_rate),
-            }
-
-        outputs = [results, summary, content, *(part for card in cards for part in card)]
-        button.click(run, [recording, preset], outputs, api_visibility="private", show_progress_on=button)
+        parts = Parts(results, summary, content, cards, status)
+        when_pressed(button, ENCODE, lambda *inputs: service.encode(parts, *inputs), [recording, preset], parts)
+        when_pressed(open_button, DECODE, lambda *inputs: service.open(parts, *inputs), [saved], parts)
     return page
+
+
+class Parts(NamedTuple):
+    """The parts of the page that show results."""
+
+    results: gr.Column
+    summary: gr.Markdown
+    content: gr.HTML
+    cards: list[Card]
+    status: gr.HTML
+
+    @property
+    def outputs(self) -> list[Any]:
+        """All of them in a list, as Gradio takes outputs."""
+        cards = [part for card in self.cards for part in card]
+        return [self.results, self.summary, self.content, *cards, self.status]
+
+
+def when_pressed(button: gr.Button, label: str, work: Callable[..., dict], inputs: list[Any], parts: Parts) -> None:
+    """Lets a button start work. Meanwhile it is disabled and says so; results are scrolled to and announced.
+
+    Args:
+        button: the button.
+        label: its label between presses.
+        work: takes the values of the inputs and the request, and returns what goes into parts of the page.
+        inputs: the parts of the page that it reads.
+        parts: the parts of the page that it fills.
+    """
+
+    def run(*values: Any) -> dict[Any, Any]:
+        try:
+            return work(*values)
+        except TaaeInputError as error:
+            raise gr.Error(html.escape(str(error)), print_exception=False) from error
+
+    # Gradio finds the request by its annotation, which a function of any number of values does not have.
+    if len(inputs) == 2:
+
+        def run_with_request(first: Any, second: Any, request: gr.Request) -> dict[Any, Any]:
+            return run(first, second, request)
+
+    else:
+
+        def run_with_request(first: Any, request: gr.Request) -> dict[Any, Any]:
+            return run(first, request)
+
+    hidden = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+    begun = button.click(
+        lambda: (
+            gr.Button("Working …", interactive=False),
+            status_text("Working. This takes seconds, or your turn in the queue."),
+        ),
+        None,
+        [button, parts.status],
+        **hidden,
+    )
+    done = begun.then(
+        run_with_request,
+        inputs,
+        parts.outputs,
+        api_visibility="private",
+        show_progress="full",
+        show_progress_on=parts.status,
+    )
+    done.success(None, None, None, js=SCROLL, **hidden)
+    done.failure(lambda: status_text("Nothing was made of it; the message says why."), None, parts.status, **hidden)
+    done.then(lambda: gr.Button(label, interactive=True), None, button, **hidden)
+
+
+def status_text(text: str) -> str:
+    """Returns what happens, as an element that screen readers announce when it changes."""
+    return f'<p role="status" aria-live="polite">{html.escape(text)}</p>'
+
+
+class Service:
+    """What the page does with recordings and files.
+
+    Args:
+        codec: what encodes and decodes.
+        rates: the presets and their bit rates in bit/s.
+        limit: how many clips a visitor may have.
+    """
+
+    def __init__(self, codec: Codec, rates: dict[str, float], limit: RateLimit):
+        self.codec, self.rates, self.limit = codec, rates, limit
+        self.peers = {preset: nearest_codec2(rate) for preset, rate in rates.items()}
+
+    def encode(self, parts: Parts, path: str | None, preset: str, request: gr.Request) -> dict[Any, Any]:
+        """Takes a recording through the codec, and fills the page.
+
+        Raises:
+            TaaeInputError: if it cannot be used, or the visitor has had too many.
+        """
+        check_present(path)
+        self.limit.check(visitor(request))  # before the work, so that what cannot be used counts too
+        audio = read_recording(path, self.codec.model.config.sampling_rate)
+        passage = pass_through(self.codec, audio, preset)
+        clips = {"Recording": passage.heard, f"TAAE at {self.rates[preset]:.0f} bit/s": passage.decoded}
+        if peer := self.peers[preset]:
+            clips[f"Codec2 at {peer.nominal_bit_rate:.0f} bit/s"] = through_peer(peer, passage.heard)
+        return self.filled(parts, passage.encoded, passage.content, clips, summarize(passage))
+
+    def open(self, parts: Parts, path: str | None, request: gr.Request) -> dict[Any, Any]:
+        """Decodes a `.taae` file, and fills the page.
+
+        Raises:
+            TaaeInputError: if it cannot be used, or the visitor has had too many.
+        """
+        content = read_tokens(path)
+        self.limit.check(visitor(request))
+        encoded = TaaeFile.from_bytes(content, self.codec.prior)
+        self.codec.check_identity("This file", encoded.model_identity)
+        check_length(encoded.duration)
+        decoded, seconds = timed(lambda: self.codec.decode(encoded))
+        text = (
+            f"## {encoded.duration:.2f} seconds of speech from {len(content):,} bytes\n"
+            f"{encoded.bit_rate:.0f} bit/s of tokens. Decoding took {speed(encoded.duration, seconds)}."
+        )
+        return self.filled(parts, encoded, content, {f"TAAE at {encoded.bit_rate:.0f} bit/s": decoded}, text)
+
+    def filled(
+        self, parts: Parts, encoded: TaaeFile, content: bytes, clips: dict[str, np.ndarray], text: str
+    ) -> dict[Any, Any]:
+        """Returns what goes into the parts of the page."""
+        bottleneck = self.codec.model.bottleneck(encoded.bottleneck)
+        return {
+            parts.results: gr.Column(visible=True),
+            parts.summary: text,
+            parts.content: show_tokens(encoded, bottleneck) + show_bytes(content),
+            parts.status: status_text(f"Done: {encoded.duration:.1f} seconds of speech in {len(content):,} bytes."),
+            **fill_cards(parts.cards, clips, encoded.sampling_rate),
+        }
+
+
+def preset_label(preset: str, rate: float) -> str:
+    """Returns what the page calls a preset: its bit rate, and the number in its name."""
+    nominal = preset.rpartition("_")[2].removesuffix("bps")
+    return f"{rate:.0f} bit/s (preset {nominal})"
 
 
 def preset_rates(codec: Codec) -> dict[str, float]:
@@ -226,10 +366,16 @@ def summarize(passage: Passage) -> str:
         f"## {seconds:.2f} seconds of speech in {size:,} bytes\n"
         f"{encoded.bit_rate:.0f} bit/s of tokens, {8 * size / seconds:.0f} bit/s as a file with header and checksum; "
         f"{samples_size / size:,.0f} times smaller than 16-bit samples ({samples_size:,} bytes). "
-        f"Encoding took {passage.encoding:.2f} s, decoding {passage.decoding:.2f} s, on a CPU with {threads} "
-        f"thread{'s' * (threads > 1)}: {seconds / passage.encoding:.0f} and {seconds / passage.decoding:.0f} times "
-        "faster than speaking."
+        f"On a CPU with {threads} thread{'s' * (threads > 1)}, encoding took {speed(seconds, passage.encoding)} and "
+        f"decoding {speed(seconds, passage.decoding)}."
     )
+
+
+def speed(duration: float, seconds: float) -> str:
+    """Returns how long work on a clip took, in seconds and relative to the clip's length, also in seconds."""
+    faster = seconds <= duration
+    ratio = duration / seconds if faster else seconds / duration
+    return f"{seconds:.2f} s ({ratio:.1f} times {'faster' if faster else 'slower'} than speaking)"
 
 
 def make_card() -> Card:
@@ -239,12 +385,20 @@ def make_card() -> Card:
 
 
 def fill_cards(cards: Sequence[Card], clips: dict[str, np.ndarray], sampling_rate: int) -> dict[Any, Any]:
-    """What goes into each card's parts: clips by their labels, (samples,) float32 at a rate in Hz."""
+    """Returns what goes into each card's parts; cards without a clip disappear.
+
+    Args:
+        cards: the cards, no fewer than clips.
+        clips: (samples,) float32 by their labels.
+        sampling_rate: the clips' rate, in Hz.
+    """
     loudest = max(spectrum(clip).max() for clip in clips.values())
     filled = {}
-    for card, (label, clip) in zip(cards, clips.items(), strict=True):
-        filled[card.player] = gr.Audio((sampling_rate, to_pcm16(clip)), label=label)
-        filled[card.picture] = show_clip(label, clip, sampling_rate, loudest)
+    for card in cards[len(clips) :]:
+        filled |= {card.player: gr.Audio(None, visible=False), card.picture: gr.HTML("", visible=False)}
+    for card, (label, clip) in zip(cards, clips.items(), strict=False):
+        filled[card.player] = gr.Audio((sampling_rate, to_pcm16(clip)), label=label, visible=True)
+        filled[card.picture] = gr.HTML(show_clip(label, clip, sampling_rate, loudest), visible=True)
     return filled
 
 

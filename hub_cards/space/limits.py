@@ -1,6 +1,7 @@
-"""What the Space takes: recordings of some length with something to hear in them, and so many of them a minute."""
+"""Limits what the Space takes: recordings of some length with something to hear, and so many of them a minute."""
 
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,26 +21,56 @@ CLIPS, WINDOW = 10, 60
 # How many may wait for the one that is being served.
 LONGEST_QUEUE = 20
 LARGEST_UPLOAD = "30mb"
+# In samples of all channels: the longest clip at 48 kHz in stereo, and as much again.
+LARGEST_RECORDING = 2 * 2 * 48_000 * LONGEST_CLIP
+# In bytes: the longest clip of the largest preset takes a tenth of it.
+LARGEST_FILE = 100_000
 
 
 def read_recording(path: str | None, sampling_rate: int) -> np.ndarray:
     """Reads what a visitor recorded or uploaded: (samples,) float32 at the given rate, in Hz.
 
     Raises:
-        TaaeInputError: if there is nothing, it is no audio, it is too short or too long, or silent.
+        TaaeInputError: if it is no audio, too short, too long, of too high a rate, of too many channels, or silent.
     """
-    if path is None:
-        raise TaaeInputError("There is no recording yet. Record something, upload a file, or choose an example.")
     with open(path, "rb") as file:
         # Before a long recording takes memory. What is no audio at all is left to decode_audio, which says why.
         with suppress(soundfile.SoundFileError):
-            check_length(soundfile.info(file).duration)
+            facts = soundfile.info(file)
+            check_length(facts.duration)
+            check_samples(facts.frames * facts.channels)
         file.seek(0)
         audio = decode_audio(file, "Your recording", sampling_rate)
     check_length(len(audio) / sampling_rate)
     if integrated_loudness(audio, sampling_rate) is None:
         raise TaaeInputError("The recording is silent. Check the microphone, and speak closer to it.")
     return audio
+
+
+def read_tokens(path: str | None) -> bytes:
+    """Reads a `.taae` file that a visitor uploaded.
+
+    Raises:
+        TaaeInputError: if there is none, or it is larger than the longest clip's.
+    """
+    if path is None:
+        raise TaaeInputError("There is no file yet. Choose a .taae file that was saved here.")
+    if (size := os.path.getsize(path)) > LARGEST_FILE:
+        raise TaaeInputError(f"The file is too large: {size:,} bytes. No clip of {LONGEST_CLIP} s takes as many.")
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def check_present(path: str | None) -> None:
+    """Refuses, with a TaaeInputError, to begin without a recording."""
+    if path is None:
+        raise TaaeInputError("There is no recording yet. Record something, upload a file, or choose an example.")
+
+
+def check_samples(samples: int) -> None:
+    """Refuses, with a TaaeInputError, recordings that take long to decode whatever their length in seconds."""
+    if samples > LARGEST_RECORDING:
+        raise TaaeInputError("The recording has too many samples. Save it with one or two channels, at up to 48 kHz.")
 
 
 def check_length(seconds: float) -> None:

@@ -55,7 +55,8 @@ def model(tiny_model_folder, recordings, tmp_path_factory) -> Path:
     """The tiny model, with a sample."""
     folder = tmp_path_factory.mktemp("space") / "tiny"
     shutil.copytree(tiny_model_folder, folder)
-    load_codec(str(folder)).encode(read_audio(recordings / "speech.flac")).save(folder / "demo.taae")
+    (folder / "samples").mkdir()
+    shutil.copy(recordings / "speech.flac", folder / "samples" / "english-woman-original.flac")
     return folder
 
 
@@ -108,9 +109,9 @@ def uploaded(page):
 
 
 def upload(page, file: Path) -> None:
-    page.get_by_label("Upload file").click()
-    with uploaded(page):
-        page.locator("input[type=file]").set_input_files(file)
+    with uploaded(page), page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Upload a recording").click()
+        chooser.value.set_files(file)
 
 
 def encode_and_decode(page) -> tuple[TaaeFile, list[np.ndarray]]:
@@ -141,12 +142,12 @@ def test_an_upload_is_encoded_and_decoded(page, recordings, model):
     assert fits(page)
 
 
-def test_the_example_is_encoded_and_decoded(page, model):
+def test_the_example_is_encoded_and_decoded(page):
     with uploaded(page):
-        page.get_by_role("button", name="Model's sample at 697 bit/s").click()
+        page.get_by_role("button", name="A woman reading, at 697 bit/s").click()
     file, clips = encode_and_decode(page)
     assert file.bottleneck == "2x15625_700bps"
-    assert {len(clip) for clip in clips} == {TaaeFile.load(model / "demo.taae").num_samples}
+    assert {len(clip) for clip in clips} == {SECONDS * 16_000}
 
 
 def test_a_recording_is_encoded_and_decoded(page):
@@ -157,6 +158,35 @@ def test_a_recording_is_encoded_and_decoded(page):
     file, clips = encode_and_decode(page)
     assert 0.5 < file.duration < 10
     assert np.abs(clips[0]).max() > 1000
+
+
+def test_it_shows_that_it_works_and_then_the_results(page, recordings):
+    """The button says so and cannot be pressed again; the results come into sight, and are announced."""
+    page.set_viewport_size({"width": 390, "height": 844})
+    upload(page, recordings / "speech.flac")
+    page.evaluate(
+        """() => { window.seen = []; new MutationObserver(() => {
+            const button = [...document.querySelectorAll("button")].find(each => each.textContent.includes("Working"));
+            if (button) window.seen.push(button.disabled);
+        }).observe(document.body, {subtree: true, childList: true, attributes: true, characterData: true}); }"""
+    )
+    encode_and_decode(page)
+    page.wait_for_function("document.activeElement.id === 'results'")
+    page.wait_for_function("document.querySelector('#results').getBoundingClientRect().top < innerHeight / 2")
+    page.get_by_role("button", name="Encode and decode").wait_for()
+    assert page.evaluate("window.seen.includes(true)")
+    assert "Done: 2.5 seconds of speech" in page.get_by_role("status").filter(has_text="Done").inner_text()
+
+
+def test_a_saved_file_can_be_heard_again(page, model, recordings, tmp_path):
+    codec = load_codec(str(model), device="cpu")
+    codec.encode(read_audio(recordings / "speech.flac")).save(tmp_path / "speech.taae")
+    page.get_by_role("button", name="Hear a .taae file").click()
+    page.locator("input[type=file][accept*=taae]").set_input_files(tmp_path / "speech.taae")
+    page.get_by_text("speech.taae").first.wait_for()
+    page.get_by_role("button", name="Decode the file").click()
+    page.locator("#summary", has_text=f"{SECONDS:.2f} seconds of speech from").wait_for()
+    assert page.locator("a[download][href*='/file=']:visible").count() >= 1
 
 
 def complaint(page) -> str:
@@ -182,6 +212,16 @@ def test_what_cannot_be_used_is_told(page, recordings, name, message):
 
 def test_no_recording_is_told(page):
     assert "no recording yet" in complaint(page)
+
+
+def test_what_takes_long_to_decode_is_refused_before(limits, tmp_path):
+    """Whatever its length in seconds, and although it is small as a file."""
+    soundfile.write(tmp_path / "wide.flac", np.zeros((50 * 44_100, 8)), 44_100)
+    with pytest.raises(TaaeInputError, match="too many samples"):
+        limits.read_recording(str(tmp_path / "wide.flac"), 16_000)
+    (tmp_path / "large.taae").write_bytes(b"0" * (limits.LARGEST_FILE + 1))
+    with pytest.raises(TaaeInputError, match="too large"):
+        limits.read_tokens(str(tmp_path / "large.taae"))
 
 
 @pytest.fixture
@@ -212,9 +252,11 @@ def test_a_visitor_has_to_wait_and_others_do_not(limits):
 def test_behind_a_proxy_visitors_are_told_apart(limits):
     pytest.importorskip("gradio", reason="the Space needs the package gradio")
     app = importlib.import_module("app")
-    headers = {"x-forwarded-for": "203.0.113.7, 10.16.0.1"}
+    headers = {"x-forwarded-for": "whatever they write, 9.9.9.9, 93.184.216.34, 10.16.0.1"}
     request = SimpleNamespace(headers=headers, client=SimpleNamespace(host="10.16.0.2"))
-    assert app.visitor(request) == "203.0.113.7"
+    assert app.visitor(request) == "93.184.216.34"
+    direct = SimpleNamespace(headers=headers, client=SimpleNamespace(host="8.8.8.8"))
+    assert app.visitor(direct) == "8.8.8.8"
     request.headers = {}
     assert app.visitor(request) == "10.16.0.2"
 
