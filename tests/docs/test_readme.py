@@ -92,11 +92,20 @@ PAGES = {
         ["train 2\ntest 1", "english_after {'pesq_wb': "],
         ["runs/dutch/model/config.json", "runs/dutch/samples/step-1/0-decoded.wav", "after.wav"],
     ),
+    "docs/a_million_hours.md": Page(
+        ["hours of speech, 0 folders"], ["trial/report.json", "tokens_of_all/train/README.md"]
+    ),
     "docs/speech_language_model.md": Page(["torch.Size([2, 50])", "0 samples beside whole frames"], ["taught.wav"]),
     "docs/stream.md": Page(["True", "torch.Size([1, 1, 1500]) True"], ["heard.wav", "heard.raw", "lecture.wav"]),
     "docs/taae_format.md": Page(["241 (2, 50)"]),
     "docs/tokenize_a_corpus.md": Page(
-        ["50 frames of 2 tokens", "torch.Size([1, 1, 32000])", "recordings/a.flac (2, 50)"],
+        [
+            "50 frames of 2 tokens",
+            "torch.Size([1, 1, 32000])",
+            "2 rows, 4.0 seconds",
+            "2 rows, 4.0 seconds",
+            "recordings/a.flac (2, 50)",
+        ],
         ["tokens/report.json", "tokens_of_parquet/README.md"],
     ),
     "hub_cards/web/README.md": Page(["744 characters, 10.0 seconds"]),
