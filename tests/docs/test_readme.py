@@ -103,7 +103,6 @@ PAGES = {
             "50 frames of 2 tokens",
             "torch.Size([1, 1, 32000])",
             "2 rows, 4.0 seconds",
-            "2 rows, 4.0 seconds",
             "recordings/a.flac (2, 50)",
         ],
         ["tokens/report.json", "tokens_of_parquet/README.md"],
@@ -121,6 +120,7 @@ NOT_RUN = {
     "tensorboard": "it serves until it is stopped",
     "taae push": "test_push.py and test_training_hub.py push, to a Hub on loopback",
     "taae tokenize facebook/voxpopuli": "it reads from the Hub",
+    "taae tokenize manifests/train.jsonl": "it reads from folders of a site; test_sources.py reads such lists",
     "taae tokenize recordings/ -o tokens_by_ray": "it takes long to start Ray; test_tokenize.py does",
     "python -m http.server": "it serves until it is stopped",
 }
