@@ -8,8 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers.utils import logging
 
 from modeling_taae import TaaeConfig, TaaeFeatureExtractor, TaaeModel
+
+# Tests look at what commands say; Transformers' own bars are not theirs.
+logging.disable_progress_bar()
 
 SHARED = Path(os.environ.get("TAAE_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 

@@ -18,6 +18,8 @@ from .options import ArgumentParser
 
 # In the order of the help.
 COMMANDS = ("encode", "decode", "reconstruct", "stream", "info", "evaluate", "convert", "export", "tokenize", "push")
+# A command speaks for the libraries behind it, unless the environment says otherwise.
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 DESCRIPTION = "Speech in about 50 bytes a second: encodes audio into .taae files and decodes them, with a TAAE model."
 EPILOG = """\
 examples:
@@ -86,6 +88,8 @@ def main(argv: list[str] | None = None) -> int:
         help leave through SystemExit, with 2 and 0.
     """
     args = build_parser().parse_args(argv)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     try:
         status = run_command(args)
         sys.stdout.flush()
