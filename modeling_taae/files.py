@@ -4,24 +4,50 @@ import io
 import json
 import os
 import sys
+import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from .errors import TaaeInputError, one_line
 
 STANDARD_STREAM = "-"
+# Seconds after which nobody can still be writing a temporary file, whose content is in memory before it is made.
+LEFT_BEHIND = 3600
 
 
 def is_standard_stream(path: str | Path) -> bool:
-    """Whether a path is `-`, which stands for standard input or standard output."""
+    """Returns whether a path is `-`, which stands for standard input or standard output."""
     return str(path) == STANDARD_STREAM
 
 
 def display_name(path: str | Path) -> str:
-    """What messages call an input."""
+    """Returns the name that messages call an input."""
     return "standard input" if is_standard_stream(path) else str(path)
+
+
+def standard_input() -> BinaryIO:
+    """Returns standard input as a stream of bytes.
+
+    Raises:
+        TaaeInputError: if the process was started without one.
+    """
+    if sys.stdin is None:
+        raise TaaeInputError("standard input: is closed; expected a file or a pipe, as in `taae encode - < speech.wav`")
+    return sys.stdin.buffer
+
+
+def standard_output() -> BinaryIO:
+    """Returns standard output as a stream of bytes.
+
+    Raises:
+        TaaeInputError: if the process was started without one.
+    """
+    if sys.stdout is None:
+        raise TaaeInputError("standard output: is closed; expected a file or a pipe, or another target with -o")
+    return sys.stdout.buffer
 
 
 def open_input(source: str | Path) -> BinaryIO:
@@ -32,7 +58,7 @@ def open_input(source: str | Path) -> BinaryIO:
     """
     try:
         # The caller closes the file.
-        file = io.BytesIO(sys.stdin.buffer.read()) if is_standard_stream(source) else open(source, "rb")
+        file = io.BytesIO(standard_input().read()) if is_standard_stream(source) else open(source, "rb")
         if not file.seekable():
             file = io.BytesIO(file.read())
         empty = not file.read(1)
@@ -46,7 +72,7 @@ def open_input(source: str | Path) -> BinaryIO:
 
 
 def read_bytes(source: str | Path) -> bytes:
-    """The content of a file or, for `-`, of standard input.
+    """Returns the content of a file or, for `-`, of standard input.
 
     Raises:
         TaaeInputError: if it cannot be read or has no bytes.
@@ -64,8 +90,9 @@ def write_bytes(target: str | Path, data: bytes) -> None:
         TaaeInputError: if the target cannot be written.
     """
     if is_standard_stream(target):
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+        output = standard_output()
+        output.write(data)
+        output.flush()
         return
     path = Path(target)
     try:
@@ -82,24 +109,42 @@ def write_bytes(target: str | Path, data: bytes) -> None:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    # In the same folder, because a rename is atomic within one file system only.
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    is_there = path.exists()
+    temporary = _temporary_file(path, 0o600 if is_there else 0o666)
     try:
-        with open(temporary, "xb") as file:
+        with open(temporary, "wb") as file:
             file.write(data)
-        if path.exists():  # what was private stays so
+        if is_there:  # what was private stays so
             temporary.chmod(path.stat().st_mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def _temporary_file(path: Path, mode: int) -> Path:
+    """Makes an empty file in the target's folder: a rename is atomic within one file system only.
+
+    Its name follows from the target's, so that one which a killed process left behind is found and replaced.
+    """
+    own_name = path.with_name(f".{uuid.uuid5(uuid.NAMESPACE_URL, path.name).hex}.tmp")
+    with suppress(FileNotFoundError):
+        if time.time() - own_name.stat().st_mtime > LEFT_BEHIND:
+            own_name.unlink()
+    for temporary in (own_name, path.with_name(f".{uuid.uuid4().hex}.tmp")):
+        try:
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+        except FileExistsError:  # another process writes the same target
+            continue
+        return temporary
+    raise AssertionError("a random name of 128 bits was taken")
+
+
 def search_directory(root: Path, suffixes: frozenset[str] | None, output: str | None = None) -> Iterator[Path]:
-    """Files below a folder, however deep and through links, with one of these suffixes, in no particular order.
+    """Yields files below a folder, however deep and through links, with one of these suffixes, in no particular order.
 
     Args:
         root: the folder.
-        suffixes: in lower case; None for all files.
+        suffixes: the suffixes in lower case; None for all files.
         output: a folder to leave out, where it is one below the other: what an earlier run made is no input.
 
     Raises:
@@ -126,7 +171,7 @@ def search_directory(root: Path, suffixes: frozenset[str] | None, output: str | 
 
 
 def read_json(path: Path) -> dict:
-    """A JSON file's content, empty if there is none.
+    """Returns a JSON file's content, empty if there is none.
 
     Raises:
         TaaeInputError: if it is damaged.
@@ -139,5 +184,5 @@ def read_json(path: Path) -> dict:
 
 
 def as_json(content: dict) -> bytes:
-    """A dictionary as the content of a file for programs and people."""
+    """Returns a dictionary as the content of a file for programs and people."""
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()

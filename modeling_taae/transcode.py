@@ -1,17 +1,21 @@
 """Audio files to `.taae` files and back, one or many: what `taae encode`, `taae decode` and `taae reconstruct` do."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .audio_io import read_audio, write_audio
 from .batching import encode_clips, read_ahead
 from .codec import Codec
 from .entropy.prior import EntropyPrior
 from .files import display_name
+from .modeling_taae import TaaeModel
 from .taae_file import TaaeFile
 
 
@@ -103,6 +107,59 @@ def reconstruct_files(
             encoded = codec.encode(read_audio(job.source, rate), bottleneck)
             write_audio(job.target, codec.decode(encoded), rate)
             yield job
+
+
+@contextmanager
+def layer_progress(model: TaaeModel, report: Callable[[float], None]) -> Iterator[None]:
+    """Reports how far a running encoder or decoder is, as the share of its transformer layers' work that is done.
+
+    Args:
+        model: the model to watch; its results do not change.
+        report: called with a share from 0 to 1 after each layer, and for long recordings after each chunk of one.
+    """
+    rates = [math.prod(model.config.strides[block + 1 :]) for block in range(len(model.config.strides))]
+    handles = [
+        *_watch(model.encoder, list(model.encoder.blocks), rates, model.config.hop_length, report),
+        *_watch(model.decoder, list(reversed(model.decoder.blocks)), rates, 1, report),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _watch(
+    network: nn.Module, blocks: list, rates: list[int], hop_length: int, report: Callable[[float], None]
+) -> Iterator[RemovableHandle]:
+    """Watches the layers of an encoder or a decoder.
+
+    Args:
+        network: the encoder or decoder, whose input has `hop_length` steps per frame of tokens.
+        blocks: its blocks, in the order of the encoder.
+        rates: steps per frame in the transformer layers of each block.
+        hop_length: steps per frame at the network's input.
+        report: called with the share of the work that is done.
+    """
+    sizes = [sum(value.numel() for value in block.transformer.parameters()) for block in blocks]
+    work_per_frame = sum(size * rate for size, rate in zip(sizes, rates, strict=True))
+    done, frames = 0.0, 1.0
+
+    def begin(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal done, frames
+        done, frames = 0.0, inputs[0].shape[0] * inputs[0].shape[-1] / hop_length
+
+    yield network.register_forward_pre_hook(begin)
+    for block, size in zip(blocks, sizes, strict=True):
+        for layer in block.transformer.layers:
+            work_per_step = size / len(block.transformer.layers) / work_per_frame
+
+            def count(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor, work: float = work_per_step) -> None:
+                nonlocal done
+                done += work * inputs[0].shape[:-1].numel() / frames
+                report(min(done, 1.0))
+
+            yield layer.register_forward_hook(count)
 
 
 class _Failing:

@@ -7,6 +7,7 @@ so that help and usage errors do not wait for them.
 """
 
 import argparse
+import errno
 import os
 import sys
 import traceback
@@ -18,6 +19,7 @@ from .options import ArgumentParser
 
 # In the order of the help.
 COMMANDS = ("encode", "decode", "reconstruct", "stream", "info", "evaluate", "convert", "export", "tokenize", "push")
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 # A command speaks for the libraries behind it, unless the environment says otherwise.
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 DESCRIPTION = "Speech in about 50 bytes a second: encodes audio into .taae files and decodes them, with a TAAE model."
@@ -72,27 +74,44 @@ def run_command(args: argparse.Namespace) -> int:
 def abandon_output() -> None:
     """Lets go of a standard output that fails: Python flushes it once more at exit, which would fail again."""
     try:
-        sys.stdout.flush()
+        flush_output()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def main(argv: list[str] | None = None) -> int:
+def flush_output() -> None:
+    """Writes out what is printed so far, if there is a standard output."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def explain(error: Exception) -> str:
+    """Returns one line about an error that ends a command."""
+    if isinstance(error, TaaeInputError):
+        return one_line(error)
+    # Errors of files name the file, so without a name it is standard output that cannot be written.
+    if isinstance(error, OSError) and error.errno in UNWRITABLE and error.filename is None:
+        return f"standard output: cannot be written ({error.strerror}); make room, or write elsewhere"
+    return describe(error)
+
+
+def main(argv: list[str] | None = None, patience: float = 2.0) -> int:
     """Runs the command line.
 
     Args:
         argv: arguments without the program's name; None for those of the process.
+        patience: seconds without a word after which `taae encode` and its like say what they are doing.
 
     Returns:
         The exit status: 0, 1 for a failure, 2 for bad input, 130 after Ctrl-C, 141 after a broken pipe. Bad usage and
         help leave through SystemExit, with 2 and 0.
     """
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_args(argv, argparse.Namespace(patience=patience))
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:
         status = run_command(args)
-        sys.stdout.flush()
+        flush_output()
         return status
     except BrokenPipeError:
         abandon_output()
@@ -106,6 +125,5 @@ def main(argv: list[str] | None = None) -> int:
             abandon_output()
         if args.debug:
             traceback.print_exc()
-        foreseen = isinstance(error, TaaeInputError)
-        print(f"taae: error: {one_line(error) if foreseen else describe(error)}", file=sys.stderr)
-        return 2 if foreseen else 1
+        print(f"taae: error: {explain(error)}", file=sys.stderr)
+        return 2 if isinstance(error, TaaeInputError) else 1

@@ -29,14 +29,22 @@ def run(args: argparse.Namespace) -> int:
     """Decodes the files and returns the exit status."""
     from ..audio_io import audio_format
     from ..codec import load_codec
-    from ..transcode import decode_files
-    from .files import Failures, plan, progress
+    from ..transcode import decode_files, layer_progress
+    from .files import Failures, plan
+    from .progress import Progress
 
     jobs = plan(args, frozenset([".taae"]), ".wav")
     for job in jobs:
         audio_format(job.target)
-    codec = load_codec(args.model, args.device)
-    prior = load_codec(args.prior, "cpu").prior if args.prior else None
     failures = Failures(jobs, args.debug)
-    progress(decode_files(codec, jobs, prior, args.force, failures.add), jobs)
+    there = failures.without_missing()
+    if not there:
+        return failures.report()
+    with Progress(args.patience) as progress:
+        progress.say("loading the model")
+        codec = load_codec(args.model, args.device)
+        prior = load_codec(args.prior, "cpu").prior if args.prior else None
+        with layer_progress(codec.model, progress.done):
+            done = decode_files(codec, there, prior, args.force, failures.add)
+            progress.work(done, there, "decoding")
     return failures.report()

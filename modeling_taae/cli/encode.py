@@ -25,17 +25,25 @@ def run(args: argparse.Namespace) -> int:
     from ..audio_io import AUDIO_SUFFIXES
     from ..codec import chosen_bottleneck, load_codec
     from ..errors import TaaeInputError
-    from ..transcode import encode_files
-    from .files import Failures, plan, progress
+    from ..transcode import encode_files, layer_progress
+    from .files import Failures, plan
+    from .progress import Progress
     from .startup import import_loudness
 
     jobs = plan(args, AUDIO_SUFFIXES, ".taae")
     for job in jobs:
         if job.target.suffix.lower() in AUDIO_SUFFIXES:
             raise TaaeInputError(f"{job.target}: is a name for audio; expected one that ends in .taae, so change -o")
-    if args.loudness:
-        import_loudness()
-    codec = load_codec(args.model, args.device, args.loudness)
     failures = Failures(jobs, args.debug)
-    progress(encode_files(codec, jobs, chosen_bottleneck(codec, args.bottleneck), failures.add), jobs)
+    there = failures.without_missing()
+    if not there:
+        return failures.report()
+    with Progress(args.patience) as progress:
+        progress.say("loading the model")
+        if args.loudness:
+            import_loudness()
+        codec = load_codec(args.model, args.device, args.loudness)
+        bottleneck = chosen_bottleneck(codec, args.bottleneck)
+        with layer_progress(codec.model, progress.done):
+            progress.work(encode_files(codec, there, bottleneck, failures.add), there, "encoding")
     return failures.report()

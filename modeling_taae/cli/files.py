@@ -1,16 +1,15 @@
 """The files that a command reads and writes, and what becomes of each."""
 
 import argparse
+import mimetypes
 import os
 import sys
 import traceback
-from collections.abc import Iterable
+from collections import Counter
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ..errors import TaaeInputError, describe, one_line
-from ..files import STANDARD_STREAM, search_directory
+from ..files import STANDARD_STREAM, is_standard_stream, search_directory
 from ..transcode import Job
 
 
@@ -19,7 +18,7 @@ class Failures:
 
     def __init__(self, jobs: list[Job], debug: bool):
         self.jobs, self.debug = jobs, debug
-        self.messages: list[str] = []
+        self.messages: dict[Job, str] = {}
 
     def add(self, job: Job, error: Exception) -> None:
         """Notes that a job failed."""
@@ -28,29 +27,58 @@ class Failures:
         if self.debug:
             traceback.print_exception(error)
         foreseen = isinstance(error, TaaeInputError)
-        self.messages.append(one_line(error) if foreseen else f"{job.source}: {describe(error)}")
+        self.messages[job] = one_line(error) if foreseen else f"{job.source}: {describe(error)}"
+
+    def without_missing(self) -> list[Job]:
+        """Returns the jobs whose input is there, before anything slow is done, and notes the others as failures.
+
+        Raises:
+            TaaeInputError: if none is there.
+        """
+        for job in self.jobs:
+            if not (is_standard_stream(job.source) or os.path.exists(job.source)):
+                reason = "No such file or directory"
+                message = f"{job.source}: cannot be read ({reason}); expected a file, so check the path"
+                self.add(job, TaaeInputError(message))
+        return [job for job in self.jobs if job not in self.messages]
 
     def report(self) -> int:
         """Says on standard error which files failed, and returns the exit status."""
         if self.messages:
-            print(*(f"taae: error: {message}" for message in self.messages), sep="\n", file=sys.stderr)
+            messages = (self.messages[job] for job in self.jobs if job in self.messages)
+            print(*(f"taae: error: {message}" for message in messages), sep="\n", file=sys.stderr)
             print(f"taae: {len(self.messages)} of {len(self.jobs)} files failed", file=sys.stderr)
         return 1 if self.messages else 0
-
-
-def progress(done: Iterable[Job], jobs: list[Job]) -> None:
-    """Works through the jobs, with a progress bar if there are several."""
-    for _ in tqdm(done, total=len(jobs), unit="file", disable=None if len(jobs) > 1 else True):
-        pass
 
 
 def plan(args: argparse.Namespace, suffixes: frozenset[str], target_suffix: str) -> list[Job]:
     """Plans the jobs that the arguments name (see [`plan_jobs`]), without those that are done already if so asked."""
     jobs = plan_jobs(args.inputs, args.output, suffixes, target_suffix)
+    tell_unreadable(args.inputs, suffixes, args.output)
     left = [job for job in jobs if not (args.skip_existing and job.target.exists())]
     if len(left) < len(jobs):
         print(f"taae: {len(jobs) - len(left)} of {len(jobs)} targets are there already", file=sys.stderr)
     return left
+
+
+def tell_unreadable(inputs: list[str], suffixes: frozenset[str], output: str | None) -> None:
+    """Counts and names, on standard error, sound files and films in folders of recordings that cannot be read."""
+    if ".wav" not in suffixes:
+        return
+    kinds = mimetypes.MimeTypes()  # without the system's own list: the same everywhere
+    for root in map(Path, inputs):
+        found: Counter[str] = Counter()
+        for path in search_directory(root, None, output) if root.is_dir() else ():
+            kind = kinds.guess_type(path.name, strict=False)[0] or ""
+            if path.suffix.lower() not in suffixes and kind.startswith(("audio/", "video/")):
+                found[path.suffix.lower()] += 1
+        if found:
+            names = ", ".join(f"{number} {suffix}" for suffix, number in sorted(found.items()))
+            print(
+                f"taae: {root}: {found.total()} sound files are of kinds that are not read ({names}); convert them "
+                "first, for example with ffmpeg",
+                file=sys.stderr,
+            )
 
 
 def plan_jobs(inputs: list[str], output: str | None, suffixes: frozenset[str], target_suffix: str) -> list[Job]:
@@ -81,9 +109,17 @@ def _names_directory(output: str) -> bool:
     return os.path.isdir(output) or output.endswith(("/", os.sep))
 
 
+def _names_file(output: str, target_suffix: str) -> bool:
+    """Returns whether a target that is not there can only be meant as a file."""
+    return Path(output).suffix.lower() in {target_suffix, ".taae", ".wav", ".flac"} and not _names_directory(output)
+
+
 def _plan_directory(inputs: list[str], output: str | None, suffixes: frozenset[str], target_suffix: str) -> list[Job]:
-    if output and (output == STANDARD_STREAM or os.path.exists(output) and not os.path.isdir(output)):
-        raise TaaeInputError(f"-o {output}: is one target for several inputs; expected a directory")
+    is_file = output and os.path.exists(output) and not os.path.isdir(output)
+    if output and (output == STANDARD_STREAM or is_file or _names_file(output, target_suffix)):
+        raise TaaeInputError(
+            f"-o {output}: is one target for several inputs; expected a directory, whose name may end in /"
+        )
     jobs = []
     for root in map(Path, inputs):
         sources = sorted(search_directory(root, suffixes, output)) if root.is_dir() else [root]

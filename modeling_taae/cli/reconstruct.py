@@ -24,16 +24,24 @@ def run(args: argparse.Namespace) -> int:
     """Reconstructs the files and returns the exit status."""
     from ..audio_io import AUDIO_SUFFIXES, audio_format
     from ..codec import chosen_bottleneck, load_codec
-    from ..transcode import reconstruct_files
-    from .files import Failures, plan, progress
+    from ..transcode import layer_progress, reconstruct_files
+    from .files import Failures, plan
+    from .progress import Progress
     from .startup import import_loudness
 
     jobs = plan(args, AUDIO_SUFFIXES, ".wav")
     for job in jobs:
         audio_format(job.target)
-    if args.loudness:
-        import_loudness()
-    codec = load_codec(args.model, args.device, args.loudness)
     failures = Failures(jobs, args.debug)
-    progress(reconstruct_files(codec, jobs, chosen_bottleneck(codec, args.bottleneck), failures.add), jobs)
+    there = failures.without_missing()
+    if not there:
+        return failures.report()
+    with Progress(args.patience) as progress:
+        progress.say("loading the model")
+        if args.loudness:
+            import_loudness()
+        codec = load_codec(args.model, args.device, args.loudness)
+        bottleneck = chosen_bottleneck(codec, args.bottleneck)
+        with layer_progress(codec.model, progress.done):
+            progress.work(reconstruct_files(codec, there, bottleneck, failures.add), there, "reconstructing")
     return failures.report()

@@ -1,7 +1,6 @@
 """`taae stream`: a live signal from standard input to tokens or audio on standard output."""
 
 import argparse
-import sys
 
 from .options import BOTTLENECK_HELP, FORCE_HELP, add_model_options, number
 
@@ -55,10 +54,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Streams standard input to standard output and returns the exit status."""
     from ..codec import chosen_bottleneck, load_codec
+    from ..files import standard_input, standard_output
     from ..live import check_causal, stream
 
+    source, sink = standard_input(), standard_output()
     codec = load_codec(args.model, args.device)
     check_causal(codec)
     bottleneck = None if args.bottleneck is None else chosen_bottleneck(codec, args.bottleneck)
-    stream(codec, sys.stdin.buffer, sys.stdout.buffer, args.input, args.output, bottleneck, args.gain, args.force)
+    stream(codec, source, sink, args.input, args.output, bottleneck, args.gain, args.force)
     return 0

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from support.audio_files import ffmpeg_file
 from support.tiny_priors import make_prior
 
 from modeling_taae import __version__, cli, codec
 from modeling_taae.audio_io import read_audio, write_audio
 from modeling_taae.taae_file import TaaeFile
-from modeling_taae.transcode import Job, encode_files
+from modeling_taae.transcode import Job, encode_files, layer_progress
 
 RATE = 16_000
 
@@ -37,7 +38,7 @@ def run(capsys):
 
     def run(*argv):
         try:
-            status = cli.main([str(argument) for argument in argv])
+            status = cli.main([str(argument) for argument in argv], patience=600)
         except SystemExit as error:
             status = error.code
         output = capsys.readouterr()
@@ -648,3 +649,112 @@ def test_console_entry(run):
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert (result.returncode, result.stderr) == (0, "")
     assert "1x46656_400bps" in result.stdout
+
+
+class TestSmallMishaps:
+    def test_one_name_for_several_files_makes_no_folder(self, run, refused):
+        for name in ("a.wav", "b.wav", "in/c.wav"):
+            wav(name)
+        for command, inputs, target in (
+            ("encode", ["a.wav", "b.wav"], "one.taae"),
+            ("encode", ["in", "a.wav"], "ONE.TAAE"),
+            ("reconstruct", ["a.wav", "b.wav"], "one.wav"),
+            ("reconstruct", ["in"], "deep/one.flac"),
+        ):
+            assert f"-o {target}: is one target for several inputs" in refused(command, *inputs, "-o", target)
+        assert files_below() == ["a.wav", "b.wav", "in/c.wav"]
+        assert run("encode", "a.wav", "b.wav", "-o", "one.taae/")[0] == 0
+        assert files_below("one.taae") == ["a.taae", "b.taae"]
+
+    def test_a_missing_input_is_told_before_the_model_is_loaded(self, run, refused, monkeypatch):
+        monkeypatch.setattr("modeling_taae.codec.load_codec", lambda *_: 1 / 0)
+        for command in (["encode", "none.wav"], ["decode", "none.taae", "-o", "a.wav"]):
+            assert "cannot be read (No such file or directory)" in refused(*command)
+        status, _, err = run("encode", "none.wav", "neither.wav", "-o", "out")
+        assert status == 1 and "taae: 2 of 2 files failed" in err
+
+    def test_sound_that_cannot_be_read_is_counted_in_folders(self, run):
+        wav("in/a.wav")
+        for name in ("in/b.mid", "in/deep/c.MID", "in/d.ra", "in/notes.txt", "in/.hidden.mid"):
+            Path(name).parent.mkdir(exist_ok=True)
+            Path(name).write_bytes(b"x")
+        status, _, err = run("encode", "in", "-o", "out")
+        assert status == 0 and "taae: in: 3 sound files are of kinds that are not read (2 .mid, 1 .ra)" in err
+        assert run("decode", "out", "-o", "back") == (0, "", "")
+
+    def test_a_folder_of_a_telephone(self, run):
+        """Recordings in M4A are read beside others; a broken one is listed."""
+        pytest.importorskip("av")
+        wav("in/a.wav")
+        Path("in/b.m4a").write_bytes(ffmpeg_file(tone(1.0), RATE, "ipod", "aac"))
+        Path("in/c.m4a").write_bytes(b"x")
+        status, _, err = run("encode", "in", "-o", "out")
+        assert status == 1 and "in/c.m4a: cannot be read as audio" in err
+        assert files_below("out") == ["a.taae", "b.taae"]
+
+    @pytest.mark.parametrize(("command", "stream"), [("encode", "stdin"), ("decode", "stdout")])
+    def test_closed_standard_streams(self, run, monkeypatch, command, stream):
+        wav("tone.wav")
+        run("encode", "tone.wav")
+        monkeypatch.setattr(sys, stream, None)
+        arguments = {"encode": ["encode", "-", "-o", "a.taae"], "decode": ["decode", "tone.taae", "-o", "-"]}[command]
+        errors = io.StringIO()
+        monkeypatch.setattr(sys, "stderr", errors)
+        assert cli.main(arguments, patience=600) == 2
+        assert "is closed" in errors.getvalue() and errors.getvalue().count("\n") == 1
+
+    def test_a_private_target_is_never_readable_for_others(self, run, monkeypatch):
+        wav("tone.wav")
+        Path("out.taae").touch(mode=0o600)
+        modes = []
+        replace = os.replace
+
+        def watched(source, target):
+            modes.append(stat.S_IMODE(os.stat(source).st_mode))
+            replace(source, target)
+
+        opened = os.open
+
+        def watched_open(path, flags, mode=0o777, **options):
+            if str(path).endswith(".tmp"):
+                modes.append(mode)
+            return opened(path, flags, mode, **options)
+
+        monkeypatch.setattr(os, "replace", watched)
+        monkeypatch.setattr(os, "open", watched_open)
+        assert run("encode", "tone.wav", "-o", "out.taae")[0] == 0
+        assert modes == [0o600, 0o600]
+
+    def test_what_a_killed_process_left_behind_goes(self, run):
+        from modeling_taae import files
+
+        wav("tone.wav")
+        left = files._temporary_file(Path("tone.taae"), 0o600)
+        assert run("encode", "tone.wav")[0] == 0
+        assert left.exists(), "another process may be writing it"
+        os.utime(left, (0, 0))
+        assert run("encode", "tone.wav")[0] == 0
+        assert files_below() == ["tone.taae", "tone.wav"]
+
+
+class TestProgress:
+    def test_silence_is_broken(self, capsys):
+        wav("long.wav", tone(20.0))
+        assert cli.main(["encode", "long.wav"], patience=1e-3) == 0
+        lines = capsys.readouterr().err.splitlines()
+        assert "taae: loading the model" in lines
+        assert all(line.startswith("taae: ") for line in lines)
+
+    def test_shares_of_one_long_file(self, monkeypatch):
+        monkeypatch.setattr("modeling_taae.convolution_taae.PIECE", 100)
+        loaded = codec.load_codec(None, "cpu")
+        for seconds in (1.0, 60.0):
+            shares = []
+            with layer_progress(loaded.model, shares.append):
+                encoded = loaded.encode(tone(seconds))
+                middle = len(shares)
+                loaded.decode(encoded)
+            for part in (shares[:middle], shares[middle:]):
+                assert part == sorted(part) and part[0] > 0 and part[-1] == pytest.approx(1, abs=1e-6)
+        assert len(shares) > 20
+        assert np.array_equal(encoded.audio_codes, loaded.encode(tone(60.0)).audio_codes) and len(shares) > 20
