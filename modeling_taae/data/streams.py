@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from datasets import Audio, Features, IterableDataset, load_dataset, load_dataset_builder
+from datasets import DatasetBuilder, IterableDataset, load_dataset, load_dataset_builder
 from datasets.fingerprint import Hasher
 
 from ..errors import TaaeInputError, one_line
@@ -93,10 +93,12 @@ def open_dataset(
     try:
         builder = load_dataset_builder(name, subset)
         if streamed or builder.name != "parquet":
-            rows = load_dataset(name, subset, split=split, streaming=True)
+            rows = streamed_split(builder, split)
         else:
             downloaded = load_dataset(name, subset, split=split)
             rows = downloaded.to_iterable_dataset(num_shards=max(1, min(PARTS, len(downloaded))))
+        # Features are not known of what has to be read to know them, such as CSV; it holds paths.
+        rows = rows.decode(False) if rows.features else rows
         columns = rows.column_names or list(next(iter(rows)))
     except Exception as error:  # datasets raises many types, and each means that there is nothing to read
         place = "" if os.path.exists(name) else f"there is no folder of that name in {os.getcwd()}; "
@@ -108,14 +110,12 @@ def open_dataset(
     if id_column is not None:
         check_column(id_column, columns, name, "--id-column")
     origin = Origin(Path(name)) if os.path.isdir(name) else Origin(dataset=name)
-    reader = StreamedRows(undecoded(rows, audio_column), origin, split, audio_column, id_column)
+    reader = StreamedRows(rows, origin, split, audio_column, id_column)
     return reader, Hasher.hash(builder.config.data_files)
 
 
-def undecoded(rows: IterableDataset, audio_column: str) -> IterableDataset:
-    """Returns the same stream, with its audio as bytes or path."""
-    features: Features | None = rows.features
-    # Features are not known of what has to be read to know them, such as CSV; it holds paths.
-    if not features or not isinstance(features[audio_column], Audio):
-        return rows
-    return rows.cast_column(audio_column, Audio(decode=False))
+def streamed_split(builder: DatasetBuilder, split: str) -> IterableDataset:
+    """Returns a split as a stream, without the threads that decode ahead and want torchcodec for it."""
+    if hasattr(builder.config, "decode_num_threads"):
+        builder.config.decode_num_threads = 0
+    return builder.as_streaming_dataset(split=split)
