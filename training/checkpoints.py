@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ class CheckpointManifest:
 
     processes: int
     mixed_precision: str
-    files: dict[str, dict[str, int | str]]
+    files: dict[str, dict[str, Any]]
 
     @classmethod
     def of(cls, folder: Path, processes: int, mixed_precision: str) -> Self:

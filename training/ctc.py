@@ -6,6 +6,7 @@ A stage of TAAE after its paper, for speech language models. Any language: the s
 
 from collections.abc import Collection, Iterable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -97,7 +98,7 @@ class CTCReader(AuxiliaryNetwork[CTCHead]):
         self.speech = TranscribedSpeech(settings, extractor, recipe.seed, recipe.data.workers or 0)
         head = make_head(recipe, accelerator, self.speech.symbols(), latent_dim)
         super().__init__(head, settings.learning_rate, recipe, accelerator)
-        self.validation = []
+        self.validation: list[tuple[np.ndarray, str]] = []
         if settings.validation is not None and accelerator.is_main_process:
             count = recipe.validation.utterances
             self.validation = list(first_utterances(settings.validation, settings, extractor, count))

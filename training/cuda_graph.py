@@ -32,7 +32,8 @@ class ReplayedPasses:
         if self.graph is None:
             self._record(batch)
         self.batch.copy_(batch, non_blocking=True)
-        self.graph.replay()
+        if self.graph is not None:
+            self.graph.replay()
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = gradient
         return self.scalars

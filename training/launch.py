@@ -135,11 +135,11 @@ def helpers(command: Sequence[str], processes: int) -> Iterator[None]:
     over = threading.Event()
     try:
         for rank in range(1, processes):
-            output = tempfile.TemporaryFile("w+")
+            output: IO[str] = tempfile.TemporaryFile("w+")
             environment = os.environ | own | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             started.append((subprocess.Popen(command, env=environment, stdout=output, stderr=output), output))
-        for process, output in started:
-            threading.Thread(target=watch, args=(process, output, over), daemon=True).start()
+        for process, told in started:
+            threading.Thread(target=watch, args=(process, told, over), daemon=True).start()
         os.environ.update(own | {"RANK": "0", "LOCAL_RANK": "0"})
         torch.set_num_threads(threads)
         yield

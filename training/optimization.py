@@ -60,8 +60,8 @@ def tell_schedule(recipe: Recipe, step: int, tell: Callable[[str], None]) -> Non
     elif (highest := highest_factor(settings, steps)) < 0.995:
         # What gets the rate up when it is switched off is to blame.
         without = {
-            f"--optimizer.{name}": highest_factor(replace(settings, **{name: 0}), steps)
-            for name in ("warmup_steps", "decay_steps")
+            "--optimizer.warmup_steps": highest_factor(replace(settings, warmup_steps=0), steps),
+            "--optimizer.decay_steps": highest_factor(replace(settings, decay_steps=0), steps),
         }
         alone = [name for name, reached in without.items() if reached >= 0.995]
         blamed = " or ".join(alone) or " and ".join(without)

@@ -4,6 +4,8 @@ TAAE's fine-tuning adds it with WavLM-Large: "essential in producing intelligibl
 that reads waveforms as WavLM does (HuBERT, wav2vec 2.0, data2vec, UniSpeech) can listen, and so can Whisper's.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -88,7 +90,7 @@ class WhisperListener(nn.Module):
             return (torch.maximum(log_mel, floor) + 4) / 4
 
 
-LISTENERS = {Wav2Vec2FeatureExtractor: WaveformListener, WhisperFeatureExtractor: WhisperListener}
+LISTENERS: dict[type, Callable] = {Wav2Vec2FeatureExtractor: WaveformListener, WhisperFeatureExtractor: WhisperListener}
 
 
 def load_listener(name: str, sampling_rate: int, eager: bool = False) -> WaveformListener | WhisperListener:
@@ -115,7 +117,9 @@ def load_listener(name: str, sampling_rate: int, eager: bool = False) -> Wavefor
         )
     if extractor.sampling_rate != sampling_rate:
         raise RecipeError(f"{name!r} reads {extractor.sampling_rate} Hz, the codec {sampling_rate} Hz.")
-    return LISTENERS[type(extractor)](model, extractor).eval().requires_grad_(False)
+    listener: WaveformListener | WhisperListener = LISTENERS[type(extractor)](model, extractor)
+    listener.eval().requires_grad_(False)
+    return listener
 
 
 class PerceptualLoss(nn.Module):

@@ -4,7 +4,7 @@ It is written beside the model as `training_data.json`, and stands in its card.
 """
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -112,8 +112,8 @@ def training_data(recipe: Recipe, crops: TrainingCrops | None, sampling_rate: in
         computed_in: precision of activations, and why.
     """
     found: dict[str, SpeechSource] = {}
-    languages: Counter[str] = Counter()
-    speakers, spoken = defaultdict(set), defaultdict(Counter)
+    speakers: dict[str, set[str]] = defaultdict(set)
+    spoken: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for corpus, columns, seconds in told_rows(recipe.data.corpora, crops, sampling_rate):
         facts, hours = known_columns(columns), seconds / 3600
         name = facts.get("source", corpus.source)
@@ -123,16 +123,23 @@ def training_data(recipe: Recipe, crops: TrainingCrops | None, sampling_rate: in
             speakers[name].add(speaker)
         if (language := facts.get("language")) and language != NO_LANGUAGE:
             spoken[name][language] += hours
-            languages[language] += hours
     attributions = dict(attributions_beside(recipe.data.corpora))
     for name, source in found.items():
-        source.languages = [language for language, _ in spoken[name].most_common()]
+        source.languages = longest_first(spoken[name])
         source.speakers, source.hours = len(speakers[name]), round(source.hours, 4)
         source.attribution = attributions.get(name, "")
     unseen = [SpeechSource(corpus.source) for corpus in recipe.data.corpora] if crops is None else []
     sources = sorted(found.values(), key=lambda source: -source.hours) + unseen
-    hours_by_language = {name: round(hours, 4) for name, hours in languages.most_common()}
-    return TrainingData(hours_by_language, sources, base_model(recipe), computed_in)
+    languages = {language for by_language in spoken.values() for language in by_language}
+    hours_of = {each: round(sum(hours.get(each, 0.0) for hours in spoken.values()), 4) for each in languages}
+    return TrainingData(
+        {language: hours_of[language] for language in longest_first(hours_of)}, sources, base_model(recipe), computed_in
+    )
+
+
+def longest_first(hours: dict[str, float]) -> list[str]:
+    """Returns names in the order of their hours."""
+    return sorted(hours, key=lambda name: (-hours[name], name))
 
 
 def told_rows(

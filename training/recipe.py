@@ -50,12 +50,15 @@ class CorpusConfig:
 
 
 if TYPE_CHECKING:
-    OneCorpus, SomeCorpora = CorpusConfig, list[CorpusConfig]
+    from typing import TypeAlias
+
+    OneCorpus: TypeAlias = CorpusConfig
+    SomeCorpora: TypeAlias = list[CorpusConfig]
 else:  # in recipes and on the command line, a string stands for the corpus of that source
     OneCorpus, SomeCorpora = CorpusConfig | str, list[CorpusConfig | str] | str
 
 
-def named_corpora(corpora: SomeCorpora) -> list[CorpusConfig]:
+def named_corpora(corpora: "list[CorpusConfig] | list[CorpusConfig | str] | str") -> list[CorpusConfig]:
     """Returns corpora, of which any may be given as its source alone."""
     listed = [corpora] if isinstance(corpora, str) else corpora
     return [CorpusConfig(corpus) if isinstance(corpus, str) else corpus for corpus in listed]

@@ -26,6 +26,7 @@ from modeling_taae.files import as_json, write_bytes
 from training.auxiliary import AuxiliaryNetwork
 from training.batches import batches_of, batches_of_stream, shares
 from training.checkpoints import (
+    Writer,
     checkpoint_step,
     complete_checkpoints,
     load_average,
@@ -82,7 +83,8 @@ class Trainer:
         self.accelerator, self.precision = make_accelerator(recipe)
         processes, device = self.accelerator.num_processes, self.accelerator.device
         local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-        self.data = replace(recipe.data, workers=choose_workers(recipe.data.workers, device, local))
+        self.workers = choose_workers(recipe.data.workers, device, local)
+        self.data = replace(recipe.data, workers=self.workers)
         check_hub(recipe)
         if recipe.cuda_graph:
             check_replayable(recipe, device, processes)
@@ -105,7 +107,7 @@ class Trainer:
                 network.to(device)
         prepare: Callable = prepare_sharded if sharded else Accelerator.prepare
         self.model, self.optimizer = prepare(self.accelerator, model, build_optimizer(model))
-        self.passes: Callable[[torch.Tensor, dict | None], Terms] = self._passes
+        self.passes: Callable[..., Terms] = self._passes
         if recipe.cuda_graph:
             self.passes = ReplayedPasses(self._passes, trainable_parameters(self.model))
         set_seed(recipe.seed, device_specific=True)  # and noise of its own
@@ -154,15 +156,15 @@ class Trainer:
             first = self.step * recipe.gradient_accumulation_steps * size
             place = self.accelerator.process_index, self.accelerator.num_processes, first
             crops = StreamedCrops(data, self.extractor, recipe.seed, *place)
-            return batches_of_stream(crops, size, len(own), data.workers)
-        return batches_of(self.crops, own, data.workers, pinned=self.accelerator.device.type == "cuda")
+            return batches_of_stream(crops, size, len(own), self.workers)
+        return batches_of(self.crops, own, self.workers, pinned=self.accelerator.device.type == "cuda")
 
     def utterances(self) -> Iterable[dict | None]:
         """Yields this process's batches of transcribed utterances, or None for each where there is no CTC head."""
         if self.reader is None:
             return itertools.repeat(None)
         shares = self.shares(batch_share(self.reader.settings.batch_size))
-        return self.reader.batches(shares, self.data.workers)
+        return self.reader.batches(shares, self.workers)
 
     def train(self) -> None:
         """Runs from the newest checkpoint, if there is one, to the last step.
@@ -240,7 +242,8 @@ class Trainer:
         """
         with self.accelerator.autocast():  # which a sharded model does not bring along
             decoded = self.model(audio).audio_values
-        terms, others = self.reconstruction(decoded, audio), {}
+        terms: Terms = self.reconstruction(decoded, audio)
+        others: Terms = {}
         if self.perceptual is not None:
             with self.accelerator.autocast():
                 terms["perceptual"] = self.perceptual(decoded, audio)
@@ -303,7 +306,7 @@ class Trainer:
     def save(self) -> None:
         """Writes model, average, optimiser, random states and auxiliary networks as a checkpoint."""
         target, main = self.output_dir / f"checkpoint-{self.step}", self.accelerator.is_main_process
-        writers = [partial(save_average, self.average, main)]
+        writers: list[Writer] = [partial(save_average, self.average, main)]
         writers += [auxiliary.save for auxiliary in self.auxiliaries if main]
         save_checkpoint(self.accelerator, target, self.recipe.keep_checkpoints, writers)
 
@@ -316,7 +319,8 @@ class Trainer:
         """
         if checkpoints := complete_checkpoints(self.output_dir):
             self._check_kept_recipe()
-            readers = [partial(load_average, self.average), *(auxiliary.load for auxiliary in self.auxiliaries)]
+            readers: list[Writer] = [partial(load_average, self.average)]
+            readers += [auxiliary.load for auxiliary in self.auxiliaries]
             load_checkpoint(self.accelerator, checkpoints[-1], readers)
             self.step = checkpoint_step(checkpoints[-1])
             # Batches since the last update: none, even if there are to be other numbers of them now.

@@ -35,6 +35,8 @@ class Validator:
     def __init__(self, recipe: Recipe, extractor: TaaeFeatureExtractor):
         self.settings, self.samples_dir = recipe.validation, Path(recipe.output_dir) / "samples"
         self.sampling_rate = extractor.sampling_rate
+        if self.settings.corpus is None:
+            raise CorpusError("The recipe names no validation.corpus.")
         count, corpora = self.settings.utterances, recipe.data.corpora
         share, streaming = -(-count // max(len(corpora), 1)), recipe.data.streaming
         self.clips = list(validation_clips(self.settings.corpus, extractor, count, streaming))

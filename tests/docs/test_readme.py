@@ -235,21 +235,21 @@ class Shell:
         return written.getvalue()
 
     def python(self, words: list[str], content: bytes) -> bytes:
-        """A program of the checkout."""
+        """A program of the checkout; a trained model finds no way to the Hub."""
         script, *arguments = words[1:]
         with self.standard_streams(content) as written:
-            assert not self.start(script, [*arguments, *brief(" ".join(words[1:]))]), words
-        return written.getvalue()
-
-    def accelerate(self, words: list[str], content: bytes) -> bytes:
-        """The trainer in this process, as the launcher would start it in another; it finds no way to the Hub."""
-        launched = launch_command_parser().parse_args(words[2:])
-        script, arguments = launched.training_script, launched.training_script_args
-        complaint = self.start(script, [*arguments, *brief(f"{script} {arguments[0]}")])
+            complaint = self.start(script, [*arguments, *brief(" ".join(words[1:]))])
         if "--hub.repo" in arguments:
             assert "Not published" in complaint and "HF_HUB_OFFLINE is set" in complaint
         else:
             assert not complaint, words
+        return written.getvalue()
+
+    def accelerate(self, words: list[str], content: bytes) -> bytes:
+        """The trainer in this process, as the launcher would start it in another."""
+        launched = launch_command_parser().parse_args(words[2:])
+        script, arguments = launched.training_script, launched.training_script_args
+        assert not self.start(script, [*arguments, *brief(f"{script} {arguments[0]}")]), words
         return b""
 
     def start(self, path: str, arguments: list[str]) -> int | str | None:

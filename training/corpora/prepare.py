@@ -72,7 +72,7 @@ class Choice:
     max_speaker_minutes: float | None = None
     limit: int | None = None
 
-    def refusal(self, recording: Recording, seconds: Counter[str]) -> str | None:
+    def refusal(self, recording: Recording, seconds: dict[str, float]) -> str | None:
         """Returns why a recording is not taken; None if it is.
 
         Args:
@@ -89,7 +89,7 @@ class Choice:
         elif recording.speaker not in self.kept_aside[self.part]:
             return "speaker of another part"
         limit = self.max_speaker_minutes
-        if limit is not None and recording.speaker and seconds[recording.speaker] > 60 * limit:
+        if limit is not None and recording.speaker and seconds.get(recording.speaker, 0.0) > 60 * limit:
             return "speaker has enough"
         return None
 
@@ -204,7 +204,7 @@ def cleaned(
     entry: SourceEntry, files: GitFiles, recordings: list[Recording], choice: Choice, left_out: Counter[str]
 ) -> Iterator[CleanRecording]:
     """Yields recordings that were chosen and are fit to train on, and counts the others."""
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = {}
     seen: set[bytes] = set()
     taken, least = 0, LEAST_SECONDS.get(entry.reader, 1.0)
     for recording in tqdm(recordings, entry.name, unit="recording", disable=None):
@@ -230,7 +230,7 @@ def cleaned(
             if (reason := fault(part, clipped, entry.min_range_db, entry.min_band_db, least)) is not None:
                 left_out[reason] += 1
                 continue
-            seconds[recording.speaker] += len(part) / RATE
+            seconds[recording.speaker] = seconds.get(recording.speaker, 0.0) + len(part) / RATE
             taken += 1
             yield CleanRecording(recording, f"{recording.id}_{number}" if cut else recording.id, part, rate)
 
