@@ -107,12 +107,18 @@ def evaluate(recipe: Recipe, folder: Path) -> None:
     results = folder / "results"
     try:
         codec = load_codec(str(folder))
-        rate, column = codec.model.config.sampling_rate, corpus.audio_column
-        data = Utterances([corpus.source], rate, settings.utterances, corpus.split, corpus.subset, column)
-        systems, loudness = (
-            taae_systems(codec, [own, settings.bottleneck], folder.name),
-            codec.extractor.target_loudness,
+        data = Utterances(
+            [corpus.source],
+            codec.model.config.sampling_rate,
+            settings.utterances,
+            corpus.split,
+            corpus.subset,
+            corpus.audio_column,
+            audio_root=corpus.audio_root,
+            channel=corpus.channel,
         )
+        systems = taae_systems(codec, [own, settings.bottleneck], folder.name)
+        loudness = codec.extractor.target_loudness
         found = evaluate_codecs(
             data, systems, METRICS, folder=results, target_loudness=loudness, sources=[corpus.source]
         )
