@@ -109,6 +109,7 @@ class Codec:
         Raises:
             TaaeInputError: if the tokens are not of a kind that this model decodes.
         """
+        self.check_format(encoded.sampling_rate, encoded.hop_length)
         codes = torch.from_numpy(encoded.audio_codes)[None].to(self.model.device)
         try:
             with torch.inference_mode(), exact_convolutions():
@@ -118,6 +119,23 @@ class Codec:
         audio = decoded.audio_values[0, 0, : encoded.num_samples].float().cpu().numpy()
         # At odd strides a model that is not causal gives a little less than whole frames.
         return np.pad(audio, (0, encoded.num_samples - len(audio)))
+
+    def check_format(self, sampling_rate: int, hop_length: int) -> None:
+        """Checks that tokens stand for as much sound as this model makes of them.
+
+        Args:
+            sampling_rate: the rate that came with the tokens, in Hz.
+            hop_length: the samples of a token frame that came with them.
+
+        Raises:
+            TaaeInputError: if the model has another rate or another frame.
+        """
+        config = self.model.config
+        if (sampling_rate, hop_length) != (config.sampling_rate, config.hop_length):
+            raise TaaeInputError(
+                f"the tokens are of {sampling_rate} Hz in frames of {hop_length} samples, and this model is of "
+                f"{config.sampling_rate} Hz in frames of {config.hop_length}; choose another with --model"
+            )
 
     def check_identity(self, source: str, identity: str) -> None:
         """Checks that tokens are this model's, or those of one that it shares its tokens with.
@@ -193,10 +211,11 @@ def load_codec(name: str | None, device: str | None = None, loudness: bool = Tru
     Args:
         name: a folder, a name on the Hub, or None for [`default_model`].
         device: a device as torch spells it; None for CUDA where there is one, else the CPU.
-        loudness: whether the extractor normalises loudness as its config says.
+        loudness: false to leave clips as loud as they are, whatever the extractor's config says.
 
     Raises:
-        TaaeInputError: if there is no such model or device, or it is not a TAAE model with all its weights.
+        TaaeInputError: if there is no such model or device, it is not a TAAE model with all its weights, or its feature
+            extractor is not of its rate and hop length.
     """
     name = name or default_model()
     try:
@@ -212,6 +231,13 @@ def load_codec(name: str | None, device: str | None = None, loudness: bool = Tru
         ) from error
     if model.config.model_type != "taae" or loading["missing_keys"] or loading["unexpected_keys"]:
         raise TaaeInputError(f"{name}: is not a TAAE model with all its weights; choose another with --model")
+    prepared, read = ((part.sampling_rate, part.hop_length) for part in (extractor, model.config))
+    if prepared != read:
+        raise TaaeInputError(
+            f"{name}: preprocessor_config.json prepares {prepared[0]} Hz in frames of {prepared[1]} samples, and "
+            f"config.json reads {read[0]} Hz in frames of {read[1]}; copy the folder anew, or choose "
+            "another with --model"
+        )
     if not loudness:
         extractor.target_loudness = None
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -81,6 +81,7 @@ def stream(
         header = Description.read_stream(source, beginning)
         if not force:
             codec.check_identity("standard input", header.model_identity)
+        codec.check_format(header.sampling_rate, header.hop_length)
         write_samples(sink, decode_stream(codec, read_tokens(source, header), header.bottleneck), output_format)
         return
     rate = codec.model.config.sampling_rate

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from os import PathLike
 
 import numpy as np
 import torch
@@ -17,8 +16,8 @@ from transformers import (
     ProcessorMixin,
     SequenceFeatureExtractor,
 )
-from transformers.audio_utils import load_audio
 
+from .chat_parts_taae import SPEECH_TYPES, speech_of, waveform_of
 from .speech_grammar_taae import SpeechGrammar, SpeechReader
 from .speech_vocabulary_taae import AUDIO_TOKEN, BEGIN_TOKEN, END_TOKEN, PREFIX, SpeechVocabulary
 
@@ -27,8 +26,6 @@ ROWS_MULTIPLE = 64
 # What `__call__` does itself, after speech has taken the placeholders' places; the rest goes to the tokenizer.
 PADDING_ARGUMENTS = ("padding", "padding_side", "max_length", "pad_to_multiple_of")
 CALL_ARGUMENTS = (*PADDING_ARGUMENTS, "sampling_rate", "return_tensors")
-# What a message's part of type audio may hold, as in Transformers, and codes besides.
-PART_KEYS = ("audio_codes", "audio", "path", "url")
 
 
 @dataclass
@@ -129,19 +126,23 @@ class TaaeProcessor(ProcessorMixin):
         return SpeechGrammar(self.vocabulary, len(self.tokenizer))
 
     def grow_embeddings(self, language_model: PreTrainedModel) -> None:
-        """Makes room for the speech tokens in a language model's embeddings, input and output, tied or not.
+        """Resizes a language model's token embeddings, input and output, tied or not, to hold the speech tokens.
 
-        New rows are the mean of the trained ones, so that what the model predicts of text changes as little as it can,
-        and the number of rows becomes a multiple of 64. They are the mean itself, not draws around it as the
-        `mean_resizing` of Transformers makes: these stray by a 30,000th of the rows' spread, for which their covariance
-        has to be factorised. Rows that the model had for no token of the tokenizer are new as well. A model that has
-        rows for all speech tokens keeps them as they are, because they may be trained.
+        New rows are the mean of the trained rows, so that the model's predictions of text change as little as possible.
+        The number of rows becomes a multiple of 64. Transformers' `mean_resizing` draws new rows around the mean
+        instead: the draws stray by a 30,000th of the rows' spread, and need a factorised covariance.
+
+        Rows that belong to no token of the tokenizer count as new. A model that has rows for all speech tokens keeps
+        them, because they may be trained.
+
+        Args:
+            language_model: the model, which is changed.
         """
         rows = language_model.get_input_embeddings().weight.shape[0]
         trained = rows if rows >= self.vocabulary.ranges[-1].stop else self.vocabulary.first_id
-        language_model.resize_token_embeddings(
-            max(rows, len(self.tokenizer)), pad_to_multiple_of=ROWS_MULTIPLE, mean_resizing=False
-        )
+        needed = max(rows, len(self.tokenizer))
+        # Rounded up here: given pad_to_multiple_of, Marian pads its embeddings and not its bias.
+        language_model.resize_token_embeddings(needed + -needed % ROWS_MULTIPLE, mean_resizing=False)
         for layer in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
             for parameter in layer.parameters() if layer is not None else ():
                 parameter.data[trained:] = parameter.data[:trained].mean(dim=0, dtype=torch.float32)
@@ -199,9 +200,11 @@ class TaaeProcessor(ProcessorMixin):
     ) -> str | list[str] | BatchFeature | list[list[int]] | Tensor:
         """Renders conversations, whose messages may hold speech, with the tokenizer's chat template.
 
-        A message's content is text, or a list of parts: `{"type": "text", "text": …}` and
-        `{"type": "audio", "audio": …}` with a waveform or the name of a file (also as `"path"` or `"url"`), or with
-        `"audio_codes"`. The template is given the parts joined into one text, so that any template for text will do.
+        A message's content is text, or a list of parts: `{"type": "text", "text": …}` and `{"type": "audio", "audio":
+        …}`. The audio is a waveform; a waveform with its rate, as `(array, rate)`, as `datasets` gives it or as its
+        decoder; a file's name, address or content (bytes or base64). Codes go in as `"audio_codes"`. The keys `"path"`,
+        `"url"`, `"base64"`, `"audio_url"` and `"input_audio"` of other interfaces are read too, and keys that hold None
+        are not looked at. The template is given the parts joined into one text, so that any template for text will do.
 
         Args:
             conversation: one conversation or a list.
@@ -311,6 +314,13 @@ class TaaeProcessor(ProcessorMixin):
                 "This processor has no codec to encode or decode speech with: set processor.audio_tokenizer to a "
                 "TaaeModel, or pass audio_codes in place of audio."
             )
+        config, extractor = self.audio_tokenizer.config, self.feature_extractor
+        if (config.sampling_rate, config.hop_length) != (extractor.sampling_rate, extractor.hop_length):
+            raise ValueError(
+                f"The codec reads {config.sampling_rate} Hz in frames of {config.hop_length} samples, and this "
+                f"processor's feature extractor prepares {extractor.sampling_rate} Hz in frames of "
+                f"{extractor.hop_length}; take the extractor of the codec's folder."
+            )
         return self.audio_tokenizer
 
     def _join_parts(self, message: dict, audio_parts: list[dict]) -> dict:
@@ -320,31 +330,28 @@ class TaaeProcessor(ProcessorMixin):
         texts = []
         for part in message["content"]:
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            if kind == "text":
+            if kind == "text" and isinstance(part.get("text"), str):
                 texts.append(part["text"])
-            elif kind == "audio":
+            elif kind in SPEECH_TYPES:
                 texts.append(self.audio_token)
                 audio_parts.append(part)
+            elif kind == "text":
+                raise ValueError(f"A part of type text has no text, but {part.get('text')!r}.")
             else:
                 raise ValueError(f"A part of a message is of type text or audio, not {kind!r}.")
         return {**message, "content": "".join(texts)}
 
     def _encode_parts(self, parts: list[dict], sampling_rate: int | None) -> list:
-        """Codes of the parts of messages that are speech, those of waveforms and files computed in one batch."""
-        clips = [next((part[key] for key in PART_KEYS if key in part), None) for part in parts]
-        if any(clip is None for clip in clips):
-            raise ValueError(f"A part of type audio has one of {', '.join(PART_KEYS)}.")
-        sounding = [index for index, part in enumerate(parts) if "audio_codes" not in part]
+        """Returns the codes of the speech in parts of messages; waveforms and files are encoded in one batch."""
+        found = [speech_of(part) for part in parts]
+        codes = [speech if key == "audio_codes" else None for key, speech in found]
+        sounding = [index for index, (key, _) in enumerate(found) if key != "audio_codes"]
         if sounding:
             rate = self.feature_extractor.sampling_rate
-            given = [clips[index] for index in sounding]
-            if all(isinstance(clip, (str, PathLike)) for clip in given):
-                sampling_rate = rate
-            waveforms = [_load(str(clip), rate) if isinstance(clip, (str, PathLike)) else clip for clip in given]
-            codes = self.encode_speech(waveforms, sampling_rate)
-            for index, clip in zip(sounding, codes, strict=True):
-                clips[index] = clip
-        return clips
+            clips = [waveform_of(found[index][1], rate, sampling_rate) for index in sounding]
+            for index, clip_codes in zip(sounding, self.encode_speech(clips), strict=True):
+                codes[index] = clip_codes
+        return codes
 
     def _put_speech(
         self, encoding: BatchEncoding, clips: list, padding: dict, return_tensors: str | None
@@ -374,14 +381,6 @@ class TaaeProcessor(ProcessorMixin):
                 missing = [0] * (len(ids) - len(value))
                 values[row] = missing + value if left else value + missing
         return BatchFeature(dict(padded), tensor_type=return_tensors)
-
-
-def _load(source: str, sampling_rate: int) -> np.ndarray:
-    """The waveform of a file by its name or address, or of its content in base64."""
-    try:
-        return load_audio(source, sampling_rate)
-    except ValueError as error:
-        raise ValueError(f"{source[:80]!r} is neither an audio file, nor an address, nor a file in base64.") from error
 
 
 def _as_list(audio_codes: Tensor | np.ndarray | Sequence | None, mask: Tensor | None = None) -> list:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .checks_taae import checked
+
 NATIVE = "native"
 
 # Levels per dimension and scale of each stage (the paper's table of bit rates). One model serves them all: a grid of
@@ -115,8 +117,6 @@ class ResidualFSQ:
         Raises:
             ValueError: if latents are NaN, of which rounding would make tokens like any others.
         """
-        if not torch.compiler.is_compiling():
-            self._check_numbers(latents)
         in_float32 = self.training_grid and latents.dtype == torch.float32
         values = latents if in_float32 or _has_float64(latents.device) else latents.cpu()
         residual = torch.tanh(values if in_float32 else values.to(torch.float64))
@@ -125,7 +125,7 @@ class ResidualFSQ:
             digits = stage.quantize(residual)
             residual = residual - stage.dequantize(digits, residual.dtype)
             tokens.append(stage.pack(digits))
-        return torch.stack(tokens, dim=1).to(latents.device)
+        return torch.stack(tokens, dim=1).to(latents.device) + checked(latents, "check_latents")
 
     def decode(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Codes of tokens: the sum over the stages.
@@ -159,30 +159,7 @@ class ResidualFSQ:
                     f"not {tuple(mask.shape)}."
                 )
             tokens = tokens.masked_fill(~mask.bool()[:, None, :], 0)
-        if not torch.compiler.is_compiling():
-            self._check_range(tokens)
-        return tokens
-
-    @staticmethod
-    def _check_numbers(latents: Tensor) -> None:
-        wrong = latents.isnan().any(dim=1)
-        if wrong.any():
-            item, frame = wrong.nonzero()[0].tolist()
-            raise ValueError(
-                f"The latents of item {item} are NaN from frame {frame} on. Does the audio have samples that are NaN, "
-                "infinite or far beyond full scale, 1, or the model such weights?"
-            )
-
-    def _check_range(self, tokens: Tensor) -> None:
-        sizes = torch.tensor(self.codebook_sizes, dtype=torch.int64, device=tokens.device)[:, None]
-        wrong = (tokens < 0) | (tokens >= sizes)
-        if wrong.any():
-            item, stage, frame = wrong.nonzero()[0].tolist()
-            raise ValueError(
-                f"Token {tokens[item, stage, frame].item()} of item {item}, stage {stage}, frame {frame} is out of "
-                f"range: stage {stage} has tokens 0 to {self.codebook_sizes[stage] - 1}. "
-                "Were these tokens made with another bottleneck?"
-            )
+        return tokens + checked(tokens, "check_tokens", self.codebook_sizes)
 
 
 def resolve_bottleneck(
@@ -226,6 +203,17 @@ def _parse_stages(stages: list | tuple) -> tuple[FiniteScalarQuantizer, ...]:
     if not parsed:
         raise ValueError("A bottleneck needs at least one stage.")
     return tuple(FiniteScalarQuantizer(levels, scale) for levels, scale in parsed)
+
+
+def straight_through(codes: Tensor, latents: Tensor) -> Tensor:
+    """Returns codes unchanged, with the gradient that they would have without rounding (section 3.2).
+
+    Args:
+        codes: (batch, latent_dim, frames), what a bottleneck makes of the latents.
+        latents: the same shape, before the hyperbolic tangent.
+    """
+    values = torch.tanh(latents.to(codes.dtype))
+    return codes + (values - values.detach())
 
 
 def dither(latents: Tensor, levels: tuple[int, ...], noise_probability: float, rounding_probability: float) -> Tensor:

@@ -26,10 +26,10 @@ def register() -> None:
     AutoModel.register(TaaeConfig, TaaeModel, exist_ok=True)
     AutoModelForAudioTokenization.register(TaaeConfig, TaaeModel, exist_ok=True)
     AutoFeatureExtractor.register(TaaeConfig, TaaeFeatureExtractor, exist_ok=True)
-    # The processor lives in a language model's folder, where it is found by its name. A codec's own folder has no text
-    # tokenizer, so AutoProcessor answers with its feature extractor, as it does for other codecs; unless told
-    # trust_remote_code=False, it first asks about the code in the folder.
+    # A language model's folder names its processor, which is found by that name. A codec's own folder has no tokenizer:
+    # there AutoProcessor gives the feature extractor, as it does for other codecs.
     AutoProcessor.register(TaaeProcessor, TaaeProcessor, exist_ok=True)
+    AutoProcessor.register(TaaeConfig, TaaeFeatureExtractor, exist_ok=True)
 
     # Folders that `save_pretrained` writes carry the code as well, for `trust_remote_code=True`.
     TaaeConfig.register_for_auto_class()

@@ -1,13 +1,13 @@
-"""Streaming through a causal TAAE: what a stream remembers between one chunk and the next.
+"""Streaming through a causal TAAE: the context that a stream keeps between one chunk and the next.
 
 A causal module sees the present chunk and a fixed number of steps before it. [`Past`] carries these steps through one
 call; [`StreamingState`] keeps them between calls, with the samples of the frame that is not complete yet. Its size does
-not grow with the stream. A call makes a new state and leaves the one that it was given as it was, so that a state can
-be kept, copied or pickled to go on from there again.
+not grow with the stream. A call returns a new state and leaves the old one unchanged, so that a state can be kept,
+copied or pickled to go on from there again.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,36 +16,49 @@ from .configuration_taae import TaaeConfig
 
 
 class Past:
-    """The steps before a chunk, for the modules that need them, in the order in which these run.
+    """The steps before a chunk, by the name of the module that needs them.
 
     Args:
-        contexts: what the modules kept at the last chunk; empty at the start of a stream, before which all is zero.
+        contexts: the steps that each module kept of the last chunk; empty at the start of a stream, before which all is
+            zero.
         frames_before: (batch,) frames of each item before this chunk.
         frames: frames of this chunk.
     """
 
-    def __init__(self, contexts: tuple[Tensor, ...], frames_before: Tensor, frames: int):
-        self.remembered = iter(contexts)
-        self.kept: list[Tensor] = []
+    def __init__(self, contexts: dict[str, Tensor], frames_before: Tensor, frames: int):
+        self.contexts, self.kept = contexts, dict[str, Tensor]()
         self.frames_before, self.frames = frames_before, frames
 
-    def prepend(self, present: Tensor, steps: int, dim: int = -1) -> Tensor:
-        """Puts the `steps` steps before the present ones in front of them, and keeps the last for the next chunk.
+    def prepend(self, name: str, present: Tensor, steps: int, dim: int = -1) -> Tensor:
+        """Prepends the `steps` steps before a chunk, and keeps the last ones for the next chunk.
 
-        (batch, …, present, …) -> (batch, …, steps + present, …), with the steps in dimension `dim`.
+        Args:
+            name: the path of the module within the model, or of one of several tensors that it keeps.
+            present: (batch, …, present, …), the chunk, with its steps in dimension `dim`.
+            steps: the number of steps to prepend.
+            dim: the dimension of the steps.
+
+        Returns:
+            (batch, …, steps + present, …).
+
+        Raises:
+            ValueError: if a name comes twice, or was not there at the last chunk.
         """
-        context = next(self.remembered, None)
-        if context is None:
+        if name in self.kept or (self.contexts and name not in self.contexts):
+            raise ValueError(f"The stream has no steps kept for the module {name!r}, or uses them twice.")
+        if self.contexts:
+            context = self.contexts[name]
+        else:
             shape = list(present.shape)
             shape[dim] = steps
             context = present.new_zeros(shape)
         extended = torch.cat([context, present], dim)
         # A copy, because a view would keep the whole chunk.
-        self.kept.append(extended.narrow(dim, extended.shape[dim] - steps, steps).clone())
+        self.kept[name] = extended.narrow(dim, extended.shape[dim] - steps, steps).clone()
         return extended
 
     def steps(self, present: int) -> Tensor:
-        """Steps of each item before this chunk, at the rate at which this chunk has `present`: (batch,) int64."""
+        """Returns the steps of each item before this chunk, (batch,) int64, at the rate of `present` steps a chunk."""
         return self.frames_before * (present // self.frames)
 
 
@@ -57,19 +70,20 @@ class StreamingState:
         architecture: the model's configuration, as far as it fixes the network.
         samples: (batch, 1, fewer than a frame) audio that waits for its frame to be complete.
         frames: (batch,) int64, frames of each item so far.
-        contexts: the steps that the modules have yet to see again, each (batch, …); empty before the first frame.
+        contexts: the steps that modules have yet to see again, each (batch, …), by the path of the module; empty before
+            the first frame.
         method: `"encode"` or `"decode"`, whichever made this state; None for a new one, which may go either way.
     """
 
-    architecture: dict
+    architecture: dict[str, Any]
     samples: Tensor
     frames: Tensor
-    contexts: tuple[Tensor, ...] = ()
+    contexts: dict[str, Tensor] = field(default_factory=dict)
     method: str | None = None
 
     @classmethod
     def start(cls, config: TaaeConfig, batch_size: int, device: torch.device, dtype: torch.dtype) -> "StreamingState":
-        """The state of `batch_size` streams of which nothing has come yet.
+        """Returns the state of `batch_size` streams of which nothing has come yet.
 
         Raises:
             ValueError: if the model is not causal, or the batch size is below 1.
@@ -93,8 +107,8 @@ class StreamingState:
         return self.frames.shape[0]
 
     def to(self, device: str | torch.device) -> "StreamingState":
-        """The same state on another device."""
-        contexts = tuple(context.to(device) for context in self.contexts)
+        """Returns the same state on another device."""
+        contexts = {name: context.to(device) for name, context in self.contexts.items()}
         return replace(self, samples=self.samples.to(device), frames=self.frames.to(device), contexts=contexts)
 
     def reset(self, mask: Tensor | None = None) -> "StreamingState":
@@ -121,9 +135,10 @@ class StreamingState:
                 "could not go on; reset some streams between frames, or all of them."
             )
         self.frames = self.frames.masked_fill(mask, 0)
-        self.contexts = tuple(
-            context.masked_fill(mask.reshape(-1, *[1] * (context.ndim - 1)), 0) for context in self.contexts
-        )
+        self.contexts = {
+            name: context.masked_fill(mask.reshape(-1, *[1] * (context.ndim - 1)), 0)
+            for name, context in self.contexts.items()
+        }
         return self
 
     def check(self, config: TaaeConfig, batch_size: int, device: torch.device, dtype: torch.dtype, method: str) -> None:
@@ -154,7 +169,7 @@ class StreamingState:
             )
 
     def complete_frames(self, chunk: Tensor, hop_length: int, final: bool) -> tuple[Tensor, Tensor]:
-        """The waiting samples and the chunk (batch, 1, any), as whole frames and what is left over.
+        """Returns the waiting samples and the chunk (batch, 1, any) as whole frames, and what is left over.
 
         With `final` the last frame is made whole with zeros, and nothing is left over.
         """
@@ -164,27 +179,27 @@ class StreamingState:
         whole = audio.shape[-1] // hop_length * hop_length
         return audio[..., :whole], audio[..., whole:].clone()
 
-    def run(
-        self, network: Callable[..., Tensor], inputs: Tensor, frames: int, channels: int, **changes
-    ) -> tuple[Tensor, "StreamingState"]:
-        """Runs a side of the model on whole frames. Gives its output, (batch, channels, …), and the next state.
+    def past(self, frames: int) -> Past:
+        """Returns what the modules are to see before the next chunk, which has so many frames."""
+        return Past(self.contexts, self.frames, frames)
+
+    def after(self, past: Past, **changes) -> "StreamingState":
+        """Returns the state after a chunk.
 
         Args:
-            network: the encoder or decoder, which takes its inputs and the [`Past`].
-            inputs: what it reads of these frames.
-            frames: their number, perhaps none, in which case the network does not run.
-            channels: of its output.
-            changes: fields of the next state.
+            past: what [`~StreamingState.past`] returned, with what the modules kept of the chunk.
+            changes: other fields of the next state.
+
+        Raises:
+            ValueError: if steps are left that no module took.
         """
-        if frames == 0:
-            return inputs.new_zeros(self.batch_size, channels, 0), replace(self, **changes)
-        past = Past(self.contexts, self.frames, frames)
-        outputs = network(inputs, past=past)
-        return outputs, replace(self, frames=self.frames + frames, contexts=tuple(past.kept), **changes)
+        if left := sorted(self.contexts.keys() - past.kept.keys()):
+            raise ValueError(f"The stream kept steps for {left[0]!r}, which no module took.")
+        return replace(self, frames=self.frames + past.frames, contexts=past.kept, **changes)
 
 
 def architecture(config: TaaeConfig) -> dict:
-    """The fields of a configuration that fix the network, by name."""
+    """Returns the fields of a configuration that fix the network, by name."""
     others = ("bottleneck", "token_ancestors")
     names = (name for name in TaaeConfig.__annotations__ if name not in others and not name.startswith("training_"))
     return {name: getattr(config, name) for name in names}

@@ -1,7 +1,9 @@
 """From waveforms to the inputs of [`TaaeModel`]: loudness, padding to whole token frames, and masks."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from numbers import Number
+from os import PathLike
 
 import numpy as np
 import torch
@@ -23,10 +25,10 @@ Clip = np.ndarray | torch.Tensor | Sequence[float]
 
 
 def integrated_loudness(audio: np.ndarray, sampling_rate: int) -> float | None:
-    """Gated loudness of a mono clip after ITU-R BS.1770-4.
+    """Returns the gated loudness of a mono clip after ITU-R BS.1770-4.
 
     Args:
-        audio: (samples,) float, full scale at 1.
+        audio: samples, (samples,) float, full scale at 1.
         sampling_rate: samples per second, in Hz.
 
     Returns:
@@ -57,7 +59,7 @@ def normalize_loudness(audio: np.ndarray, sampling_rate: int, target: float) -> 
     the peak reach full scale, the peak becomes 0.95 instead and the clip stays below the target.
 
     Args:
-        audio: (samples,) float, full scale at 1.
+        audio: samples, (samples,) float, full scale at 1.
         sampling_rate: samples per second, in Hz.
         target: loudness to reach, in LUFS.
 
@@ -80,7 +82,7 @@ def normalize_loudness(audio: np.ndarray, sampling_rate: int, target: float) -> 
 class TaaeFeatureExtractor(SequenceFeatureExtractor):
     r"""
     Prepares speech for a [`TaaeModel`]: normalises each clip's loudness, pads the batch with zeros to whole token
-    frames and marks which samples are real.
+    frames and marks which samples are real. Padding is always on the right, as the model needs it.
 
     Args:
         feature_size (`int`, defaults to 1):
@@ -117,49 +119,82 @@ class TaaeFeatureExtractor(SequenceFeatureExtractor):
         target_loudness: float | None = -20.0,
         **kwargs,
     ):
+        # AutoProcessor passes its padding_side, which is meant for a tokenizer, to all parts.
+        kwargs["padding_side"] = "right"
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         self.hop_length = hop_length
         self.target_loudness = target_loudness
+        self._check_settings()
 
     def __call__(
         self,
-        audio: Clip | Sequence[Clip],
+        audio: Clip | Sequence[Clip] | None = None,
         sampling_rate: int | None = None,
         padding: bool | str | PaddingStrategy = True,
         max_length: int | None = None,
         truncation: bool = False,
         return_tensors: str | TensorType = "pt",
+        raw_audio: Clip | Sequence[Clip] | None = None,
+        pad_to_multiple_of: int | None = None,
+        return_attention_mask: bool | None = None,
+        device: str | torch.device | None = None,
     ) -> BatchFeature:
         """
         Args:
             audio: One mono clip or a list of them. A clip is a 1-D array, tensor or list of floats with full scale at
-                1, or an array of int16 or int32 PCM.
-            sampling_rate: The audio's samples per second, in Hz. Leaving it out is allowed and warned about.
+                1, or an array of int16 or int32 PCM; or what `datasets` gives, a dictionary with `"array"` and
+                `"sampling_rate"` or a decoder.
+            sampling_rate: The audio's samples per second, in Hz. Leaving it out is allowed and warned about, but for
+                clips that bring their own rate.
             padding: `True` or `"longest"` pads to the longest clip of the batch, `"max_length"` to `max_length`, both
                 up to the next multiple of `hop_length`; `False` leaves equally long clips as they are.
             max_length: In samples; taken up to the next multiple of `hop_length`.
             truncation: Whether longer clips are cut to `max_length`. Loudness is measured before the cut.
             return_tensors: `"pt"` or `"np"`.
+            raw_audio: Another name of `audio`, under which other codecs' extractors take it.
+            pad_to_multiple_of: Samples of which the padded length is to be a multiple, besides `hop_length`.
+            return_attention_mask: `False` leaves out the mask, which the model needs for clips of different lengths.
+            device: Where the tensors go; loudness is always computed on the CPU.
 
         Returns:
             `input_values` (batch, 1, samples) float32 and `padding_mask` (batch, samples) int32, 1 where a sample is
             real and 0 where it is padding.
 
         Raises:
+            TypeError: if the audio or a clip is of a type that holds no samples, such as a path.
             ValueError: if the rate is not the model's, the list or a clip is empty, a clip is not 1-D, it has samples
                 that are NaN, infinite or of a type without a known full scale, or clips stay of unequal length.
             ImportError: if loudness is to be normalised and pyloudnorm is not installed.
         """
-        self._check_sampling_rate(sampling_rate)
-        clips = [_as_waveform(clip, position) for position, clip in _enumerate_clips(audio)]
+        if (audio is None) == (raw_audio is None):
+            raise TypeError("Pass the audio as audio or as raw_audio, not as both: one clip or a list of clips.")
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length is in samples, at least 1, not {max_length}.")
+        clips = self._read_clips(raw_audio if audio is None else audio, sampling_rate)
         if self.target_loudness is not None:
             clips = [normalize_loudness(clip, self.sampling_rate, self.target_loudness) for clip in clips]
+        multiple = math.lcm(self.hop_length, pad_to_multiple_of or 1)
+        features = self._pad_clips(clips, padding, max_length, truncation, multiple)
+        if return_attention_mask is False:
+            del features["padding_mask"]
+        batch = BatchFeature(features, tensor_type=return_tensors)
+        return batch if device is None else batch.to(device)
+
+    def _pad_clips(
+        self,
+        clips: list[np.ndarray],
+        padding: bool | str | PaddingStrategy,
+        max_length: int | None,
+        truncation: bool,
+        multiple: int,
+    ) -> dict[str, np.ndarray]:
+        """Returns clips and their mask padded to one length, a multiple of so many samples."""
         padded = self.pad(
             BatchFeature({"input_values": clips}),
             padding=padding,
             max_length=max_length,
             truncation=truncation,
-            pad_to_multiple_of=self.hop_length,
+            pad_to_multiple_of=multiple,
             return_attention_mask=True,
         )
         lengths = sorted({len(clip) for clip in padded["input_values"]})
@@ -168,11 +203,41 @@ class TaaeFeatureExtractor(SequenceFeatureExtractor):
                 f"The clips have from {lengths[0]} to {lengths[-1]} samples, and are to stay so; for one batch pass "
                 "padding=True, or truncation=True and a max_length."
             )
-        features = {
+        return {
             "input_values": np.stack(padded["input_values"])[:, None, :],
             "padding_mask": np.stack(padded["attention_mask"]),
         }
-        return BatchFeature(features, tensor_type=return_tensors)
+
+    def _check_settings(self) -> None:
+        """Checks the settings, which may come from a file.
+
+        Raises:
+            ValueError: naming the setting, its value and what it should be.
+        """
+        loudness, padding = self.target_loudness, self.padding_value
+        wanted = {
+            "feature_size": (self.feature_size == 1, "1, because the codec is mono"),
+            "sampling_rate": (_is_count(self.sampling_rate), "a positive integer, in Hz"),
+            "hop_length": (_is_count(self.hop_length), "a positive integer, in samples"),
+            "padding_value": (_is_number(padding), "a finite number"),
+            "target_loudness": (loudness is None or _is_number(loudness), "a finite number in LUFS, or None"),
+        }
+        for name, (fits, expected) in wanted.items():
+            if not fits:
+                raise ValueError(f"{name} must be {expected}, not {getattr(self, name)!r}.")
+
+    def _read_clips(self, audio: Clip | Sequence[Clip], sampling_rate: int | None) -> list[np.ndarray]:
+        """Returns each clip as (samples,) float32, after checking its own rate or the one that was passed."""
+        clips, rates = [], []
+        for position, clip in _enumerate_clips(audio):
+            samples, own_rate = _unpack(clip)
+            if own_rate is not None and sampling_rate is not None and own_rate != sampling_rate:
+                raise ValueError(f"{position} has {own_rate} Hz, but sampling_rate={sampling_rate} was passed.")
+            rates.append(sampling_rate if own_rate is None else own_rate)
+            clips.append(_as_waveform(samples, position))
+        for rate in dict.fromkeys(rates):
+            self._check_sampling_rate(rate)
+        return clips
 
     def _check_sampling_rate(self, sampling_rate: int | None) -> None:
         if sampling_rate is None:
@@ -180,6 +245,8 @@ class TaaeFeatureExtractor(SequenceFeatureExtractor):
                 f"No sampling_rate was passed to {type(self).__name__}, so the audio is taken to have "
                 f"{self.sampling_rate} Hz. Pass it, so that audio of another rate is noticed."
             )
+        elif not _is_number(sampling_rate):
+            raise TypeError(f"sampling_rate is a number of samples per second, not {sampling_rate!r}.")
         elif sampling_rate != self.sampling_rate:
             raise ValueError(
                 f"The audio has {sampling_rate} Hz, but the model reads {self.sampling_rate} Hz; resample it first, "
@@ -187,8 +254,16 @@ class TaaeFeatureExtractor(SequenceFeatureExtractor):
             )
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, Number) and not isinstance(value, (bool, complex)) and math.isfinite(value)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
 def _enumerate_clips(audio: Clip | Sequence[Clip]) -> list[tuple[str, Clip]]:
-    """Each clip with the words that an error calls it by."""
+    """Returns each clip with the words that an error calls it by."""
     if not isinstance(audio, (list, tuple)):
         return [("The audio", audio)]
     if len(audio) == 0:
@@ -198,12 +273,34 @@ def _enumerate_clips(audio: Clip | Sequence[Clip]) -> list[tuple[str, Clip]]:
     return [(f"Clip {index} of the list", clip) for index, clip in enumerate(audio)]
 
 
+def _unpack(clip: Clip | Mapping) -> tuple[Clip, int | None]:
+    """Returns a clip's samples and its own sampling rate, None if it brings none.
+
+    Decoders of `datasets` answer to the keys of its dictionaries; they mix channels down to one.
+    """
+    if isinstance(clip, Mapping) and "array" not in clip:
+        raise TypeError(
+            f"A clip as a dictionary holds 'array' and 'sampling_rate', not {', '.join(map(str, clip))}; decode it "
+            "first."
+        )
+    if isinstance(clip, Mapping) or hasattr(clip, "get_all_samples"):
+        return clip["array"], clip["sampling_rate"]
+    return clip, None
+
+
 def _as_waveform(clip: Clip, position: str) -> np.ndarray:
-    """One clip as (samples,) float32 with full scale at 1; a ValueError that begins with `position` if it is not."""
+    """Returns one clip as (samples,) float32 with full scale at 1; errors begin with `position`."""
     if isinstance(clip, torch.Tensor):
         clip = clip.detach().cpu()
         # NumPy knows no bfloat16.
         clip = clip.float() if clip.is_floating_point() else clip
+    elif isinstance(clip, (str, bytes, PathLike)) or not (hasattr(clip, "__len__") or hasattr(clip, "ndim")):
+        cure = (
+            "read the file first, for example with soundfile.read"
+            if isinstance(clip, (str, PathLike))
+            else ("pass an array, a tensor or a list of samples")
+        )
+        raise TypeError(f"{position} is of type {type(clip).__name__}; {cure}.")
     try:
         samples = np.asarray(clip)
     except ValueError as error:

@@ -10,7 +10,7 @@ it stands where zeros stand before the beginning of a recording.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 
 import torch
@@ -22,9 +22,10 @@ from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
+from .checks_taae import checked
 from .configuration_taae import TaaeConfig
 from .convolution_taae import TaaeConv1d, TaaeConvTranspose1d, TaaeSnake, real_steps, residual_units, zero_padding
-from .quantization_taae import ResidualFSQ, dither, resolve_bottleneck
+from .quantization_taae import ResidualFSQ, dither, resolve_bottleneck, straight_through
 from .streaming_taae import Past, StreamingState
 from .transformer_taae import TaaeLayerScale, TaaeTransformer
 
@@ -212,6 +213,9 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         super().__init__(config)
         self.encoder = TaaeEncoder(config)
         self.decoder = TaaeDecoder(config)
+        for name, module in self.named_modules():
+            if hasattr(module, "stream_name"):
+                module.stream_name = name
         self.post_init()
 
     @torch.no_grad()
@@ -240,6 +244,9 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         if "torch_dtype" not in kwargs:  # as `dtype` was called once
             kwargs.setdefault("dtype", torch.float32)
         return super().from_pretrained(*args, **kwargs)
+
+    def get_input_embeddings(self) -> None:
+        """Returns None, for quantisers that ask: audio has no table of embeddings."""
 
     def bottleneck(self, bottleneck: str | list | tuple | None = None) -> ResidualFSQ:
         """The bottleneck that an argument of `encode` or `decode` stands for; None is the config's own.
@@ -324,18 +331,18 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
                 range or the state is wrong.
         """
         if (audio_codes is None) == (latents is None):
-            raise ValueError("decode takes either audio_codes or latents, and one of them.")
+            raise ValueError(
+                "decode takes either audio_codes or latents, and one of them. Of what encode returns, pass audio_codes "
+                "and audio_codes_mask."
+            )
         if latents is not None and bottleneck is not None:
             raise ValueError("latents are decoded unrounded, so they go with no bottleneck; leave it out.")
         lengths = None if audio_codes_mask is None else _mask_lengths(audio_codes_mask, "audio_codes_mask")
         if latents is None:
+            _check_tensor(audio_codes, "audio_codes", "(batch, tokens_per_frame, frames)")
             codes = self.bottleneck(bottleneck).decode(audio_codes, audio_codes_mask)
         else:
-            if latents.ndim != 3 or latents.shape[1] != self.config.latent_dim:
-                raise ValueError(
-                    f"latents must be (batch, {self.config.latent_dim}, frames), not {tuple(latents.shape)}."
-                )
-            codes = torch.tanh(latents)
+            codes = self._squash(latents, audio_codes_mask)
         if audio_codes_mask is not None and audio_codes_mask.shape != (codes.shape[0], codes.shape[2]):
             raise ValueError(
                 f"The audio_codes_mask of codes {tuple(codes.shape)} is (batch, frames), "
@@ -358,8 +365,9 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
     ) -> TaaeOutput:
         """Encodes and decodes, cutting the audio to the input's length.
 
-        In training mode the bottleneck is the paper's noisy one (section 3.2), through which gradients flow, and there
-        are no tokens.
+        Gradients flow back to the audio in both modes. In training mode the bottleneck is the paper's noisy one
+        (section 3.2), and there are no tokens. In evaluation mode latents are rounded and their gradient passes
+        straight through, so that a frozen codec can stand in a loss or after a network that is trained.
 
         Args:
             input_values: (batch, 1, samples) at `config.sampling_rate`.
@@ -382,13 +390,25 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         else:
             quantizer = self.bottleneck(bottleneck)
             tokens = quantizer.encode(latents)
-            codes = quantizer.decode(tokens)
+            codes = straight_through(quantizer.decode(tokens), latents)
         audio = self.decoder(codes.to(latents.dtype), lengths)[..., : input_values.shape[-1]]
         if padding_mask is not None:
             audio = audio.masked_fill(~padding_mask.to(audio.device).bool()[:, None, : audio.shape[-1]], 0)
         return TaaeOutput(
             audio_values=audio, audio_codes=tokens, audio_codes_mask=_frame_mask(latents, lengths), latents=latents
         )
+
+    def _squash(self, latents: Tensor, mask: Tensor | None) -> Tensor:
+        """Returns the codes that a bottleneck without rounding makes of latents, after checking these."""
+        _check_tensor(latents, "latents", f"(batch, {self.config.latent_dim}, frames)")
+        if latents.ndim != 3 or latents.shape[1] != self.config.latent_dim:
+            raise ValueError(f"latents must be (batch, {self.config.latent_dim}, frames), not {tuple(latents.shape)}.")
+        if not latents.is_floating_point():
+            raise ValueError(f"latents must be floats, not {latents.dtype}; tokens go in as audio_codes.")
+        codes = torch.tanh(latents)
+        if mask is not None and mask.shape == (latents.shape[0], latents.shape[2]):
+            codes = codes.masked_fill(~mask.bool()[:, None], 0)
+        return codes + checked(codes, "check_latents")
 
     def _dither(self, latents: Tensor) -> Tensor:
         config = self.config
@@ -398,6 +418,7 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
 
     def _encode_latents(self, input_values: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Latents (batch, latent_dim, frames) and each item's number of frames (None where all are real)."""
+        _check_tensor(input_values, "input_values", "(batch, 1, samples)")
         if input_values.ndim != 3 or input_values.shape[1] != 1 or 0 in input_values.shape:
             raise ValueError(
                 f"input_values must be (batch, 1, samples) with at least one sample, not {tuple(input_values.shape)}."
@@ -405,6 +426,7 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         _check_floating(input_values)
         frames = None
         if padding_mask is not None:
+            _check_tensor(padding_mask, "padding_mask", "(batch, samples)")
             if padding_mask.shape != (input_values.shape[0], input_values.shape[2]):
                 raise ValueError(
                     f"The padding_mask of input_values {tuple(input_values.shape)} is (batch, samples), "
@@ -435,13 +457,19 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
             raise ValueError(
                 "A stream has no padding_mask: it takes what has come, so give each chunk without padding."
             )
+        _check_tensor(chunk, "input_values", "(batch, 1, samples)")
         if chunk.ndim != 3 or chunk.shape[1] != 1:
             raise ValueError(f"A chunk of a stream must be (batch, 1, samples), not {tuple(chunk.shape)}.")
         _check_floating(chunk)
         state.check(self.config, chunk.shape[0], self.device, self.dtype, "encode")
         audio, waiting = state.complete_frames(chunk.to(self.dtype), self.config.hop_length, final)
         frames = audio.shape[-1] // self.config.hop_length
-        return state.run(self.encoder, audio, frames, channels=self.config.latent_dim, samples=waiting, method="encode")
+        if frames == 0:
+            latents = audio.new_zeros(chunk.shape[0], self.config.latent_dim, 0)
+            return latents, replace(state, samples=waiting, method="encode")
+        past = state.past(frames)
+        latents = self.encoder(audio, past=past)
+        return latents, state.after(past, samples=waiting, method="encode")
 
     @torch.no_grad()
     def _decode_chunk(
@@ -451,7 +479,11 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         if audio_codes_mask is not None and not audio_codes_mask.all():
             raise ValueError("A stream has no audio_codes_mask: give the frames that have come, without padding.")
         state.check(self.config, codes.shape[0], self.device, self.dtype, "decode")
-        return state.run(self.decoder, codes, codes.shape[-1], channels=1, method="decode")
+        if codes.shape[-1] == 0:
+            return codes.new_zeros(codes.shape[0], 1, 0), replace(state, method="decode")
+        past = state.past(codes.shape[-1])
+        audio = self.decoder(codes, past=past)
+        return audio, state.after(past, method="decode")
 
     def apply_weight_norm(self) -> "TaaeModel":
         """Splits each convolution's weight into direction and magnitude, for training. Changes no output."""
@@ -493,6 +525,13 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         return [m for m in self.modules() if isinstance(m, convolutions) and m.groups == 1]
 
 
+def _check_tensor(value: object, name: str, shape: str) -> None:
+    if isinstance(value, ModelOutput):
+        raise TypeError(f"{name} is a {type(value).__name__}; pass its field of that name, a tensor {shape}.")
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor {shape}, not {type(value).__name__}; try torch.as_tensor.")
+
+
 def _check_floating(input_values: Tensor) -> None:
     if not input_values.is_floating_point():
         raise ValueError(
@@ -503,12 +542,11 @@ def _check_floating(input_values: Tensor) -> None:
 
 def _mask_lengths(mask: Tensor, name: str) -> Tensor:
     """Real steps of each item from a (batch, steps) mask of ones, then zeros."""
+    _check_tensor(mask, name, "(batch, steps)")
     if mask.ndim != 2:
         raise ValueError(f"{name} must have two dimensions (batch, steps), not shape {tuple(mask.shape)}.")
     mask = mask.bool()
-    if not torch.compiler.is_compiling() and (mask[:, 1:] & ~mask[:, :-1]).any():
-        raise ValueError(f"{name} must be ones followed by zeros for each item: pad on the right.")
-    return mask.sum(dim=1)
+    return mask.sum(dim=1) + checked(mask, "check_right_padding")
 
 
 def _frame_mask(latents: Tensor, lengths: Tensor | None) -> Tensor:

@@ -209,6 +209,7 @@ class TaaeAttention(nn.Module):
         self.q_norm = nn.LayerNorm(self.head_dim, eps=config.qk_norm_eps)
         self.k_norm = nn.LayerNorm(self.head_dim, eps=config.qk_norm_eps)
         self.o_proj = nn.Linear(width, width, bias=False)
+        self.stream_name = ""  # the path within the model, which knows it
         self.is_causal = False  # the window says what is seen; attention functions must not add to it
 
     def forward(
@@ -231,7 +232,8 @@ class TaaeAttention(nn.Module):
             query, key = query.to(value.dtype), key.to(value.dtype)
             return self.o_proj(flash_window_attention(query, key, value, self.window, lengths))
         if past is not None:
-            key, value = (past.prepend(states, self.window[0], dim=2) for states in (key, value))
+            key = past.prepend(f"{self.stream_name}.key", key, self.window[0], dim=2)
+            value = past.prepend(f"{self.stream_name}.value", value, self.window[0], dim=2)
         attention = attention_function(blocks.implementation, query.device)
         attended, _ = attention(
             self,

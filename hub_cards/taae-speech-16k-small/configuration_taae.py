@@ -28,6 +28,31 @@ NAMED_SIZES: dict[str, dict] = {
 }
 
 
+# The range of each number, bounds included. Beyond the upper ones no machine holds the model.
+INTEGERS = {
+    "sampling_rate": (1, 10**6),
+    "patch_size": (1, 2**20),
+    "head_dim": (1, 2**16),
+    "intermediate_ratio": (1, 2**10),
+    "latent_dim": (1, 2**10),
+}
+# The same for each entry of a tuple, of which there are at most so many.
+TUPLES = {
+    "hidden_sizes": (1, 2**16),
+    "strides": (1, 2**12),
+    "encoder_depths": (0, 2**10),
+    "decoder_depths": (0, 2**10),
+    "sliding_window": (0, 2**24),
+    "quantization_levels": (2, 2**16),
+    "training_levels": (2, 2**16),
+}
+MOST_ENTRIES = 2**10
+# Above zero, to the bound.
+FLOATS = {"layer_scale_initial_scale": 1e6, "norm_eps": 1e6, "qk_norm_eps": 1e6, "rope_theta": 1e12}
+SHARES = ("training_noise_probability", "training_rounding_probability")
+SWITCHES = ("causal", "use_snake", "use_dilated_conv", "use_conformer", "soft_clip")
+
+
 class TaaeConfig(PreTrainedConfig):
     r"""
     Everything that fixes the shape and the arithmetic of a [`TaaeModel`]. The defaults are the published 950M model.
@@ -126,22 +151,61 @@ class TaaeConfig(PreTrainedConfig):
     token_ancestors: dict | None = None
 
     def __post_init__(self, **kwargs):
-        if isinstance(self.quantization_levels, int):
-            self.quantization_levels = (self.quantization_levels,) * self.latent_dim
-        if isinstance(self.sliding_window, int):
+        if self._is_integer(self.quantization_levels) and self._is_integer(self.latent_dim):
+            # A latent_dim beyond its range is refused below.
+            self.quantization_levels = (self.quantization_levels,) * min(self.latent_dim, MOST_ENTRIES)
+        if self._is_integer(self.sliding_window):
             self.sliding_window = (self.sliding_window, self.sliding_window)
-        for name in (
-            "hidden_sizes",
-            "strides",
-            "encoder_depths",
-            "decoder_depths",
-            "sliding_window",
-            "quantization_levels",
-            "training_levels",
-        ):
-            setattr(self, name, tuple(getattr(self, name)))
+        self._check_types()
         super().__post_init__(**kwargs)
         self.validate_architecture()
+
+    @staticmethod
+    def _is_integer(value: object) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool)
+
+    def _check_types(self) -> None:
+        """Checks each field's type and range, and makes tuples of lists and floats of integers where these belong.
+
+        Raises:
+            ValueError: naming the field, its value and what it should be.
+        """
+        for name in SWITCHES:
+            self._require(name, isinstance(getattr(self, name), bool), "true or false")
+        for name, (lowest, highest) in INTEGERS.items():
+            value = getattr(self, name)
+            self._require(
+                name,
+                self._is_integer(value) and lowest <= value <= highest,
+                f"an integer of at least {lowest}, at most {highest}",
+            )
+        for name, (lowest, highest) in TUPLES.items():
+            values = getattr(self, name)
+            fits = isinstance(values, (list, tuple)) and len(values) <= MOST_ENTRIES
+            fits = fits and all(self._is_integer(value) and lowest <= value <= highest for value in values)
+            self._require(name, fits, f"integers of at least {lowest}, at most {highest}")
+            setattr(self, name, tuple(values))
+        for name in (*FLOATS, *SHARES):
+            value, lowest, highest = getattr(self, name), 0 if name in SHARES else 5e-324, FLOATS.get(name, 1.0)
+            if name == "layer_scale_initial_scale" and value is None:
+                continue
+            number = self._is_integer(value) or isinstance(value, float)
+            self._require(name, number and lowest <= value <= highest, f"a number above 0, at most {highest:g}")
+            setattr(self, name, float(value))
+        self._require("bottleneck", isinstance(self.bottleneck, (str, list, tuple)), "a name or a list of stages")
+        self._require("token_ancestors", self._lists_ancestors(), "what `list_ancestors` writes, or null")
+
+    def _require(self, name: str, fits: bool, expected: str) -> None:
+        if not fits:
+            value = repr(getattr(self, name))
+            raise ValueError(f"{name} must be {expected}, not {value[:80]}.")
+
+    def _lists_ancestors(self) -> bool:
+        if self.token_ancestors is None:
+            return True
+        listed = self.token_ancestors if isinstance(self.token_ancestors, dict) else {}
+        models = listed.get("models")
+        return isinstance(models, list) and all(isinstance(each, str) for each in (listed.get("encoder"), *models))
 
     @classmethod
     def named(cls, name: str, **overrides) -> "TaaeConfig":
@@ -165,11 +229,6 @@ class TaaeConfig(PreTrainedConfig):
         if blocks == 0 or any(len(getattr(self, name)) != blocks for name in per_block):
             lengths = ", ".join(f"{name} {len(getattr(self, name))}" for name in per_block)
             raise ValueError(f"Each of these needs one entry per block, and at least one block; got {lengths}.")
-        for name in ("patch_size", "sampling_rate", "latent_dim", "head_dim", "intermediate_ratio"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if min(self.strides) < 1 or min(self.encoder_depths + self.decoder_depths) < 0:
-            raise ValueError(f"strides must be at least 1 and depths at least 0; got {self.strides} and depths below.")
         for width in self.hidden_sizes:
             head_dim = min(self.head_dim, width)
             if width % head_dim or head_dim % 4:
@@ -179,17 +238,17 @@ class TaaeConfig(PreTrainedConfig):
                 raise ValueError(
                     f"A block of stride 1 has no convolution, so it cannot change the width from {previous} to {width}."
                 )
-        if len(self.sliding_window) != 2 or min(self.sliding_window) < 0:
+        if len(self.sliding_window) != 2:
             raise ValueError(f"sliding_window is (left, right), both at least 0; got {self.sliding_window}.")
         if len(self.quantization_levels) != self.latent_dim:
             raise ValueError(
                 f"quantization_levels needs one entry per latent dimension ({self.latent_dim}); "
                 f"got {len(self.quantization_levels)}."
             )
-        if min(self.quantization_levels + self.training_levels) < 2:
-            raise ValueError("A quantisation grid needs at least 2 levels.")
+        if not self.training_levels:
+            raise ValueError("training_levels needs at least one grid.")
         shares = (self.training_noise_probability, self.training_rounding_probability)
-        if min(shares) < 0 or sum(shares) > 1:
+        if sum(shares) > 1:
             raise ValueError(
                 f"The shares of noise and of rounding must be at least 0 and at most 1 in sum; got {shares}."
             )

@@ -70,11 +70,12 @@ class TaaeConv1d(nn.Conv1d):
         else:
             side = reach // 2 if stride == 1 else math.ceil(stride / 2)
             self.side_padding = (side, side)
+        self.stream_name = ""  # the path within the model, which knows it
 
     def forward(self, hidden_states: Tensor, lengths: Tensor | None = None, past: Past | None = None) -> Tensor:
         """(batch, in_channels, steps) -> (batch, out_channels, steps / stride)."""
         if past is not None:
-            return super().forward(past.prepend(hidden_states, self.side_padding[0]))
+            return super().forward(past.prepend(self.stream_name, hidden_states, self.side_padding[0]))
         if is_long(hidden_states.shape[-1]):
             return self._in_pieces(hidden_states, lengths)
         return super().forward(F.pad(zero_padding(hidden_states, lengths), self.side_padding))
@@ -108,12 +109,15 @@ class TaaeConvTranspose1d(nn.ConvTranspose1d):
             in_channels, out_channels, 2 * stride, stride=stride, padding=0 if causal else math.ceil(stride / 2)
         )
         self.causal = causal
+        self.stream_name = ""  # the path within the model, which knows it
 
     def forward(self, hidden_states: Tensor, lengths: Tensor | None = None, past: Past | None = None) -> Tensor:
         """(batch, in_channels, steps) -> (batch, out_channels, steps * stride)."""
         if past is not None:
-            # The steps of the output that the last input reaches beyond its own begin those of the first new one.
-            return super().forward(past.prepend(hidden_states, 1))[..., self.stride[0] : -self.stride[0]]
+            # The kernel spans 2 * stride, so the previous input overlaps the first stride outputs of this chunk:
+            # prepend it, and trim both ends.
+            extended = super().forward(past.prepend(self.stream_name, hidden_states, 1))
+            return extended[..., self.stride[0] : -self.stride[0]]
         if is_long(hidden_states.shape[-1]):
             return self._in_pieces(hidden_states, lengths)
         hidden_states = super().forward(zero_padding(hidden_states, lengths))

@@ -10,6 +10,8 @@ import numpy as np
 from ..errors import TaaeInputError, one_line
 
 METADATA_FILE = "metadata.json"
+# Suffix of programs of `torch.export`.
+PROGRAM = ".pt2"
 
 # How onnxruntime computes with 8-bit weights: in float32, of which it makes them when it loads them, ...
 EXACT_OPTIONS = {"session.disable_quant_qdq": "1"}
@@ -46,7 +48,9 @@ class ExportedCodec:
         self.hop_length = int(metadata["hop_length"])
 
     @classmethod
-    def load(cls, folder: str | Path, threads: int | None = None, fast: bool = False) -> "ExportedCodec":
+    def load(
+        cls, folder: str | Path, threads: int | None = None, fast: bool = False, trust_code: bool = False
+    ) -> "ExportedCodec":
         """Loads encoder and decoder from a folder.
 
         Args:
@@ -54,9 +58,12 @@ class ExportedCodec:
             threads: of onnxruntime; None for one per core. Programs of `torch.export` follow `torch.set_num_threads`.
             fast: whether 8-bit weights are multiplied with activations in 8 bits, which changes some tokens. Otherwise
                 they are made float32 when they are loaded, and give the same tokens in any runtime.
+            trust_code: true to load programs of `torch.export` (.pt2) as well. Loading one can run any code that its
+                author put there, so say so of files that you made, or whose author you trust. ONNX files hold no code.
 
         Raises:
-            TaaeInputError: if there is no such pair, or the two are not of one export.
+            TaaeInputError: if there is no such pair, the two are not of one export, or they are programs that are not
+                trusted.
         """
         encoders = sorted(path for path in Path(folder).glob("encoder.*") if path.suffix in READERS)
         if len(encoders) != 1:
@@ -64,6 +71,11 @@ class ExportedCodec:
             raise TaaeInputError(
                 f"{folder}: expected one exported encoder, encoder.onnx or encoder.pt2, found {found}; "
                 "write one with `taae export`"
+            )
+        if encoders[0].suffix == PROGRAM and not trust_code:
+            raise TaaeInputError(
+                f"{encoders[0]}: is a program of torch.export, and loading one can run any code that its author put "
+                "there; pass trust_code=True if you trust its author, or export to ONNX"
             )
         read, (path,) = READERS[encoders[0].suffix], encoders
         (encoder, metadata), (decoder, other) = (
@@ -79,9 +91,14 @@ class ExportedCodec:
         Args:
             input_values: (batch, 1, samples) float32, as the feature extractor returns it.
             padding_mask: (batch, samples), 1 for each item's own samples, which come first; None where all are.
+
+        Raises:
+            ValueError: if audio is NaN or infinite, or the mask is not ones followed by zeros.
         """
         batch, _, samples = input_values.shape
-        mask = np.ones((batch, samples), np.int32) if padding_mask is None else padding_mask.astype(np.int32)
+        if not np.isfinite(input_values).all():
+            raise ValueError("input_values are NaN or infinite in places; remove these first")
+        mask = checked_mask(padding_mask, (batch, samples)).astype(np.int32)
         frames = -(-samples // self.hop_length)
         # A program of torch.export is for several frames; what is padded and masked changes none of the others.
         missing = max(2 * self.hop_length - samples, 0)
@@ -95,11 +112,18 @@ class ExportedCodec:
         """Turns tokens into audio, (batch, 1, frames * hop_length) float32.
 
         Args:
-            audio_codes: (batch, tokens_per_frame, frames) int64; what is no token is not noticed.
+            audio_codes: (batch, tokens_per_frame, frames) int64.
             audio_codes_mask: (batch, frames), 1 for each item's own frames, which come first; None where all are.
+
+        Raises:
+            ValueError: if a token is out of its vocabulary's range, or the mask is not ones followed by zeros.
         """
         batch, _, frames = audio_codes.shape
-        mask = np.ones((batch, frames), np.int64) if audio_codes_mask is None else audio_codes_mask.astype(np.int64)
+        mask = checked_mask(audio_codes_mask, (batch, frames))
+        audio_codes = np.where(mask[:, None], audio_codes, 0)
+        sizes = np.array([int(size) for size in self.metadata["vocabulary_sizes"].split()])[:, None]
+        if audio_codes.shape[1] != len(sizes) or ((audio_codes < 0) | (audio_codes >= sizes)).any():
+            raise ValueError(f"audio_codes are not tokens of this codec, whose vocabularies are {sizes[:, 0].tolist()}")
         missing = max(2 - frames, 0)
         inputs = {
             "audio_codes": np.pad(audio_codes, ((0, 0), (0, 0), (0, missing))),
@@ -107,6 +131,18 @@ class ExportedCodec:
         }
         (audio,) = self.decoder(inputs)
         return audio[..., : frames * self.hop_length]
+
+
+def checked_mask(mask: np.ndarray | None, shape: tuple[int, int]) -> np.ndarray:
+    """Returns a mask as (batch, steps) int64, ones where there is none.
+
+    Raises:
+        ValueError: if it has another shape, or is not ones followed by zeros.
+    """
+    ones = np.ones(shape, np.int64) if mask is None else (np.asarray(mask) != 0).astype(np.int64)
+    if ones.shape != shape or (np.diff(ones, axis=1) > 0).any():
+        raise ValueError(f"a mask of shape {shape} is needed, ones followed by zeros: pad on the right")
+    return ones
 
 
 def _read(read: Callable, path: Path, *options) -> tuple[Graph, dict[str, str]]:
@@ -146,4 +182,4 @@ def read_program(path: Path, threads: int | None, fast: bool) -> tuple[Graph, di
     return run, json.loads(files[METADATA_FILE])
 
 
-READERS = {".onnx": read_onnx, ".pt2": read_program}
+READERS = {".onnx": read_onnx, PROGRAM: read_program}

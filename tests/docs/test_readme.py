@@ -98,6 +98,7 @@ PAGES = {
     "docs/speech_language_model.md": Page(["torch.Size([2, 50])", "0 samples beside whole frames"], ["taught.wav"]),
     "docs/stream.md": Page(["True", "torch.Size([1, 1, 1500]) True"], ["heard.wav", "heard.raw", "lecture.wav"]),
     "docs/taae_format.md": Page(["241 (2, 50)"]),
+    "docs/train_through_the_codec.md": Page(["loss "]),
     "docs/tokenize_a_corpus.md": Page(
         [
             "50 frames of 2 tokens",

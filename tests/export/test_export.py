@@ -8,7 +8,9 @@ import functools
 import importlib
 import json
 import os
+import pickle
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -89,7 +91,7 @@ def rounded(model: TaaeModel) -> TaaeModel:
 @pytest.fixture(scope="module", params=export.FORMATS)
 def pair(request, exported: Path, model: TaaeModel, rounded: TaaeModel) -> tuple[ExportedCodec, TaaeModel]:
     """An exported codec, and the model whose tokens it should give."""
-    codec = ExportedCodec.load(exported / request.param, threads=1)
+    codec = ExportedCodec.load(exported / request.param, threads=1, trust_code=True)
     return codec, rounded if request.param == "onnx-int8" else model
 
 
@@ -252,7 +254,7 @@ class TestFailures:
             copy = functools.partial(shutil.copytree, exported / name, dirs_exist_ok=True)
             monkeypatch.setattr(export, "write_sides", lambda codec, target, *_, copy=copy: copy(target))
             assert cli.main(["export", str(folder), "-o", str(tmp_path / "both"), "--format", name]) == 0
-            ExportedCodec.load(tmp_path / "both")
+            ExportedCodec.load(tmp_path / "both", trust_code=True)
             assert {path.name for path in own.parent.iterdir()} == {own.name, *os.listdir(exported / name)}
 
     def test_a_bottleneck_that_does_not_exist(self, folder: Path, tmp_path: Path, capsys) -> None:
@@ -287,7 +289,19 @@ class TestFailures:
         for path in (exported / name).iterdir():
             (tmp_path / path.name).write_bytes(path.read_bytes()[:1000])
         with pytest.raises(TaaeInputError, match="cannot be loaded"):
+            ExportedCodec.load(tmp_path, trust_code=True)
+
+    def test_programs_are_loaded_where_their_author_is_trusted(self, tmp_path: Path) -> None:
+        class Command:
+            def __reduce__(self):
+                return os.mkdir, (str(tmp_path / "code ran"),)
+
+        for name in ("encoder", "decoder"):
+            with zipfile.ZipFile(tmp_path / f"{name}.pt2", "w") as archive:
+                archive.writestr("data.pkl", pickle.dumps(Command()))
+        with pytest.raises(TaaeInputError, match=r"encoder\.pt2: .*can run any code.*trust_code=True"):
             ExportedCodec.load(tmp_path)
+        assert not (tmp_path / "code ran").exists()
 
 
 def test_one_graph_serves_each_frame_of_a_stream() -> None:

@@ -180,7 +180,6 @@ class TestRefusals:
             (np.zeros(10, np.uint8), "uint8"),
             ([0, 1, 2], "int64"),
             (np.zeros(10, complex), "complex128"),
-            ("speech.wav", "shape"),
             ([[0.1, 0.2], [[0.1], 0.2]], "Clip 1 of the list is not a plain sequence"),
         ],
     )

@@ -447,6 +447,8 @@ def test_saved_and_loaded(tiny_model, clips, tmp_path, layout):
     assert isinstance(AutoFeatureExtractor.from_pretrained(tmp_path), TaaeFeatureExtractor)
     assert "audio_tokenizer" not in json.loads((tmp_path / "processor_config.json").read_text())
     assert {file.name for file in tmp_path.glob("*.py")} == {
+        "chat_parts_taae.py",
+        "checks_taae.py",
         "feature_extraction_taae.py",
         "processing_taae.py",
         "quantization_taae.py",

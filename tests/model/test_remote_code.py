@@ -15,6 +15,7 @@ from modeling_taae import TaaeFeatureExtractor
 
 CODE = {
     "attention_taae.py",
+    "checks_taae.py",
     "configuration_taae.py",
     "convolution_taae.py",
     "feature_extraction_taae.py",

@@ -1,0 +1,59 @@
+"""Speech in the messages of a chat, in the forms in which `datasets`, Transformers and other interfaces write it."""
+
+from base64 import b64encode
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from transformers.audio_utils import load_audio
+
+# Types of a message's parts that are speech, and the keys under which such a part may hold it. Besides codes, these are
+# the ways of Transformers and of other chat interfaces.
+SPEECH_TYPES = ("audio", "input_audio", "audio_url")
+PART_KEYS = ("audio_codes", "audio", "path", "url", "base64", "audio_url", "input_audio")
+NESTED_KEYS = ("url", "data")
+
+
+def speech_of(part: dict) -> tuple[str, Any]:
+    """Returns the key under which a part of a message holds its speech, and what it holds there."""
+    for key in PART_KEYS:
+        speech = part.get(key)
+        if key not in ("audio", "audio_codes") and isinstance(speech, Mapping):
+            speech = next((speech[name] for name in NESTED_KEYS if speech.get(name) is not None), None)
+        if speech is not None:
+            return key, speech
+    raise ValueError(f"A part of type audio has one of {', '.join(PART_KEYS)}.")
+
+
+def waveform_of(speech: Any, model_rate: int, passed_rate: int | None) -> Any:
+    """Returns the speech of a part as the feature extractor takes it, with its rate where that is known.
+
+    Args:
+        speech: samples with or without their rate, or a file's name, address or content.
+        model_rate: the rate to which files are brought, in Hz.
+        passed_rate: the rate of samples that come without one, in Hz.
+    """
+    if isinstance(speech, Mapping) and "array" not in speech:
+        # A cell of `datasets` that is not decoded yet.
+        speech = next((speech[key] for key in ("bytes", "path") if speech.get(key) is not None), speech)
+    if isinstance(speech, bytes):
+        speech = b64encode(speech).decode()
+    if isinstance(speech, (str, PathLike)):
+        return {"array": _load(str(speech), model_rate), "sampling_rate": model_rate}
+    if isinstance(speech, tuple) and len(speech) == 2 and np.ndim(speech[0]) == 1 and np.ndim(speech[1]) == 0:
+        return {"array": speech[0], "sampling_rate": speech[1]}
+    if passed_rate is None or isinstance(speech, Mapping) or hasattr(speech, "get_all_samples"):
+        return speech
+    return {"array": speech, "sampling_rate": passed_rate}
+
+
+def _load(source: str, sampling_rate: int) -> np.ndarray:
+    """Returns the waveform of a file, by its name, its address or its content in base64."""
+    try:
+        return load_audio(source, sampling_rate)
+    except ValueError as error:
+        raise ValueError(f"{source[:80]!r} is neither an audio file, nor an address, nor a file in base64.") from error
+
+
+__all__ = ["SPEECH_TYPES", "speech_of", "waveform_of"]

@@ -1,0 +1,71 @@
+"""Loading a codec: what is refused, and that nothing else in the process changes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.tiny_models import make_model
+from transformers.utils import logging
+
+from modeling_taae import TaaeFeatureExtractor
+from modeling_taae.codec import load_codec
+from modeling_taae.errors import TaaeInputError
+from modeling_taae.taae_file import TaaeFile
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    TaaeFeatureExtractor(hop_length=model.config.hop_length).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def edit(path: Path, **values) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_the_process_stays_as_it_was(folder: Path) -> None:
+    logging.set_verbosity_info()
+    logging.enable_progress_bar()
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        codec = load_codec(str(folder), "cpu")
+        codec.decode(codec.encode(np.ones(1000, np.float32) / 9))
+        assert logging.get_verbosity() == logging.INFO and logging.is_progress_bar_enabled()
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        logging.set_verbosity_warning()
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("preprocessor_config.json", {"sampling_rate": 8000}, "prepares 8000 Hz.*config.json reads 16000 Hz"),
+        ("preprocessor_config.json", {"hop_length": 640}, "in frames of 640 samples.*in frames of 32"),
+        ("preprocessor_config.json", {"target_loudness": "x"}, "target_loudness must be"),
+        ("config.json", {"causal": "x"}, "causal must be true or false, not 'x'"),
+        ("config.json", {"norm_eps": float("nan")}, "norm_eps must be a number"),
+        ("config.json", {"encoder_depths": [10**9, 1]}, "encoder_depths must be integers"),
+        ("config.json", {"sampling_rate": 8000}, "config.json reads 8000 Hz"),
+    ],
+)
+def test_configs_that_cannot_be_or_do_not_agree(folder: Path, file: str, values: dict, message: str) -> None:
+    edit(folder / file, **values)
+    with pytest.raises(TaaeInputError, match=message) as caught:
+        load_codec(str(folder), "cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rate", "hop", "samples"), [(48_000, 32, 1000), (16_000, 64, 2000), (16_000, 2**32 - 1, 2**33)]
+)
+def test_files_of_another_rate_or_frame_are_refused_before_anything_is_made(folder, rate, hop, samples) -> None:
+    codec = load_codec(str(folder), "cpu")
+    frames = -(-samples // hop)
+    codes = np.zeros((1, frames), np.int64)
+    crafted = TaaeFile(codes, (46_656,), "1x46656_400bps", samples, hop, rate, codec.identity)
+    with pytest.raises(TaaeInputError, match=f"of {rate} Hz in frames of {hop} samples, and this model is of 16000 Hz"):
+        codec.decode(TaaeFile.from_bytes(crafted.to_bytes()))
