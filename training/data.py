@@ -26,7 +26,7 @@ from datasets.exceptions import DatasetGenerationError
 from pyarrow import compute
 from tqdm import tqdm
 
-from modeling_taae import TaaeFeatureExtractor
+from modeling_taae import TaaeFeatureExtractor, __version__
 from modeling_taae.audio_io import to_pcm16
 from modeling_taae.data.decode import decode_row, fault
 from modeling_taae.data.row import Row
@@ -179,7 +179,7 @@ class DecodedCorpus:
                 decoded_rows,
                 features=DECODED,
                 gen_kwargs={"corpus": opened, "source": corpus.source, "decode": decode, "workers": workers},
-                fingerprint=f"taae-{opened.fingerprint()}-{target[0]}-{target[1]}",
+                fingerprint=f"taae-{__version__}-{opened.fingerprint()}-{target[0]}-{target[1]}",
                 writer_batch_size=DECODED_AT_ONCE,
             )
         except DatasetGenerationError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..audio_io import AUDIO_SUFFIXES
 from ..errors import TaaeInputError, as_text, one_line
 from ..files import search_directory
+from .archives import is_archive
 from .listings import (
     FILE_COLUMNS,
     KALDI_RECORDINGS,
@@ -86,6 +87,8 @@ def find(paths: list[Path], is_pattern: bool, audio_root: Path | None) -> Found:
             (tried if is_pattern else wanted).append(path)
         else:
             found.owners[path] = path  # tried whatever it is called
+            if path.suffix.lower() in PACKED - {".arrow"} and not is_archive(path):
+                found.problems[path] = "bad audio: it is packed, or a table of a kind that is not read; unpack it first"
     found.told += [(read_metadata(table), []) for table in wanted]
     for table in tried:
         try:
@@ -99,7 +102,7 @@ def find(paths: list[Path], is_pattern: bool, audio_root: Path | None) -> Found:
     found.lists = [*wanted, *(listing.table for listing, _ in found.told if listing.table not in wanted)]
     found.told.sort(key=lambda each: priority(each[0].table))
     for file in found.owners:
-        if os.path.lexists(file) and not file.is_file() and os.path.exists(file):
+        if not file.is_file() and os.path.exists(file):
             found.problems.setdefault(file, "bad audio: it is no regular file")
     return found
 

@@ -204,7 +204,7 @@ class TableFile:
 
     def _arrow_batches(self) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         source = pa.memory_map(str(self.path))
-        if self.path.open("rb").read(6) == b"ARROW1":
+        if source.read_at(6, 0) == b"ARROW1":
             file = pa.ipc.open_file(source)
             return file.schema, (file.get_batch(n) for n in range(file.num_record_batches))
         stream = pa.ipc.open_stream(source)

@@ -13,10 +13,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..audio_io import AUDIO_SUFFIXES
 from ..errors import TaaeInputError, as_text, one_line
 from .archives import Archives, is_archive
-from .folders import CONTAINERS, Found, files_told_beside, find, is_saved, saved_split
+from .folders import CONTAINERS, PACKED, RECORDINGS, Found, files_told_beside, find, is_saved, saved_split
 from .listings import LIST_SUFFIXES
 from .origin import Origin
 from .readers import Reader, Recordings, Tables
@@ -26,7 +25,7 @@ from .streams import open_dataset
 LOGGER = logging.getLogger(__name__)
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 # What ends like this is a file that is not there, rather than a data set on the Hub.
-FILE_SUFFIXES = AUDIO_SUFFIXES | CONTAINERS | LIST_SUFFIXES
+FILE_SUFFIXES = RECORDINGS | CONTAINERS | LIST_SUFFIXES | PACKED
 TABLE_SUFFIXES = frozenset({".parquet", ".arrow"})
 
 

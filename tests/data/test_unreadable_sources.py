@@ -153,6 +153,14 @@ class TestRejects:
         (reason,) = problems(table(tmp_path / "x.parquet", [cell], ["a"])).values()
         assert "samples with their sampling_rate" in reason or "NaN" in reason
 
+    def test_what_is_packed_is_not_called_broken_sound(self, tmp_path):
+        packed = write(tmp_path / "x.zip", b"PK")
+        (reason,) = problems(packed, recordings(tmp_path / "in")).values()
+        assert "unpack it first" in reason
+        for name in ("gone.tar.gz", "gone.zip", "gone.m4a", "gone.jsonl"):
+            with pytest.raises(TaaeInputError, match="no such file"):
+                Corpus([name])
+
     def test_text_that_is_no_text_rejects_its_recording_alone(self, tmp_path):
         folder = recordings(tmp_path / "in")
         write(folder / "a.json", "[1]")
