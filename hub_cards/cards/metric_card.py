@@ -10,7 +10,6 @@ from pathlib import Path
 
 from huggingface_hub import SpaceCardData
 
-from modeling_taae.evaluation.metrics import ALL_METRICS
 from modeling_taae.evaluation.tables import metric_facts
 from modeling_taae.hub.cards import write_card
 
@@ -35,7 +34,7 @@ def metric_files(folder: Path) -> dict[Path, str]:
     metric = evaluate.load(str(folder))
     title = inspect.getdoc(type(metric)).rstrip(".")
     summary = metric.description.partition("\n")[0]
-    names = getattr(metric, "names", ())
+    metrics = getattr(metric, "metrics", {})
     card = write_card(
         TEMPLATE,
         SpaceCardData(
@@ -53,7 +52,7 @@ def metric_files(folder: Path) -> dict[Path, str]:
         description=metric.description.strip(),
         arguments=", ".join(f"{name}={name}" for name in metric.features),
         usage=paragraphs(metric.inputs_description),
-        values=[{"name": name, **asdict(metric_facts(ALL_METRICS[name]))} for name in names],
+        values=[{"name": name, **asdict(metric_facts(each))} for name, each in metrics.items()],
     )
     page = PAGE.format(title=html.escape(title), summary=html.escape(summary.replace("`", "")))
     return {folder / "README.md": card, folder / "index.html": page}

@@ -14,7 +14,7 @@ from datasets import Features, Value
 from datasets import List as ListOf
 
 from .judges import Judge, JudgedClip
-from .metrics import ALL_METRICS, score
+from .metrics import ALL_METRICS, Metric, score
 from .results import Score
 from .tables import mean_with_interval
 
@@ -61,8 +61,13 @@ class ClipMetric(evaluate.Metric):
 
     names: tuple[str, ...]
 
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """The metrics by name."""
+        return {name: ALL_METRICS[name] for name in self.names}
+
     def _info(self) -> evaluate.MetricInfo:
-        return metric_info(type(self), any(ALL_METRICS[name].needs_reference for name in self.names))
+        return metric_info(type(self), any(metric.needs_reference for metric in self.metrics.values()))
 
     def _compute(self, predictions: list, references: list | None = None) -> dict[str, Any]:
         clips = as_clips(predictions)
@@ -71,9 +76,9 @@ class ClipMetric(evaluate.Metric):
 
 
 class JudgeMetric(evaluate.Metric):
-    """Metrics by a judge; a module names them, says in its docstring what they are, and loads the judge."""
+    """Metrics by a judge; a module has them in `metrics`, says in its docstring what they are, and loads the judge."""
 
-    names: tuple[str, ...]
+    metrics: dict[str, Metric]
     needs_references = True
     further = ""
 
@@ -99,7 +104,7 @@ class JudgeMetric(evaluate.Metric):
             for known, value in zip(facts, values or (), strict=values is not None):
                 known[name] = value
         judged = [JudgedClip(*each) for each in zip(originals, clips, facts, strict=True)]
-        return means(self.load_judge(model).judge(judged), self.names)
+        return means(self.load_judge(model).judge(judged), list(self.metrics))
 
 
 def as_clips(clips: list) -> list[np.ndarray]:

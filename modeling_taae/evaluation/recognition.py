@@ -57,6 +57,18 @@ def normalize_text(text: str) -> str:
     return BasicTextNormalizer()(text).strip()
 
 
+def recognizer_metrics(languages: tuple[str, ...] = ()) -> dict[str, Metric]:
+    """Returns the metrics of a recogniser of these languages, of all if there are none."""
+    words = Metric("WER", "lower", 2, word_errors, unit="%", needs_words=True, languages=languages)
+    characters = replace(words, label="CER", function=character_errors, needs_words=False)
+    return {
+        "wer": replace(words, needs_text=True, needs_reference=False),
+        "cer": replace(characters, needs_text=True, needs_reference=False),
+        "dwer": replace(words, label="dWER"),
+        "dcer": replace(characters, label="dCER"),
+    }
+
+
 class Listener(Protocol):
     """A recogniser.
 
@@ -84,14 +96,7 @@ class Recognizer:
     """
 
     def __init__(self, listener: Listener):
-        words = Metric("WER", "lower", 2, word_errors, unit="%", needs_words=True, languages=listener.languages)
-        characters = replace(words, label="CER", function=character_errors, needs_words=False)
-        self.metrics = {
-            "wer": replace(words, needs_text=True, needs_reference=False),
-            "cer": replace(characters, needs_text=True, needs_reference=False),
-            "dwer": replace(words, label="dWER"),
-            "dcer": replace(characters, label="dCER"),
-        }
+        self.metrics = recognizer_metrics(listener.languages)
         self.facts = {**listener.facts, "text normalisation": "Whisper's basic one"}
         self._transcribe = Remembered(listener.transcribe)
 

@@ -12,7 +12,7 @@ from modeling_taae.evaluation import naturalness
 class DistillMos(evaluate_modules.JudgeMetric):
     """DistillMOS"""
 
-    names = ("distillmos",)
+    metrics = naturalness.DistillMos.metrics
     needs_references = False
 
     def load_judge(self, model: str | None) -> naturalness.DistillMos:

@@ -13,7 +13,7 @@ from modeling_taae.evaluation import recognition
 class RecognizerErrors(evaluate_modules.JudgeMetric):
     """Errors of a recogniser."""
 
-    names = ("wer", "cer", "dwer", "dcer")
+    metrics = recognition.recognizer_metrics()
     further = """
     model: folder or Hub name of a recogniser (Transformers, or Whisper for CTranslate2); None for Whisper tiny.en.
     texts: what is said in each clip, for `wer` and `cer`.

@@ -13,7 +13,7 @@ from modeling_taae.evaluation import voices
 class SpeakerSimilarity(evaluate_modules.JudgeMetric):
     """Speaker similarity."""
 
-    names = ("speaker_similarity",)
+    metrics = voices.SpeakerJudge.metrics
     further = "\n    model: folder or Hub name of a Transformers x-vector model; None for Resemblyzer."
 
     def load_judge(self, model: str | None) -> voices.SpeakerJudge:
