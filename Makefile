@@ -25,7 +25,7 @@ space: $(VENV)/space.stamp  ## serve the page that is published as a Space, at h
 web: $(VENV)/export.stamp  ## build the page that puts a voice in a link, into hub_cards/web/dist; needs npm
 	$(BIN)/python hub_cards/web/build.py
 
-test: lint  ## check the style and run every test, on all cores
+test: lint types  ## check style and types, and run every test, on all cores
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --durations 10
 
 quick: $(VENV)/test.stamp  ## run the tests of the edit loop: nothing slow, no browser, no cluster

@@ -44,7 +44,7 @@ def av_blocks(content: BinaryIO, name: str) -> Iterator[tuple[np.ndarray, int]]:
                 raise TaaeInputError(f"{name}: holds no audio track; expected a recording with sound")
             promised, seconds, resampler, layout = _promised_seconds(container), 0.0, None, None
             for frame in container.decode(stream):
-                if layout != (frame.sample_rate, frame.layout.name):
+                if resampler is None or layout != (frame.sample_rate, frame.layout.name):
                     layout = (frame.sample_rate, frame.layout.name)
                     resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=frame.sample_rate)
                 for converted in resampler.resample(frame):

@@ -21,15 +21,15 @@ That is little enough for there to be no other mode.
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 
 from .codec import Codec
 from .taae_file import TaaeFile
 
-Clip = tuple[Hashable, np.ndarray]
 Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
 
 # Seconds of audio in a block of several clips, by type of device. None where each clip is a block by itself.
 BLOCK_SECONDS = {"cpu": None}
@@ -47,10 +47,10 @@ class BlockShape(NamedTuple):
 
 def encode_clips(
     codec: Codec,
-    clips: Iterable[Clip],
-    bottleneck: str | list | None = None,
-    on_error: Callable[[Hashable, Exception], None] | None = None,
-) -> Iterator[tuple[Hashable, TaaeFile]]:
+    clips: Iterable[tuple[Key, np.ndarray]],
+    bottleneck: str | list | tuple | None = None,
+    on_error: Callable[[Key, Exception], None] | None = None,
+) -> Iterator[tuple[Key, TaaeFile]]:
     """Encodes clips as they come, whatever their lengths and their number.
 
     Args:
@@ -67,7 +67,7 @@ def encode_clips(
     def shape(samples: int) -> BlockShape:
         return block_shape(samples, codec)
 
-    def encode(block: list[Clip], rows: int, samples: int) -> Iterator[tuple[Hashable, TaaeFile]]:
+    def encode(block: list[tuple[Key, np.ndarray]], rows: int, samples: int) -> Iterator[tuple[Key, TaaeFile]]:
         try:
             encoded = codec.encode_block([audio for _, audio in block], rows, samples, bottleneck)
         except Exception as error:
@@ -100,8 +100,8 @@ def block_shape(samples: int, codec: Codec) -> BlockShape:
 
 
 def blocks(
-    clips: Iterable[Clip], shape_of: Callable[[int], BlockShape], most_waiting: int
-) -> Iterator[tuple[BlockShape, list[Clip]]]:
+    clips: Iterable[tuple[Key, np.ndarray]], shape_of: Callable[[int], BlockShape], most_waiting: int
+) -> Iterator[tuple[BlockShape, list[tuple[Key, np.ndarray]]]]:
     """Puts clips of one shape together, each block as soon as it is full.
 
     Args:
@@ -109,7 +109,7 @@ def blocks(
         shape_of: the shape of the block for a clip of so many samples.
         most_waiting: samples of clips in blocks that are not full; beyond that the fullest goes ahead.
     """
-    waiting: dict[BlockShape, list[Clip]] = defaultdict(list)
+    waiting: dict[BlockShape, list[tuple[Key, np.ndarray]]] = defaultdict(list)
     samples = 0
     for clip in clips:
         shape = shape_of(len(clip[1]))
@@ -126,7 +126,7 @@ def blocks(
 
 def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
     """The items, of which a thread reads the next while the taker works on the last."""
-    iterator, end = iter(items), object()
+    iterator, end = iter(items), cast(Item, object())
     with ThreadPoolExecutor(1) as thread:
         ahead = thread.submit(next, iterator, end)
         while (item := ahead.result()) is not end:

@@ -41,7 +41,7 @@ class Codec:
         """Returns the identity that files carry: that of the first model with these tokens, whose heirs read them."""
         return next(iter(listed_ancestors(self.model)), self.identity)
 
-    def token_source(self, bottleneck: str | list | None = None) -> TokenSource:
+    def token_source(self, bottleneck: str | list | tuple | None = None) -> TokenSource:
         """Returns what manifests and language models note about the tokens of a bottleneck.
 
         Args:
@@ -65,12 +65,12 @@ class Codec:
             )
         return prior
 
-    def encode(self, audio: np.ndarray, bottleneck: str | list | None = None) -> TaaeFile:
+    def encode(self, audio: np.ndarray, bottleneck: str | list | tuple | tuple | None = None) -> TaaeFile:
         """Encodes one clip, (samples,) float32 at the model's rate, at its own length."""
         return self.encode_block([audio], 1, len(audio), bottleneck)[0]
 
     def encode_block(
-        self, clips: list[np.ndarray], rows: int, samples: int, bottleneck: str | list | None = None
+        self, clips: list[np.ndarray], rows: int, samples: int, bottleneck: str | list | tuple | tuple | None = None
     ) -> list[TaaeFile]:
         """Encodes clips in one padded batch of a given shape.
 
@@ -154,7 +154,7 @@ class Codec:
             )
 
 
-def chosen_bottleneck(codec: Codec, text: str | None) -> str | list | None:
+def chosen_bottleneck(codec: Codec, text: str | None) -> str | list | tuple | None:
     """What `--bottleneck` stands for, checked against the model."""
     try:
         bottleneck = None if text is None else parse_bottleneck(text)

@@ -18,7 +18,7 @@ def as_text(path: str | Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Returns an error's message without line breaks and control characters."""
     return printable(" ".join(str(error).split()))
 

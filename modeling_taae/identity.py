@@ -12,7 +12,7 @@ All are the first 16 hexadecimal digits of a SHA-256.
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .configuration_taae import TaaeConfig
 
@@ -58,7 +58,7 @@ def encoder_identity(model: "TaaeModel") -> str:
 
 
 def tokens_identity(
-    model: "TaaeModel", target_loudness: float | None, bottleneck: str | list | tuple | None = None
+    model: "TaaeModel", target_loudness: float | None, bottleneck: str | list | tuple | tuple | None = None
 ) -> str:
     """Returns the identity of the tokens that a model makes.
 
@@ -154,6 +154,7 @@ def _unusual(config: TaaeConfig, names: tuple[str, ...], usually_causal: bool = 
     usual = TaaeConfig(latent_dim=config.latent_dim, causal=usually_causal)
     values = {name: getattr(config, name) for name in names}
     if config.causal:  # the window's right half is ignored
-        values["sliding_window"] = (config.sliding_window[0], usual.sliding_window[1])
+        window, usual_window = (cast(tuple[int, int], each.sliding_window) for each in (config, usual))
+        values["sliding_window"] = (window[0], usual_window[1])
     lines = [f"{name} {value}\n" for name, value in values.items() if value != getattr(usual, name)]
     return "".join(lines).encode()

@@ -4,10 +4,11 @@ Each step is a generator that takes what the one before it yields, so that a fra
 has been read. `taae_file.py` defines the layout of a stream of tokens.
 """
 
+import io
 import math
 import struct
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ def stream(
     sink: BinaryIO,
     input_format: str = "auto",
     output_format: str = "s16le",
-    bottleneck: str | list | None = None,
+    bottleneck: str | list | tuple | None = None,
     gain: float = 0.0,
     force: bool = False,
 ) -> None:
@@ -142,7 +143,7 @@ def read_samples(source: BinaryIO, layout: SampleFormat) -> Iterator[np.ndarray]
     width = layout.channels * np.dtype(RAW_ENCODINGS[layout.encoding]).itemsize
     scale = 2.0**-15 if layout.encoding == "s16le" else 1.0
     waiting, missing = b"", layout.size
-    while missing and (data := source.read1(int(min(READ_SIZE, missing)))):
+    while missing and (data := cast(io.BufferedReader, source).read1(int(min(READ_SIZE, missing)))):
         missing -= len(data)
         waiting += data
         whole = len(waiting) // width * width
@@ -178,7 +179,9 @@ class CountedSamples:
             position += len(audio)
 
 
-def encode_stream(codec: Codec, chunks: Iterable[np.ndarray], bottleneck: str | list | None) -> Iterator[Tensor]:
+def encode_stream(
+    codec: Codec, chunks: Iterable[np.ndarray], bottleneck: str | list | tuple | None
+) -> Iterator[Tensor]:
     """Yields tokens (1, tokens_per_frame, frames) of the frames that each chunk (samples,) completes, then the rest."""
     state = codec.model.streaming_state()
     for chunk in chunks:
@@ -193,7 +196,9 @@ def encode_stream(codec: Codec, chunks: Iterable[np.ndarray], bottleneck: str | 
     yield encoded.audio_codes
 
 
-def decode_stream(codec: Codec, tokens: Iterable[Tensor], bottleneck: str | list | None) -> Iterator[np.ndarray]:
+def decode_stream(
+    codec: Codec, tokens: Iterable[Tensor], bottleneck: str | list | tuple | None
+) -> Iterator[np.ndarray]:
     """Yields audio (samples,) float32 for tokens (1, tokens_per_frame, frames) as they come.
 
     Raises:
@@ -210,7 +215,7 @@ def decode_stream(codec: Codec, tokens: Iterable[Tensor], bottleneck: str | list
         yield decoded.audio_values[0, 0].float().cpu().numpy()
 
 
-def stream_header(codec: Codec, bottleneck: str | list | None) -> Description:
+def stream_header(codec: Codec, bottleneck: str | list | tuple | None) -> Description:
     """Returns the header of a stream of tokens of this model."""
     config = codec.model.config
     return Description(

@@ -43,7 +43,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 import numpy as np
 
@@ -67,14 +67,14 @@ CODED_BOTTLENECKS = ("native", "1x46656_400bps", "2x15625_700bps", "4x729_1000bp
 # Divides all usual sampling rates, so that two bytes tell them.
 RATE_UNIT = 25
 
-Stages = list[tuple[list[int], float]]
+Stages = list | tuple
 
 
 class TaaeFileError(TaaeInputError):
     """Bytes that are no valid `.taae` file, or tokens that cannot be one."""
 
 
-def format_bottleneck(bottleneck: str | list | tuple) -> str:
+def format_bottleneck(bottleneck: str | list | tuple | tuple) -> str:
     """A bottleneck as text: a name as it is, stages as `5,5,5,5,5,5@1.0/5,5,5,5,5,5@0.25` (levels `@` scale)."""
     if isinstance(bottleneck, str):
         return bottleneck
@@ -208,7 +208,10 @@ class CodedDescription(NamedTuple):
             )
 
 
-DESCRIPTIONS = {VERSION: Description, CODED_VERSION: CodedDescription}
+DESCRIPTIONS: dict[int, type[Description] | type[CodedDescription]] = {
+    VERSION: Description,
+    CODED_VERSION: CodedDescription,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,12 +292,15 @@ class TaaeFile:
         facts = (self.model_identity, self.sampling_rate, self.hop_length)
         if facts != (prior.model_identity, prior.sampling_rate, prior.hop_length):
             return None
-        if not prior.can_encode(self.bottleneck) or prior.vocabulary_sizes(self.bottleneck) != self.vocabulary_sizes:
+        bottleneck = self.bottleneck
+        if not isinstance(bottleneck, str) or not prior.can_encode(bottleneck):
+            return None
+        if prior.vocabulary_sizes(bottleneck) != self.vocabulary_sizes:
             return None
         if self.sampling_rate % RATE_UNIT or self.sampling_rate >= RATE_UNIT << 16 or self.num_samples >= 1 << 32:
             return None
-        description = CodedDescription(self.bottleneck, prior.identity, self.sampling_rate, self.num_samples)
-        tokens = prior.encode(self.audio_codes, self.bottleneck)
+        description = CodedDescription(bottleneck, prior.identity, self.sampling_rate, self.num_samples)
+        tokens = prior.encode(self.audio_codes, bottleneck)
         return None if tokens is None else PREAMBLE.pack(MAGIC, CODED_VERSION) + description.to_bytes() + tokens
 
     @classmethod
@@ -313,7 +319,7 @@ class TaaeFile:
         if isinstance(description, CodedDescription):
             description.check_prior(prior)
             with refusing_malformed():
-                return cls._decode(source, description, prior)
+                return cls._decode(source, description, cast("EntropyPrior", prior))
         with refusing_malformed():
             frames = -(-description.num_samples // description.hop_length)
             codes = unpack_tokens(source.read(), description.vocabulary_sizes, frames)

@@ -32,7 +32,7 @@ OnError = Callable[[Job, Exception], None]
 def encode_files(
     codec: Codec,
     jobs: Iterable[Job],
-    bottleneck: str | list | None = None,
+    bottleneck: str | list | tuple | None = None,
     on_error: OnError | None = None,
     read: Callable[[Path, int], np.ndarray] = read_audio,
 ) -> Iterator[Job]:
@@ -98,7 +98,7 @@ def decode_files(
 
 
 def reconstruct_files(
-    codec: Codec, jobs: Iterable[Job], bottleneck: str | list | None = None, on_error: OnError | None = None
+    codec: Codec, jobs: Iterable[Job], bottleneck: str | list | tuple | None = None, on_error: OnError | None = None
 ) -> Iterator[Job]:
     """Encodes audio files and writes what their tokens decode to; arguments, results and errors as [`encode_files`]."""
     rate, failing = codec.model.config.sampling_rate, _Failing(on_error)

@@ -134,7 +134,7 @@ def digits_of_speech(codec: Codec, sources: list[str], limit: int | None = None)
         TaaeInputError: if there is no speech to be read.
     """
     grids, rate = grids_of(codec), codec.extractor.sampling_rate
-    digits = {name: [] for name in grids}
+    digits: dict[str, list[np.ndarray]] = {name: [] for name in grids}
     for utterance in tqdm(Utterances(sources, rate, limit), unit="clip", disable=None):
         if utterance.audio is None:
             continue

@@ -60,7 +60,7 @@ class EntropyPrior:
             digest.update(f"{name} {tensor.shape}\n".encode() + tensor.astype("<i4").tobytes())
         return digest.hexdigest()[:8]
 
-    def can_encode(self, bottleneck: str | list | tuple) -> bool:
+    def can_encode(self, bottleneck: str | list | tuple | tuple) -> bool:
         """Whether it knows the grid of a bottleneck, and the range encoder is installed."""
         known = isinstance(bottleneck, str) and GRIDS.get(bottleneck) in self.predictors
         return known and find_spec("constriction") is not None

@@ -51,7 +51,7 @@ def token_statistics(codes: Sequence[np.ndarray], quantizer: ResidualFSQ, frame_
 
 def digit_entropy(digits: Sequence[np.ndarray], dimension: int, levels: int) -> float:
     """Entropy of one dimension's digits in bit; `digits` holds each clip's (dimensions, frames)."""
-    return entropy_of_counts(sum(np.bincount(clip[dimension], minlength=levels) for clip in digits))
+    return entropy_of_counts(np.sum([np.bincount(clip[dimension], minlength=levels) for clip in digits], axis=0))
 
 
 def conditional_digit_entropy(digits: Sequence[np.ndarray], dimension: int, levels: int) -> float:

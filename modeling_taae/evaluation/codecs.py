@@ -38,19 +38,23 @@ class Encoded:
 
 
 class System(Protocol):
-    """A codec under evaluation. The evaluation changes none of its attributes.
+    """A codec under evaluation. The evaluation changes none of its attributes."""
 
-    Attributes:
-        name: the codec's name in tables.
-        nominal_bit_rate: bit rate in bit/s as its makers count it.
-        delay: number of samples by which its output lags; None to have it estimated.
-        facts: all that a reader must know to repeat the figures, JSON values by name; `kind` and `file` among them.
-    """
+    @property
+    def name(self) -> str:
+        """The codec's name in tables."""
 
-    name: str
-    nominal_bit_rate: float
-    delay: int | None
-    facts: dict[str, Any]
+    @property
+    def nominal_bit_rate(self) -> float:
+        """The bit rate in bit/s as its makers count it."""
+
+    @property
+    def delay(self) -> int | None:
+        """The number of samples by which its output lags; None to have it estimated."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All that a reader must know to repeat the figures, JSON values by name; `kind` and `file` among them."""
 
     def encode(self, audio: np.ndarray) -> Encoded:
         """Encodes a clip, (samples,) float32 at 16 kHz."""
@@ -76,7 +80,7 @@ class TaaeSystem:
 
     delay = 0  # a frame's audio is returned where it was
 
-    def __init__(self, codec: Codec, bottleneck: str | list | None, name: str):
+    def __init__(self, codec: Codec, bottleneck: str | list | tuple | None, name: str):
         model, extractor = codec.model, copy.copy(codec.extractor)
         extractor.target_loudness = None
         self.codec = replace(codec, extractor=extractor)

@@ -178,7 +178,7 @@ class PacketLoss:
         """Loses frames and decodes."""
         whole: TaaeFile = encoded.content
         codes = whole.audio_codes.copy()
-        lost = np.random.default_rng(codes.shape[1]).random(codes.shape[1]) < self.share
+        lost = np.asarray(np.random.default_rng(codes.shape[1]).random(codes.shape[1]) < self.share)
         for frame in np.flatnonzero(lost[1:]) + 1:
             codes[:, frame] = codes[:, frame - 1]
         return self.system.decode(Encoded(replace(whole, audio_codes=codes), encoded.payload_bytes, encoded.file_bytes))

@@ -5,6 +5,7 @@ import html
 import io
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -192,7 +193,7 @@ def spectrogram_png(clip: np.ndarray, loudest: float) -> bytes:
     figure = Figure(figsize=(4, 1.6), layout="constrained")
     axes = figure.subplots()
     extent = (0, len(clip) / SAMPLING_RATE, 0, SAMPLING_RATE / 2000)
-    options = {"origin": "lower", "aspect": "auto", "cmap": "magma", "extent": extent}
+    options: dict[str, Any] = {"origin": "lower", "aspect": "auto", "cmap": "magma", "extent": extent}
     axes.imshow(spectrum(clip), vmin=loudest - RANGE_DB, vmax=loudest, **options)
     axes.set_xlabel("s", fontsize=7)
     axes.set_ylabel("kHz", fontsize=7)

@@ -5,7 +5,7 @@ judges of this package.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import evaluate
@@ -47,11 +47,11 @@ def metric_info(module: type, needs_references: bool, further: str = "") -> eval
     )
 
 
-def means(scores: Sequence[dict[str, Score]], names: Sequence[str]) -> dict[str, Any]:
+def means(scores: Sequence[Mapping[str, Score]], names: Sequence[str]) -> dict[str, Any]:
     """Returns the mean of each metric over the clips for which it is defined, and their number."""
     results: dict[str, Any] = {}
     for name in names:
-        defined = [row[name] for row in scores if row[name] is not None and np.isfinite(row[name]).all()]
+        defined = [row[name] for row in scores if row[name] is not None and np.isfinite(np.asarray(row[name])).all()]
         results |= {name: mean_with_interval(defined).mean, f"{name}_n": len(defined)}
     return results
 

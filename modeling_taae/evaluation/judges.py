@@ -120,7 +120,8 @@ def choose_judges(
         (VOICE_METRICS, speaker_model, "--speaker-model", lambda: load_speaker_judge(speaker_model, device)),
         (NATURALNESS_METRICS, None, "", lambda: DistillMos(device)),
     ]
-    judges, missing = [], []
+    judges: list[Judge] = []
+    missing: list[str] = []
     for names, model, option, loader in loaders:
         asked = [name for name in names if name in (metrics or ())]
         if metrics is not None and not asked and model is None:

@@ -70,15 +70,15 @@ def recognizer_metrics(languages: tuple[str, ...] = ()) -> dict[str, Metric]:
 
 
 class Listener(Protocol):
-    """A recogniser.
+    """A recogniser."""
 
-    Attributes:
-        languages: the languages it knows, as ISO 639-1 has them; empty for all that its data may have.
-        facts: what it is; see [`Judge`].
-    """
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages it knows, as ISO 639-1 has them; empty for all that its data may have."""
 
-    languages: tuple[str, ...]
-    facts: dict[str, Any]
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What it is; see [`Judge`]."""
 
     def transcribe(self, clips: list[tuple[np.ndarray, str]]) -> list[str]:
         """Returns what is said in clips, (samples,) float32 at 16 kHz, each with its language, "" if not told."""

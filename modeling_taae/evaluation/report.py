@@ -228,7 +228,9 @@ def token_section(results: Results) -> list[str]:
     rows = []
     for system in results.systems:
         tokens = system.tokens
-        for index, stage in enumerate(tokens["stages"] if tokens else []):
+        if not tokens:
+            continue
+        for index, stage in enumerate(tokens["stages"]):
             digits = stage["digit_entropy"]
             rows.append(
                 [

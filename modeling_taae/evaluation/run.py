@@ -175,7 +175,7 @@ class Run:
         trials: list[System] = []
         if tandem is not None:
             trials += [Tandem(system, tandem, self.delays[system.name]) for system in self.systems]
-        ours = [system for system in self.systems if isinstance(system, TaaeSystem)]
+        ours: list[TaaeSystem] = [system for system in self.systems if isinstance(system, TaaeSystem)]
         trials += [PacketLoss(system, share) for system in ours for share in dict.fromkeys(packet_loss)]
         check_names([*self.systems, *trials])
         self.systems += trials

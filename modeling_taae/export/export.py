@@ -97,7 +97,7 @@ class Decoding(nn.Module):
         return torch.zeros(2, tokens_per_frame, 20, dtype=torch.int64), torch.ones(2, 20, dtype=torch.int64)
 
 
-SIDES = {"encoder": Encoding, "decoder": Decoding}
+SIDES: dict[str, type[Encoding] | type[Decoding]] = {"encoder": Encoding, "decoder": Decoding}
 
 
 def one_side(model: TaaeModel, name: str) -> TaaeModel:

@@ -5,6 +5,7 @@ names and nobody gives is an error.
 """
 
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -56,7 +57,7 @@ def write_card(template: Path, data: CardData, project_url: str = PROJECT_URL, *
     return text.rstrip() + "\n"
 
 
-def model_facts(name: str, model: TaaeModel) -> dict[str, object]:
+def model_facts(name: str, model: TaaeModel) -> dict[str, Any]:
     """Returns what every model's card names: size, rates and presets.
 
     Args:

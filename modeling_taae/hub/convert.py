@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -203,7 +204,7 @@ def convert_config(description: dict) -> TaaeConfig:
     return config
 
 
-def _required(options: dict, name: str, where: str) -> object:
+def _required(options: dict, name: str, where: str) -> Any:
     if not isinstance(options, dict) or options.get(name) is None:
         raise ConversionError(f"{CONFIG_NAME}: {where} has no {name}")
     return options[name]
@@ -228,9 +229,9 @@ def _part(model: dict, name: str) -> dict:
     return options
 
 
-def _agreed(encoder: dict, decoder: dict, name: str) -> object:
+def _agreed(encoder: dict, decoder: dict, name: str) -> Any:
     """The value of an option that both sides must share, or the public implementation's default."""
-    defaults = {**FLAGS, "sliding_window": list(TaaeConfig.sliding_window)}
+    defaults = {**FLAGS, "sliding_window": list(cast(tuple[int, int], TaaeConfig.sliding_window))}
     ours, theirs = encoder.get(name, defaults.get(name)), decoder.get(name, defaults.get(name))
     if ours != theirs:
         raise ConversionError(f"{CONFIG_NAME}: {name} is {ours} in the encoder and {theirs} in the decoder")
@@ -284,15 +285,27 @@ def stable_codec_name(name: str, config: TaaeConfig) -> str:
     module, _, parameter = rest.partition(".")
     if module in outer:
         return f"{side}.layers.{outer[module]}.{parameter}"
-    block, module, rest = re.fullmatch(r"blocks\.(\d+)\.(\w+)\.(.+)", rest).groups()
+    block, module, rest = _groups(r"blocks\.(\d+)\.(\w+)\.(.+)", rest)
     stem, position = f"{side}.layers.{int(block) + 1}.layers", _positions(side, config.use_dilated_conv)[module]
     if module in ("activation", "downsample", "upsample"):
         return f"{stem}.{position}.{rest}"
-    index, rest = re.fullmatch(r"(?:layers\.)?(\d+)\.(.+)", rest).groups()
+    index, rest = _groups(r"(?:layers\.)?(\d+)\.(.+)", rest)
     if module == "transformer":
         return f"{stem}.{position}.{int(index) + 1}.{LAYER_NAMES[rest]}"
     part, _, parameter = rest.partition(".")
     return f"{stem}.{position + int(index)}.layers.{UNIT_POSITIONS[part]}.{parameter}"
+
+
+def _groups(pattern: str, name: str) -> tuple[str, ...]:
+    """Returns the parts of a parameter's name.
+
+    Raises:
+        ValueError: if the name has another form.
+    """
+    match = re.fullmatch(pattern, name)
+    if match is None:
+        raise ValueError(f"{name!r} is no parameter of TAAE")
+    return match.groups()
 
 
 def _positions(side: str, dilated: bool) -> dict[str, int]:

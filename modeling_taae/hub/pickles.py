@@ -12,9 +12,9 @@ import pickletools
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 # Names that mean pickled data by convention, whatever is in the file.
 SUFFIXES = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
@@ -23,7 +23,7 @@ CALLS = frozenset({"BUILD", "GLOBAL", "INST", "NEWOBJ", "NEWOBJ_EX", "OBJ", "RED
 PROTOCOLS = range(2, 6)  # each begins with its number; earlier ones are plain text
 # Compressed data and archives are opened this deep, and this many bytes of each are looked at.
 DEPTH, LARGEST = 3, 64 * 2**20
-COMPRESSED = {
+COMPRESSED: dict[bytes, Callable[[], Any]] = {
     b"\x1f\x8b": lambda: zlib.decompressobj(zlib.MAX_WBITS | 16),
     b"\x78": zlib.decompressobj,
     b"BZh": bz2.BZ2Decompressor,
@@ -102,9 +102,9 @@ def contents(file: BinaryIO, start: bytes) -> Iterator[bytes]:
                     with archive.open(member) as opened:
                         yield opened.read(LARGEST)
         elif start[257:262] == b"ustar":
-            with tarfile.open(fileobj=file) as archive:
-                for member in archive:
-                    if member.isfile():
-                        yield archive.extractfile(member).read(LARGEST)
+            with tarfile.open(fileobj=file) as tar:
+                for entry in tar:
+                    if entry.isfile() and (extracted := tar.extractfile(entry)) is not None:
+                        yield extracted.read(LARGEST)
     except (OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, tarfile.TarError):
         return

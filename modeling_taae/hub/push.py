@@ -164,7 +164,7 @@ def hub_errors(repo: str) -> Iterator[None]:
     # An upload that fails in a thread comes as a RuntimeError with the Hub's answer behind it; ValueError is for a card
     # whose header the Hub does not accept.
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        cause = (error.__cause__ or error) if isinstance(error, RuntimeError) else error
+        cause: BaseException = (error.__cause__ or error) if isinstance(error, RuntimeError) else error
         if isinstance(cause, HfHubHTTPError):
             status = cause.response.status_code
             reason = REFUSALS.get(status, f"the Hub answered {status} ({one_line(cause)}); {RESUME}")

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ from ..feature_extraction_taae import normalize_loudness
 from .parts import part_bytes
 from .units import Clip, Place, UnitQueue
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 # Units that are encoded as one stream of clips, by type of device. More of them fill a GPU's blocks better, but a run
 # that is killed loses all that are unfinished.
@@ -44,7 +45,7 @@ class Encoding:
         units_together: the number of units that are encoded as one stream of clips; None for 1 on a CPU and 64 else.
     """
 
-    bottleneck: str | list
+    bottleneck: str | list | tuple
     dtype: str
     shortest: float
     readers: int
@@ -88,7 +89,7 @@ class Stopwatch:
 
     def waiting(self, items: Iterator[Item]) -> Iterator[Item]:
         """Passes items on, and counts the time until each one comes as waiting."""
-        end = object()
+        end = cast(Item, object())
         while True:
             start = time.perf_counter()
             item = next(items, end)

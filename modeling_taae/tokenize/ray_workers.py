@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 
 from ..codec import load_codec
 from ..data.sources import Corpus
@@ -153,7 +154,8 @@ class RayWorkers:
             num_gpus=1 if self.device == "cuda" else 0,
         )
         for batch in encoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for row in batch.to_pylist():
+            table = cast(pa.Table, batch)
+            for row in table.to_pylist():
                 if error := row.pop("error"):
                     raise TaaeInputError(error)
                 yield Part(**row)

@@ -31,7 +31,7 @@ def tokenize_corpus(
     output: str | Path,
     model: str | None = None,
     *,
-    bottleneck: str | list | None = None,
+    bottleneck: str | list | tuple | None = None,
     device: str | None = None,
     dtype: str = "float32",
     loudness: bool = True,
@@ -146,7 +146,7 @@ def located(model: str) -> str:
     return os.path.abspath(model) if os.path.isdir(model) else model
 
 
-def chosen_stages(codec: Codec, bottleneck: str | list | None) -> str | list:
+def chosen_stages(codec: Codec, bottleneck: str | list | tuple | None) -> str | list | tuple:
     """Returns a bottleneck that the model has.
 
     Raises:

@@ -118,7 +118,7 @@ class Determinism:
 
     def batched(self) -> Latents:
         """In padded batches of similar length."""
-        latents = {}
+        latents: dict[int, Tensor] = {}
         for batch in padded_batches(self.clips, BATCH_SECONDS * self.codec.extractor.sampling_rate):
             latents |= zip(batch, self.encode([self.clips[index] for index in batch]), strict=True)
         return [latents[index] for index in range(len(self.clips))]

@@ -52,7 +52,7 @@ def measure(codec: Codec, prior: EntropyPrior, clips: list[TaaeFile]) -> dict:
         for file in files:
             if not np.array_equal(TaaeFile.from_bytes(file, prior).audio_codes, clip.audio_codes):
                 raise TaaeInputError("a file is not read as it was written; this is a defect of the coder")
-    payloads = [len(prior.encode(clip.audio_codes, clip.bottleneck)) for clip in clips]
+    payloads = [len(prior.encode(clip.audio_codes, str(clip.bottleneck)) or b"") for clip in clips]
     statistics = token_statistics(
         [clip.audio_codes for clip in clips], codec.model.bottleneck(first.bottleneck), codec.model.config.frame_rate
     )
@@ -85,9 +85,11 @@ def measure_all(codec: Codec, sources: list[str], limit: int | None) -> dict:
     bottlenecks = [name for name in CODED_BOTTLENECKS if prior.can_encode(name)]
     if not bottlenecks:
         raise TaaeInputError("the range encoder is missing; install the package constriction")
-    clips = {name: [] for name in bottlenecks}
+    clips: dict[str, list[TaaeFile]] = {name: [] for name in bottlenecks}
     for utterance in tqdm(Utterances(sources, codec.extractor.sampling_rate, limit), unit="clip", disable=None):
-        for name in bottlenecks if utterance.audio is not None else ():
+        if utterance.audio is None:
+            continue
+        for name in bottlenecks:
             clips[name].append(codec.encode(utterance.audio, name))
     if not (heard := clips[bottlenecks[0]]):
         raise TaaeInputError(f"{', '.join(sources)}: holds no speech that can be read")

@@ -164,7 +164,7 @@ def latency_rows(bench: Bench) -> Iterator[dict]:
         encode, decode = frame_functions(model)
         chunk = bench.audio(1, model.config.hop_length / 16_000)
         encoder = decoder = model.streaming_state()
-        times = {"encode": [], "decode": []}
+        times: dict[str, list[float]] = {"encode": [], "decode": []}
         for _ in range(WARM_UP + FRAMES):
             start = time.perf_counter()
             encoded = encode(chunk, state=encoder)

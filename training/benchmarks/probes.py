@@ -11,6 +11,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Container
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pyarrow import parquet
@@ -104,10 +105,11 @@ def probe_phonemes(known: list[dict], unknown: list[dict], phonemes: dict[str, l
     known, unknown = ([row for row in rows if row["id"] in phonemes] for rows in (known, unknown))
     if not known or not unknown:
         raise TaaeInputError("--phonemes: has no phonemes of the utterances to train or to test on; check the ids")
-    rates = {
-        kind: phoneme_error_rate(*([(row[kind], phonemes[row["id"]]) for row in rows] for rows in (known, unknown)))
-        for kind in KINDS
-    }
+
+    def spoken(rows: list[dict], kind: str) -> list[tuple[np.ndarray, list[str]]]:
+        return [(row[kind], phonemes[row["id"]]) for row in rows]
+
+    rates = {kind: phoneme_error_rate(spoken(known, kind), spoken(unknown, kind)) for kind in KINDS}
     return {"trained_on": len(known), **rates}
 
 
@@ -135,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         codec = load_codec(str(options.folder), device="cpu")
         rows = features_of(codec, options.speech, options.limit)
-        results = {"model_identity": codec.identity, "bottleneck": codec.model.config.bottleneck}
+        results: dict[str, Any] = {"model_identity": codec.identity, "bottleneck": codec.model.config.bottleneck}
         results |= {"speech": [Path(name).name for name in options.speech], "utterances": len(rows)}
         results |= probe_utterances(rows)
         if options.phonemes:

@@ -57,7 +57,7 @@ class Bench:
     def times(self, function: Callable[[], object]) -> list[float]:
         """Seconds of each of several calls, after one that does not count."""
         function()
-        times = []
+        times: list[float] = []
         while len(times) < REPEATS or sum(times) < self.repeat_for:
             times.append(self.timed(function)[1])
         return times

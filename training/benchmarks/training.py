@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import soundfile
@@ -15,6 +16,7 @@ from torch.autograd.profiler_util import FunctionEventAvg
 from torch.profiler import ProfilerActivity, profile
 
 from training.benchmarks.tools import BFLOAT16, FLOAT32, Bench, name_of, random_model
+from training.discriminator import Adversary
 from training.losses import weighted_sum
 from training.optimization import trainable_parameters
 from training.recipe import parse_recipe
@@ -108,9 +110,10 @@ def step_parts(trainer: Trainer) -> dict[str, Callable[[], object]]:
 
     def discriminator() -> None:
         leaf = decoded.clone().requires_grad_()
-        terms, _ = trainer.adversary.losses(leaf, audio, trainer.step)
+        adversary = cast(Adversary, trainer.adversary)
+        terms, _ = adversary.losses(leaf, audio, trainer.step)
         weighted_sum(terms, trainer.recipe.losses, 0).backward()
-        trainer.adversary.module.zero_grad(set_to_none=True)
+        adversary.module.zero_grad(set_to_none=True)
         trainer.step += 1
 
     def optimizer() -> None:

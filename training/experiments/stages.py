@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -129,7 +130,9 @@ def spoken(files: Path, texts: dict[str, str]) -> list[tuple[Utterance, list[str
 
 def features_of(codec: Codec, utterance: Utterance) -> np.ndarray:
     """Digits of an utterance's tokens, (frames, features), at the preset."""
-    return digit_features(codec.encode(utterance.audio, PRESET).audio_codes, codec.model.bottleneck(PRESET))
+    return digit_features(
+        codec.encode(cast(np.ndarray, utterance.audio), PRESET).audio_codes, codec.model.bottleneck(PRESET)
+    )
 
 
 @torch.no_grad()
@@ -287,7 +290,7 @@ class Laboratory:
         for stage in experiment.stages:
             rows = {split: self.score(stage, split) for split, _ in experiment.speech.values()}
             first = first or rows
-            figures = {}
+            figures: dict[str, Any] = {}
             for name, (split, language) in experiment.speech.items():
                 figures |= compared(name, rows[split], first[split], language)
             split = next(iter(rows))
@@ -332,14 +335,19 @@ class Laboratory:
 
 def compared(name: str, rows: list[Row], first: list[Row], language: str | None) -> dict[str, dict]:
     """Means of the metrics, and of their change from the first model, over the utterances of a language."""
-    figures = {}
+    figures: dict[str, Any] = {}
     for metric in METRICS:
         values, before = (
-            {row.id: row.metrics[metric] for row in every if language in (None, row.facts.get("language"))}
+            {
+                row.id: cast(float | None, row.metrics[metric])
+                for row in every
+                if language in (None, row.facts.get("language"))
+            }
             for every in (rows, first)
         )
         changes = [
-            None if value is None or before[key] is None else value - before[key] for key, value in values.items()
+            None if value is None or (earlier := before[key]) is None else value - earlier
+            for key, value in values.items()
         ]
         interval = mean_with_interval(changes)
         mean = mean_with_interval(list(values.values()))

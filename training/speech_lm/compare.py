@@ -61,14 +61,14 @@ def combinations(comparison: Comparison) -> list[Settings]:
     """
     folder = Path(comparison.tokens)
     presets = [preset for preset in BOTTLENECK_PRESETS if (folder / preset).is_dir()]
-    if missing := set(comparison.with_texts) - set(presets) or ({folder} if not presets else set()):
+    if missing := set(comparison.with_texts) - set(presets) or ({str(folder)} if not presets else set()):
         raise TaaeInputError(
             f"{', '.join(sorted(map(str, missing)))}: there are no tokens; make folders PRESET/train and "
             f"PRESET/validation in {folder} with `taae tokenize`"
         )
     if comparison.with_texts and comparison.texts is None:
         raise TaaeInputError("--with_texts: where are the texts? Name a column or a Parquet file with --texts")
-    wanted = [
+    wanted: list[tuple[str, str, str | None]] = [
         (preset, layout, None)
         for preset in presets
         for layout in (list(LAYOUTS) if len(BOTTLENECK_PRESETS[preset]) > 1 else list(LAYOUTS)[:1])

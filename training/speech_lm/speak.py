@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -64,7 +65,8 @@ def generate_speech(
         streamer=streamer,
     )
     # At the limit the span is still open: it is ended behind the last whole frame.
-    return processor.parse(generated[0], errors="repair").segments[-1][:, : known + frames]
+    codes = cast(np.ndarray, processor.parse(generated[0], errors="repair").segments[-1])
+    return codes[:, : known + frames]
 
 
 def token_source(language_model: PreTrainedModel) -> TokenSource | None:
@@ -141,7 +143,7 @@ def speak(
         raise TaaeInputError(f"{text!r}: cannot be said ({one_line(error)})") from error
     if streamer is None:
         (waveform,) = processor.decode_speech([codes])
-        write_audio(output, waveform, rate)
+        write_audio(output, cast(np.ndarray, waveform), rate)
 
 
 class SampleWriter(TaaeStreamer):

@@ -8,7 +8,7 @@ all processes train, and the main one measures, speaks and writes.
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -93,7 +93,7 @@ def make_language_model(budget: Budget, processor: TaaeProcessor, source: TokenS
 def agreed_precision(budget: Budget) -> PrecisionChoice:
     """Chooses the precision of training in the main process, for all: timing could tell them different things."""
     state = PartialState(cpu=not torch.accelerator.is_available())
-    wanted = {True: "bf16", False: "no"}.get(budget.bf16, "auto")
+    wanted = "auto" if budget.bf16 == "auto" else "bf16" if budget.bf16 else "no"
     return broadcast_object_list([choose_precision(wanted, state.device) if is_main_process() else None])[0]
 
 
@@ -153,7 +153,7 @@ def write_samples(settings: Settings, model: PreTrainedModel, sequences: SpeechS
         }
         for kind, waveform in zip(spoken, processor.decode_speech(list(spoken.values())), strict=True):
             file = f"{kind}-{number}.wav"
-            write_audio(folder / file, waveform, rate)
+            write_audio(folder / file, cast(Any, waveform), rate)
             told.append(Sample(f"samples/{file}", text, spoken[kind].shape[1]))
     return told
 
