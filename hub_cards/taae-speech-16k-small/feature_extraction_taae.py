@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from numbers import Number
 from os import PathLike
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ LIMITED_PEAK = 0.95
 # Full scale of the integer types in which audio readers return PCM.
 PCM_FULL_SCALE = {"int16": 2**15, "int32": 2**31}
 
-Clip = np.ndarray | torch.Tensor | Sequence[float]
+Clip: TypeAlias = "np.ndarray | torch.Tensor | Sequence[float]"
 
 
 def integrated_loudness(audio: np.ndarray, sampling_rate: int) -> float | None:
