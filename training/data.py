@@ -224,8 +224,8 @@ class TrainingCrops(torch.utils.data.Dataset):
 
     Args:
         data: corpora, crop length and augmentation.
-        extractor: which rate and loudness to decode to.
-        seed: of the sequence.
+        extractor: the feature extractor whose rate and loudness to decode to.
+        seed: the sequence's seed.
 
     Raises:
         CorpusError: if there is nothing to train on.
@@ -249,7 +249,7 @@ class TrainingCrops(torch.utils.data.Dataset):
         return counted([problem for corpus in self.corpora for problem in corpus.problems])
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """Crop `index`, whichever process asks for it."""
+        """Returns crop `index`, the same in whichever process."""
         generator = np.random.default_rng((self.seed, index))
         corpus = self.corpora[generator.choice(len(self.corpora), p=self.probabilities)]
         return self.augmenter.draw(corpus.recording(generator), generator, self.crop_length)
@@ -258,16 +258,15 @@ class TrainingCrops(torch.utils.data.Dataset):
 class StreamedCrops(torch.utils.data.IterableDataset):
     """Training crops of one process, (1, samples) float32, from corpora that are read as training goes: one crop a row.
 
-    Rows come in the order of a shuffle buffer. A row that cannot be decoded gives silence in its place, which keeps the
-    count of rows, and so the place to resume at, right, and is counted; the rows before that place are read again, but
-    not decoded.
+    Rows come in the order of a shuffle buffer. A row that cannot be decoded is counted, and gives silence in its place,
+    so that a run resumes at the right row; the rows before it are read again, but not decoded.
 
     Args:
         data: corpora, crop length and augmentation.
-        extractor: which rate and loudness to decode to.
-        seed: of the sequence.
-        process, processes: which share of the rows to read, of how many.
-        first: the crop to start with.
+        extractor: the feature extractor whose rate and loudness to decode to.
+        seed: the sequence's seed.
+        process, processes: the number of this process, from 0, and of all; each reads a share of the rows.
+        first: the number of the crop to start with.
 
     Raises:
         CorpusError: if there is nothing to train on.
@@ -293,7 +292,7 @@ class StreamedCrops(torch.utils.data.IterableDataset):
         self.seed, self.process, self.processes, self.first = seed, process, processes, first
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        """The crops from the first on, without end.
+        """Yields the crops from the first on, without end.
 
         Raises:
             CorpusError: after a round of the corpora in which no row came, or none that could be decoded.
@@ -337,7 +336,7 @@ def pickled_rows(corpus: Corpus, shards: list[list[int]]) -> Iterator[dict[str, 
 
 
 def corpus_probabilities(corpora: list[CorpusConfig]) -> np.ndarray:
-    """How often to draw from each corpus, in sum 1.
+    """Returns the share of crops that each corpus gives, (corpora,) float64, in sum 1.
 
     Raises:
         CorpusError: if there is no corpus, or the weights are not all positive.
@@ -353,10 +352,19 @@ def corpus_probabilities(corpora: list[CorpusConfig]) -> np.ndarray:
 def validation_clips(
     corpus: CorpusConfig, extractor: TaaeFeatureExtractor, utterances: int, streaming: bool = False
 ) -> Iterator[np.ndarray]:
-    """The first utterances of a corpus as (samples,) float32 at the model's rate, loudness and full scale of 1.
+    """Yields the first utterances of a corpus as (samples,) float32 at the model's rate and loudness, full scale 1.
 
     Of long recordings it is the beginning. Those that cannot be scored, because they are undecodable, silent or too
     short, are left out.
+
+    Args:
+        corpus: the corpus.
+        extractor: the feature extractor whose rate and loudness to decode to.
+        utterances: how many rows to take from the start.
+        streaming: whether a data set on the Hub is read as it comes, rather than downloaded first.
+
+    Raises:
+        CorpusError: if the corpus cannot be read.
     """
     opened = open_corpus(corpus, streaming)
     for row in itertools.islice(rows_of(opened, range(len(opened))), utterances):

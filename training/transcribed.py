@@ -99,9 +99,9 @@ class TranscribedSpeech(torch.utils.data.Dataset):
     """Utterances drawn at random: which is the n-th follows from the seed and n alone.
 
     Args:
-        settings: corpora and texts.
-        extractor: which rate and loudness to decode to.
-        seed: the sequence's.
+        settings: the corpora and the place of their texts.
+        extractor: the feature extractor whose rate and loudness to decode to.
+        seed: the sequence's seed.
         workers: processes that decode; 0 decodes in this one.
 
     Raises:
@@ -114,13 +114,13 @@ class TranscribedSpeech(torch.utils.data.Dataset):
         self.extractor, self.seed, self.settings = extractor, seed, settings
 
     def symbols(self) -> list[str]:
-        """All symbols of all texts, sorted."""
+        """Returns all symbols of all texts, sorted."""
         units, ignored = self.settings.units, self.settings.ignored
         texts = (text for corpus in self.corpora for text in corpus.texts)
         return sorted({symbol for text in texts for symbol in split_units(text, units, ignored)})
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, str]:
-        """Utterance `index`: (samples,) float32 and its text."""
+        """Returns utterance `index`: (samples,) float32 and its text."""
         generator = np.random.default_rng((self.seed, index))
         corpus = self.corpora[generator.choice(len(self.corpora), p=self.probabilities)]
         for _ in range(ATTEMPTS):
@@ -133,7 +133,7 @@ class TranscribedSpeech(torch.utils.data.Dataset):
         )
 
     def collate(self, utterances: list[tuple[np.ndarray, str]]) -> dict:
-        """A batch: `input_values` (batch, 1, samples), `padding_mask` (batch, samples), and `texts`."""
+        """Returns a batch: `input_values` (batch, 1, samples), `padding_mask` (batch, samples), and `texts`."""
         hop = self.extractor.hop_length
         longest = -(-max(len(samples) for samples, _ in utterances) // hop) * hop
         padded = [np.pad(samples, (0, longest - len(samples))) for samples, _ in utterances]
