@@ -14,10 +14,10 @@ export function startWorker() {
     broken = new Error("this browser cannot run the codec; a newer one can");
     waiting.forEach(({ reject }) => reject(broken));
   };
-  return (task, argument) =>
+  return (task, argument, transfer = []) =>
     new Promise((resolve, reject) => {
       if (broken) return reject(broken);
       waiting.set(++tasks, { resolve, reject });
-      worker.postMessage({ id: tasks, task, argument });
+      worker.postMessage({ id: tasks, task, argument }, transfer);
     });
 }

@@ -5,6 +5,7 @@ It brings together the page, a model in ONNX with 8-bit weights, and onnxruntime
 
 import argparse
 import base64
+import gzip
 import hashlib
 import json
 import shutil
@@ -27,6 +28,9 @@ NOT_SERVED = {"build.py", "measure.py"}
 VERSION_FILE = "files.js"
 # What the page does not ask for, and the service worker itself, which a browser keeps by other rules.
 NOT_KEPT = {"README.md", VERSION_FILE, "sw.js"}
+# Gzipped in the build, to be small whatever the server does; the page itself fetches, unpacks and keeps them.
+LARGE = {".onnx", ".wasm"}
+RECORDING = "samples/english-woman-original.flac"  # in a model's folder
 # A link's tokens have to be few: one a frame.
 BOTTLENECK = "1x46656_400bps"
 
@@ -57,6 +61,8 @@ def build(model: Path, target: Path) -> None:
                 shutil.copy(file, site)
         add_runtime(fetch_runtime(CACHE), site)
         add_model(model, site)
+        add_example(model, site)
+        pack(site)
         list_files(site)
         shutil.rmtree(target, ignore_errors=True)
         site.rename(target)
@@ -105,14 +111,40 @@ def add_model(model: Path, site: Path) -> None:
         "sampling_rate": int(metadata["sampling_rate"]),
         "hop_length": int(metadata["hop_length"]),
         "target_loudness": None if loudness == "none" else float(loudness),
-        "bytes": sum(file.stat().st_size for file in site.glob("*.onnx")),
     }
     (site / "model.json").write_text(json.dumps(description, indent=1) + "\n")
 
 
+def add_example(model: Path, site: Path) -> None:
+    """Copies the recording that comes with a model, for visitors without a microphone; a model may have none."""
+    if (recording := model / RECORDING).is_file():
+        shutil.copy(recording, site / "example.flac")
+
+
+def pack(site: Path) -> None:
+    """Gzips the large files, and adds their sizes and digests to model.json."""
+    facts = {}
+    for file in sorted(site.iterdir()):
+        if file.suffix in LARGE:
+            packed = gzip.compress(file.read_bytes(), compresslevel=9, mtime=0)
+            (site / f"{file.name}.gz").write_bytes(packed)
+            file.unlink()
+            facts[f"{file.name}.gz"] = {"bytes": len(packed), "sha256": hashlib.sha256(packed).hexdigest()}
+    description = json.loads((site / "model.json").read_text())
+    (site / "model.json").write_text(json.dumps(description | {"files": facts}, indent=1) + "\n")
+
+
+def load_site(site: Path) -> ExportedCodec:
+    """Returns the model of a page that was built, to be run here."""
+    with tempfile.TemporaryDirectory() as folder:
+        for file in site.glob("*.onnx.gz"):
+            (Path(folder) / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
+        return ExportedCodec.load(folder, threads=1)
+
+
 def list_files(site: Path) -> None:
     """Writes files.js, by which the service worker knows what to keep, and whether it has changed."""
-    files = sorted(file for file in site.iterdir() if file.name not in NOT_KEPT)
+    files = sorted(file for file in site.iterdir() if file.name not in NOT_KEPT and file.suffix != ".gz")
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
@@ -134,6 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="folder to write, new or of a page before (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
+    print("Exporting the model with 8-bit weights, which takes a minute or two …", flush=True)
     try:
         build(options.model, options.output)
     except TaaeInputError as error:

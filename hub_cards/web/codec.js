@@ -9,12 +9,13 @@ import * as ort from "./ort.wasm.bundle.min.mjs";
 ort.env.wasm.numThreads = 1;
 
 export class Codec {
-  /** Loads encoder and decoder, whose files are beside this one; model is the content of model.json. */
-  static async load(model) {
+  /** Loads encoder and decoder from their files; model is the content of model.json, files are ArrayBuffers by name. */
+  static async load({ model, files }) {
+    ort.env.wasm.wasmBinary = files["ort-wasm-simd-threaded.wasm"];
     const codec = new Codec();
     codec.hopLength = model.hop_length;
-    codec.encoder = await ort.InferenceSession.create("encoder.onnx");
-    codec.decoder = await ort.InferenceSession.create("decoder.onnx");
+    codec.encoder = await ort.InferenceSession.create(new Uint8Array(files["encoder.onnx"]));
+    codec.decoder = await ort.InferenceSession.create(new Uint8Array(files["decoder.onnx"]));
     return codec;
   }
 

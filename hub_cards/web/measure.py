@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from build import MODEL, PAGE
+from build import MODEL, PAGE, load_site
 from tqdm import tqdm
 
 from modeling_taae.codec import load_codec
@@ -20,7 +20,6 @@ from modeling_taae.errors import TaaeInputError
 from modeling_taae.evaluation.metrics import stoi
 from modeling_taae.evaluation.report import between
 from modeling_taae.export.export import round_weights
-from modeling_taae.export.runtime import ExportedCodec
 from modeling_taae.files import write_bytes
 from modeling_taae.taae_file import model_identity
 
@@ -41,7 +40,7 @@ def measure(model: Path, site: Path, speech: list[str], limit: int | None) -> di
         TaaeInputError: if there is no such model or page, the page was built with other weights, or there is no speech
             to be read.
     """
-    codec, rounded = load_codec(str(model), device="cpu"), ExportedCodec.load(site)
+    codec, rounded = load_codec(str(model), device="cpu"), load_site(site)
     rate, bottleneck = codec.model.config.sampling_rate, rounded.metadata["bottleneck"]
     tokens, scores = [], []
     if rounded.metadata["model_identity"] != model_identity(round_weights(codec.model)):

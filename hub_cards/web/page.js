@@ -1,12 +1,15 @@
 /** The page: records a voice and makes a link of it, or makes a voice of the link that it was opened with. */
 
 import { startWorker } from "./background.js";
+import { loadFiles } from "./loader.js";
 import { integratedLoudness, normalizeLoudness } from "./loudness.js";
 import { record } from "./recorder.js";
+import { readSound } from "./sound_file.js";
 import { LinkError, fromFragment, toFragment } from "./voice.js";
 import { toWave } from "./wave.js";
 
 const LONGEST = 10; // seconds
+const EXAMPLE = "example.flac";
 const SHORTEST = 0.5;
 const LOWEST_PEAK = 1e-3; // that the level shows: 60 dB below full scale
 
@@ -24,13 +27,15 @@ class Problem extends Error {}
 main().catch(complain);
 
 async function main() {
+  tell(location.hash ? "Somebody sent you a voice. The codec is loading, to make it heard…" : "Loading the codec…");
   await keepForOffline();
   model = await fetchModel();
   find("#model").textContent = model.name;
-  tell(`Loading the codec, ${(model.bytes / 1e6).toFixed(0)} MB…`);
-  const { seconds } = await codec("load", model);
-  tell(`Ready: the codec was loaded in ${seconds.toFixed(1)} s.`);
-  find("#record").onclick = () => (stop ? stop.abort() : attempt(send));
+  await loadCodec();
+  find("#record").onclick = () => (stop ? stop.abort() : attempt(() => send(recordVoice)));
+  find("#choose").onclick = () => find("#file").click();
+  find("#file").onchange = () => attempt(() => send(chosenFile));
+  find("#example").onclick = () => attempt(() => send(example));
   find("#copy").onclick = () => copyLink().catch(complain);
   find("#share").onclick = () => navigator.share({ url: location.href }).catch(() => {}); // if the dialogue is closed
   find("#share").hidden = !navigator.share;
@@ -39,6 +44,21 @@ async function main() {
     attempt(receive);
   });
   await attempt(receive);
+}
+
+/** Loads the codec, and shows how far it is: the runtime and the model, as they come over the network. */
+async function loadCodec() {
+  const bar = find("#progress");
+  const sent = location.hash ? "Somebody sent you a voice. " : "";
+  const files = await loadFiles(model, (arrived, total) => {
+    bar.hidden = false;
+    bar.value = arrived / total;
+    tell(`${sent}Loading the codec: ${(arrived / 1e6).toFixed(1)} of ${(total / 1e6).toFixed(1)} MB`);
+  });
+  tell(`${sent}Starting the codec…`);
+  const { seconds } = await codec("load", { model, files }, Object.values(files));
+  bar.hidden = true;
+  tell(`Ready: the codec was started in ${seconds.toFixed(1)} s.`);
 }
 
 async function fetchModel() {
@@ -63,7 +83,7 @@ function attempt(task) {
 function enable(isEnabled) {
   const button = find("#record");
   if (!isEnabled && !button.disabled) focused = document.activeElement === button;
-  button.disabled = !isEnabled;
+  for (const name of ["#record", "#choose", "#example"]) find(name).disabled = !isEnabled;
   if (isEnabled && focused && document.activeElement === document.body) button.focus();
 }
 
@@ -105,10 +125,9 @@ async function receive() {
   tell("A voice for you is ready.");
 }
 
-/** Records a voice, makes a link of it, and makes the link the page's own. */
-async function send() {
-  if (!navigator.mediaDevices) throw new Problem("Browsers give the microphone to pages under https: only.");
-  const samples = await recordVoice();
+/** Makes a link of a voice, and makes the link the page's own. getVoice promises samples, or null for none. */
+async function send(getVoice) {
+  const samples = await getVoice();
   if (samples === null) return;
   checkVoice(samples);
   tell("Encoding…");
@@ -123,12 +142,14 @@ async function send() {
   find("#sent .facts").textContent =
     `${duration(samples.length)} became ${fragment.length} characters, the whole link has ${location.href.length}. ` +
     `Encoded in ${seconds.toFixed(2)} s and decoded in ${decoded.seconds.toFixed(2)} s in this browser.`;
+  find("#copied").textContent = "";
   find("#sent").hidden = false;
   tell("Your link is ready.");
 }
 
 /** Records until the button is pressed again or the time is up; null if the visitor has gone on to another link. */
 async function recordVoice() {
+  if (!navigator.mediaDevices) throw new Problem("Browsers give the microphone to pages under https: only.");
   stop = new AbortController();
   const { signal } = stop;
   tell("Waiting for the microphone…");
@@ -142,6 +163,30 @@ async function recordVoice() {
     find("#record").classList.remove("active");
     find("#level div").style.width = 0;
     tell("");
+  }
+}
+
+/** The file that the visitor chose. */
+async function chosenFile() {
+  const [file] = find("#file").files;
+  find("#file").value = ""; // so that the same one can be chosen again
+  if (!file) return null;
+  return read(await file.arrayBuffer(), `${file.name} is no recording that this browser plays: choose another file.`);
+}
+
+/** The recording that comes with the page. */
+async function example() {
+  const response = await fetch(EXAMPLE);
+  if (!response.ok) throw new Problem("This page has no example: record something, or choose a file.");
+  return read(await response.arrayBuffer(), "This browser does not play the example: record something.");
+}
+
+/** The first seconds of a file's content, as samples. */
+async function read(content, complaint) {
+  try {
+    return (await readSound(content, model.sampling_rate, LONGEST)).samples;
+  } catch {
+    throw new Problem(complaint);
   }
 }
 
@@ -183,7 +228,7 @@ function play(samples) {
 
 async function copyLink() {
   await navigator.clipboard.writeText(location.href);
-  tell("Copied: paste it wherever you like.");
+  find("#copied").textContent = "Copied.";
 }
 
 function duration(samples) {

@@ -11,6 +11,8 @@ const VERSION = 1;
 const IDENTITY = [5, 13];
 const SAMPLES = [21, 29];
 const CHECKSUM_BYTES = 4;
+// A little more than the link of half a minute has; pages make links of ten seconds.
+const LONGEST_FRAGMENT = 2_000;
 
 /** A link that cannot be listened to; the message is for whoever opened it. */
 export class LinkError extends Error {}
@@ -23,6 +25,9 @@ export function toFragment(voice, model) {
 
 /** The voice in a fragment. Throws a LinkError if it is cut short, damaged, foreign, or of another version or model. */
 export function fromFragment(fragment, model) {
+  if (fragment.length > LONGEST_FRAGMENT) {
+    throw new LinkError(`This link is too long: ${fragment.length} characters. Links of this page have fewer than 800.`);
+  }
   const bytes = fromBase64(fragment);
   if (String.fromCharCode(...bytes.subarray(0, MAGIC.length)) !== MAGIC) {
     throw new LinkError("There is no voice in this link. Ask for it again, and open it as it is.");

@@ -5,8 +5,8 @@ import { Codec } from "./codec.js";
 let codec;
 
 const tasks = {
-  load: async (model) => {
-    codec = await Codec.load(model);
+  load: async (parts) => {
+    codec = await Codec.load(parts);
   },
   encode: (samples) => codec.encode(samples),
   decode: (tokens) => codec.decode(tokens),

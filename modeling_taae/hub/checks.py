@@ -64,7 +64,7 @@ BELONGING = {
         ".onnx",
         ".safetensors",
     }
-    | {".webmanifest", ".map", ".woff2", ".data", ".sh", ".ipynb"},
+    | {".gz", ".webmanifest", ".map", ".woff2", ".data", ".sh", ".ipynb"},
 }
 SECRET = re.compile(
     rb"-----BEGIN [A-Z ]*PRIVATE KEY-----|\bhf_[A-Za-z0-9]{30,}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_\w{36}"

@@ -232,9 +232,9 @@ def site(build, model, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def codec(site) -> ExportedCodec:
+def codec(build, site) -> ExportedCodec:
     """The page's model, in Python."""
-    return ExportedCodec.load(site, threads=1)
+    return build.load_site(site)
 
 
 @pytest.fixture(scope="module")
@@ -309,6 +309,47 @@ def test_a_voice_goes_through_a_link(visit, codec, model):
     assert fits(receiver)
 
 
+def test_a_file_and_an_example_stand_in_for_a_microphone(visit, site, tmp_path):
+    soundfile.write(tmp_path / "stereo.wav", np.stack([signals()["bursts"].repeat(3)] * 2, axis=1), 3 * RATE)
+    soundfile.write(site / "example.flac", signals()["bursts"][: 3 * RATE], RATE)
+    page = visit()
+    for start, seconds in (("file", 10), ("example", 3)):
+        if start == "file":
+            with page.expect_file_chooser() as chooser:
+                page.get_by_role("button", name="Choose a file").click()
+            chooser.value.set_files(tmp_path / "stereo.wav")
+        else:
+            page.get_by_role("button", name="Try an example").click()
+        page.locator("#sent .facts", has_text=f"{seconds}.0 s of speech").wait_for()
+        assert len(sound(page, "#decoded")) == seconds * RATE
+    (tmp_path / "words.wav").write_text("words")
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Choose a file").click()
+    chooser.value.set_files(tmp_path / "words.wav")
+    page.get_by_text("words.wav is no recording that this browser plays").wait_for()
+
+
+def test_its_large_files_are_packed_fetched_once_and_told(visit, browser, url, site):
+    facts = json.loads((site / "model.json").read_text())["files"]
+    assert set(facts) == {"encoder.onnx.gz", "decoder.onnx.gz", "ort-wasm-simd-threaded.wasm.gz"}
+    assert all((site / name).stat().st_size == fact["bytes"] for name, fact in facts.items())
+    page = visit(f"{url}#VEFBRQE")
+    assert "Somebody sent you a voice" in page.evaluate("document.querySelector('#received h2').textContent")
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.reload()
+    page.locator("#record:enabled").wait_for()
+    assert not [address for address in asked if ".gz" in address]
+    assert not page.locator("#progress").is_visible()
+    assert page.get_by_label("What they will hear").count() == 1
+
+
+def test_long_links_are_refused(visit):
+    page = visit()
+    page.evaluate("location.hash = 'VEFB'.repeat(20_000)")
+    page.get_by_text("This link is too long: 80000 characters").wait_for()
+
+
 def test_what_went_wrong_is_told(visit):
     page = visit()
     page.evaluate("location.hash = 'VEFBRQE'")
@@ -367,6 +408,7 @@ def test_only_a_page_is_replaced(build, tmp_path):
 def test_a_new_version_takes_the_place_of_the_old(visit, site, serve, build, tmp_path):
     copy = shutil.copytree(site, tmp_path / "dist")
     page = visit(serve(copy))
+    page.evaluate("caches.open('of another page')")
     index = copy / "index.html"
     index.write_text(index.read_text().replace("<h1>A voice", "<h1>A newer voice"))
     build.list_files(copy)
@@ -378,7 +420,10 @@ def test_a_new_version_takes_the_place_of_the_old(visit, site, serve, build, tmp
         }""")
     page.reload()
     assert "A newer voice" in page.inner_text("h1")
-    assert page.evaluate("caches.keys()") == [re.search('"(.*?)"', (copy / "files.js").read_text()).group(1)]
+    version = re.search('"(.*?)"', (copy / "files.js").read_text()).group(1)
+    kept = page.evaluate("caches.keys()")
+    assert [name for name in kept if " page " in name] == [f"a-voice-in-a-link / page {version}"]
+    assert "of another page" in kept
 
 
 def test_what_8_bits_change_is_written_down(site, model, tmp_path, monkeypatch, capsys):
