@@ -121,7 +121,8 @@ class TaaeTransformer(nn.Module):
         """(batch, width, steps) -> the same shape."""
         if not self.layers:
             return hidden_states
-        hidden_states = hidden_states.transpose(1, 2)
+        # Contiguous: of a transposed input, what PyTorch 2.13 compiles of a layer for the CPU makes NaN.
+        hidden_states = hidden_states.transpose(1, 2).contiguous()
         if past is None and is_long(hidden_states.shape[1]):
             return self._in_pieces(hidden_states, lengths).transpose(1, 2)
         past_steps = None if past is None else past.steps(hidden_states.shape[1])
