@@ -94,7 +94,7 @@ def find(paths: list[Path], is_pattern: bool, audio_root: Path | None) -> Found:
         try:
             found.told.append((read_listing(table), []))
         except (NotAListError, OSError) as error:
-            if table.suffix.lower() in (".csv", ".tsv", ".jsonl"):
+            if table.suffix.lower() in TOLD_LISTS:
                 found.notes.append(
                     f"{table}: not read ({one_line(error)}); call it metadata.csv if it tells about audio"
                 )
