@@ -22,7 +22,7 @@ LIMITED_PEAK = 0.95
 # Full scale of the integer types in which audio readers return PCM.
 PCM_FULL_SCALE = {"int16": 2**15, "int32": 2**31}
 
-Clip: TypeAlias = "np.ndarray | torch.Tensor | Sequence[float]"
+Clip: TypeAlias = np.ndarray | torch.Tensor | Sequence[float]
 
 
 def integrated_loudness(audio: np.ndarray, sampling_rate: int) -> float | None:
