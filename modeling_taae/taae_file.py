@@ -15,7 +15,7 @@ Two versions are written, whichever is shorter, little-endian throughout. Versio
 | rest | tokens, frame by frame, each in the fewest bits that hold its vocabulary, lowest bit first |
 | 4 | CRC-32 of everything before |
 
-Version 2 codes them with the prior in the model's folder (see `entropy_prior.py`), which knows the rest:
+Version 2 codes them with the prior in the model's folder (see `entropy/prior.py`), which knows the rest:
 
 | bytes | content |
 |---|---|

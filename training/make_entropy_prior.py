@@ -24,7 +24,7 @@ from modeling_taae.entropy.coding import (
     LARGEST_ACTIVATION,
     VALUE_UNIT,
     WEIGHT_UNIT,
-    DigitPredictor,
+    ContextModel,
     digit_values,
 )
 from modeling_taae.entropy.prior import GRIDS, EntropyPrior
@@ -36,7 +36,7 @@ BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 1024, 2e-3, 1e-2
 
 
 class PredictorNetwork(nn.Module):
-    """A [`DigitPredictor`] to be trained: the same layers, whose weights are rounded as they will be stored.
+    """A [`ContextModel`] to be trained: the same layers, whose weights are rounded as they will be stored.
 
     Args:
         dimensions: digits of a frame.
@@ -70,7 +70,7 @@ class PredictorNetwork(nn.Module):
         parts = activate(sums).chunk(len(self.output), dim=1)
         return torch.stack([linear(*pair) for pair in zip(self.output, parts, strict=True)], dim=1)
 
-    def to_predictor(self) -> DigitPredictor:
+    def to_predictor(self) -> ContextModel:
         """The network as the coder computes it."""
         layers = {"recent": self.recent, "context": self.context, "head": self.head}
         arrays = {
@@ -80,7 +80,7 @@ class PredictorNetwork(nn.Module):
             "output": torch.stack([stored_weight(layer.weight) for layer in self.output]),
             "output_bias": torch.stack([stored_bias(layer.bias) for layer in self.output]),
         }
-        return DigitPredictor(**{name: values.double().numpy() for name, values in arrays.items()})
+        return ContextModel(**{name: values.double().numpy() for name, values in arrays.items()})
 
 
 def stored_weight(weight: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ def digits_of_speech(codec: Codec, sources: list[str], limit: int | None = None)
     return digits
 
 
-def train_predictor(clips: list[np.ndarray], levels: int, steps: int, seed: int = 0) -> DigitPredictor:
+def train_predictor(clips: list[np.ndarray], levels: int, steps: int, seed: int = 0) -> ContextModel:
     """Trains a network to predict the digits of clips, each (frames, dimensions) int64."""
     torch.manual_seed(seed)
     dimensions = clips[0].shape[1]

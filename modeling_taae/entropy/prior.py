@@ -1,7 +1,7 @@
-"""What a model's folder holds for entropy coding, and the coding of whole clips with it.
+"""The prior that lies in a model's folder, and the entropy coding of whole clips with it.
 
-A *prior* is a network that predicts the digits of the model's tokens (see `entropy_coding.py`), trained on those of
-other speech by `training/make_entropy_prior.py`. It belongs to the weights whose tokens it learnt from.
+A *prior* holds the context models for a model's tokens (see `coding.py`), which `training/make_entropy_prior.py` trains
+on other speech. It belongs to the model whose tokens it was trained on.
 """
 
 import hashlib
@@ -17,12 +17,12 @@ import numpy as np
 
 from ..errors import TaaeInputError, one_line
 from ..files import write_bytes
-from .coding import VALUE_UNIT, WEIGHT_UNIT, ClipCoder, DigitPredictor, Spelling, spelling_of
+from .coding import VALUE_UNIT, WEIGHT_UNIT, ClipCoder, ContextModel, SymbolMapping, symbol_mapping
 
 PRIOR_FILE = "entropy_prior.safetensors"
 FORMAT = "1"
 
-# On which grid the tokens of a bottleneck are coded. The 700 and 1000 presets are the native grid in other words.
+# The grid on which the tokens of each bottleneck are coded. The 700 and 1000 presets write the native grid in stages.
 GRIDS = {
     "native": "native",
     "1x46656_400bps": "1x46656_400bps",
@@ -30,99 +30,99 @@ GRIDS = {
     "4x729_1000bps": "native",
 }
 
-# Frames that are coded together: a decoder has the first of them when it has the block's last byte.
+# Frames of a block, which a decoder can read once it has the block's last byte.
 BLOCK_FRAMES = 256
-# A digit takes at most 24 bits, so two bytes can tell the size of any block.
+# A digit takes at most 24 bits, so two bytes hold the size of any block.
 BLOCK_SIZE = struct.Struct("<H")
 
 
 @dataclass(frozen=True)
 class EntropyPrior:
-    """What a model's folder holds for entropy coding: a predictor for each grid.
+    """The context models for a model's tokens, one for each grid.
 
     Args:
-        model_identity: of the model whose tokens it was trained on, 16 hexadecimal digits.
-        sampling_rate: of the model, in Hz.
-        hop_length: samples per frame of the model.
-        predictors: by the name of the grid, a value of `GRIDS`.
+        model_identity: the identity of the model whose tokens it was trained on, 16 hexadecimal digits.
+        sampling_rate: the model's sampling rate, in Hz.
+        hop_length: the model's samples per frame.
+        predictors: the context model of each grid, by the grid's name, a value of `GRIDS`.
     """
 
     model_identity: str
     sampling_rate: int
     hop_length: int
-    predictors: dict[str, DigitPredictor]
+    predictors: dict[str, ContextModel]
 
     @cached_property
     def identity(self) -> str:
-        """What tells one prior from another, the model included: 8 hexadecimal digits."""
+        """Identity of the prior, the model's included: 8 hexadecimal digits."""
         digest = hashlib.sha256(repr(sorted(self._metadata().items())).encode())
         for name, tensor in sorted(self._tensors().items()):
             digest.update(f"{name} {tensor.shape}\n".encode() + tensor.astype("<i4").tobytes())
         return digest.hexdigest()[:8]
 
-    def can_encode(self, bottleneck: str | list | tuple | tuple) -> bool:
-        """Whether it knows the grid of a bottleneck, and the range encoder is installed."""
+    def can_encode(self, bottleneck: str | list | tuple) -> bool:
+        """Returns whether it has a context model for a bottleneck, and the range encoder is installed."""
         known = isinstance(bottleneck, str) and GRIDS.get(bottleneck) in self.predictors
         return known and find_spec("constriction") is not None
 
     def vocabulary_sizes(self, bottleneck: str) -> tuple[int, ...]:
-        """Number of distinct tokens of each stage of a bottleneck whose grid it knows."""
-        predictor, spelling = self._how_to_code(bottleneck)
-        return tuple(levels**predictor.dimensions for levels in spelling.levels)
+        """Returns the number of distinct tokens of each stage of a bottleneck that it has a context model for."""
+        predictor, mapping = self._model_and_mapping(bottleneck)
+        return tuple(levels**predictor.dimensions for levels in mapping.levels)
 
     def encode(self, tokens: np.ndarray, bottleneck: str) -> bytes | None:
-        """Codes a clip of a bottleneck that it [`~EntropyPrior.can_encode`].
+        """Codes a clip with a bottleneck that it [`~EntropyPrior.can_encode`].
 
-        Each block but the last comes after its number of bytes, in two bytes.
+        The size of each block except the last stands before it, in two bytes.
 
         Args:
             tokens: (tokens_per_frame, frames) int64.
 
         Returns:
-            The bytes; None if there is a token that no audio gives, as may come from elsewhere.
+            The bytes; None if a token cannot come from audio.
         """
-        predictor, spelling = self._how_to_code(bottleneck)
-        variants = spelling.to_variants(tokens, predictor.dimensions)
-        if variants is None:
+        predictor, mapping = self._model_and_mapping(bottleneck)
+        symbols = mapping.to_symbols(tokens, predictor.dimensions)
+        if symbols is None:
             return None
-        coder = ClipCoder(predictor, spelling)
-        blocks = [coder.encode(variants[i : i + BLOCK_FRAMES]) for i in range(0, len(variants), BLOCK_FRAMES)]
+        coder = ClipCoder(predictor, mapping)
+        blocks = [coder.encode(symbols[i : i + BLOCK_FRAMES]) for i in range(0, len(symbols), BLOCK_FRAMES)]
         return b"".join(BLOCK_SIZE.pack(len(block)) + block for block in blocks[:-1]) + blocks[-1]
 
     def decode(self, source: BinaryIO, bottleneck: str, frames: int) -> Iterator[np.ndarray]:
-        """Reads what [`~EntropyPrior.encode`] wrote, block by block as the bytes come; the last one ends the source.
+        """Decodes the output of [`~EntropyPrior.encode`], block by block as the bytes come, up to the source's end.
 
         Args:
-            source: of the bytes.
-            bottleneck: that was encoded.
-            frames: that were encoded.
+            source: the stream of bytes.
+            bottleneck: the bottleneck of the tokens.
+            frames: the number of frames.
 
         Yields:
             (tokens_per_frame, frames of the block) int64.
 
         Raises:
-            ValueError, struct.error: if it ends before the last block, or no encoder wrote it, as far as one can see.
+            ValueError, struct.error: if it ends before the last block, or the bytes cannot come from an encoder.
         """
-        predictor, spelling = self._how_to_code(bottleneck)
-        coder = ClipCoder(predictor, spelling)
+        predictor, mapping = self._model_and_mapping(bottleneck)
+        coder = ClipCoder(predictor, mapping)
         while frames > BLOCK_FRAMES:
             (size,) = BLOCK_SIZE.unpack(source.read(BLOCK_SIZE.size))
             if len(block := source.read(size)) < size:
                 raise ValueError("a block of tokens is cut short")
-            yield spelling.to_tokens(coder.decode(block, BLOCK_FRAMES))
+            yield mapping.to_tokens(coder.decode(block, BLOCK_FRAMES))
             frames -= BLOCK_FRAMES
-        yield spelling.to_tokens(coder.decode(source.read(), frames))
+        yield mapping.to_tokens(coder.decode(source.read(), frames))
 
-    def _how_to_code(self, bottleneck: str) -> tuple[DigitPredictor, Spelling]:
+    def _model_and_mapping(self, bottleneck: str) -> tuple[ContextModel, SymbolMapping]:
         predictor = self.predictors[GRIDS[bottleneck]]
-        return predictor, spelling_of(bottleneck, predictor.levels, predictor.dimensions)
+        return predictor, symbol_mapping(bottleneck, predictor.levels, predictor.dimensions)
 
     def _metadata(self) -> dict[str, str]:
         facts = ("model_identity", "sampling_rate", "hop_length")
         return {"format": FORMAT, **{name: str(getattr(self, name)) for name in facts}}
 
     def _tensors(self) -> dict[str, np.ndarray]:
-        """Weights in 8 bits and biases in 32, by grid and name."""
+        """Returns weights in 8 bits and biases in 32, by grid and name."""
         return {
             f"{grid}.{field.name}": (getattr(predictor, field.name) * unit_of(field.name)).astype(
                 np.int32 if field.name.endswith("bias") else np.int8
@@ -142,7 +142,7 @@ class EntropyPrior:
         """Reads the prior of a model's folder.
 
         Raises:
-            TaaeInputError: if there is none that this release reads.
+            TaaeInputError: if there is no prior that this release reads.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -155,8 +155,8 @@ class EntropyPrior:
                 names = file.keys()
                 tensors = {name: file.get_tensor(name) / unit_of(name) for name in names}
             grids = sorted({name.partition(".")[0] for name in tensors})
-            layers = [field.name for field in fields(DigitPredictor)]
-            predictors = {grid: DigitPredictor(*(tensors[f"{grid}.{layer}"] for layer in layers)) for grid in grids}
+            layers = [field.name for field in fields(ContextModel)]
+            predictors = {grid: ContextModel(*(tensors[f"{grid}.{layer}"] for layer in layers)) for grid in grids}
             return cls(facts["model_identity"], int(facts["sampling_rate"]), int(facts["hop_length"]), predictors)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise TaaeInputError(
@@ -166,10 +166,10 @@ class EntropyPrior:
 
 
 def unit_of(name: str) -> int:
-    """How many make one in a stored tensor."""
+    """Returns the stored value that stands for 1 in a tensor."""
     return WEIGHT_UNIT * VALUE_UNIT if name.endswith("bias") else WEIGHT_UNIT
 
 
 def find_prior(folder: str | Path) -> EntropyPrior | None:
-    """The prior of a model's folder, if it has one."""
+    """Returns the prior of a model's folder, if it has one."""
     return EntropyPrior.load(folder) if (Path(folder) / PRIOR_FILE).is_file() else None

@@ -20,7 +20,7 @@ from support.tiny_priors import make_predictor, make_prior
 
 from modeling_taae import cli
 from modeling_taae.codec import load_codec
-from modeling_taae.entropy.coding import POWERS, ClipCoder, likelihoods, spelling_of
+from modeling_taae.entropy.coding import POWERS, ClipCoder, likelihoods, symbol_mapping
 from modeling_taae.entropy.prior import BLOCK_FRAMES, BLOCK_SIZE, GRIDS, PRIOR_FILE, EntropyPrior
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.quantization_taae import resolve_bottleneck
@@ -42,9 +42,9 @@ def audio_tokens(bottleneck: str, frames: int, seed: int = 0) -> np.ndarray:
 
 def random_tokens(bottleneck: str, frames: int, seed: int = 0) -> np.ndarray:
     """Tokens of digits of which each is as likely as any other, and so is each way to spell it."""
-    spelling = spelling_of(bottleneck, 6 if bottleneck.startswith("1x") else 17, 6)
-    variants = np.random.default_rng(seed).integers(0, len(spelling.digits), (frames, 6))
-    return spelling.to_tokens(variants)
+    mapping = symbol_mapping(bottleneck, 6 if bottleneck.startswith("1x") else 17, 6)
+    symbols = np.random.default_rng(seed).integers(0, len(mapping.digits), (frames, 6))
+    return mapping.to_tokens(symbols)
 
 
 def decoded(prior: EntropyPrior, data: bytes, bottleneck: str, frames: int) -> np.ndarray:
@@ -54,7 +54,7 @@ def decoded(prior: EntropyPrior, data: bytes, bottleneck: str, frames: int) -> n
 def next_frame(coder: ClipCoder, choose: Callable[[np.ndarray], int]) -> np.ndarray:
     """A frame on the native grid, (6,), each digit chosen when the coder has said how likely it is; none is coded."""
     predictor, frame = coder.predictor, np.zeros(6, dtype=np.int64)
-    (sums,) = predictor.begin(coder.recent.reshape(1, -1))
+    (sums,) = predictor.context_sums(coder.recent.reshape(1, -1))
     for dimension in range(6):
         frame[dimension] = choose(likelihoods(predictor.scores(sums, dimension) + coder._correction()[dimension]))
         sums += predictor.values[frame[dimension]] * predictor.earlier[:, dimension]
@@ -79,12 +79,12 @@ class TestRoundTrip:
 
     def test_the_least_likely_digits(self):
         """The worst that can come: each digit is the one that was least expected, for a whole block and more."""
-        predictor, spelling = make_predictor(17, largest=127), spelling_of("native", 17, 6)
-        coder, worst = ClipCoder(predictor, spelling), np.zeros((BLOCK_FRAMES + 3, 6), dtype=np.int64)
+        predictor, mapping = make_predictor(17, largest=127), symbol_mapping("native", 17, 6)
+        coder, worst = ClipCoder(predictor, mapping), np.zeros((BLOCK_FRAMES + 3, 6), dtype=np.int64)
         for frame in worst:
             frame[:] = next_frame(coder, np.argmin)
             coder.encode(frame[None])
-        tokens = spelling.to_tokens(worst)
+        tokens = mapping.to_tokens(worst)
         prior = EntropyPrior("00" * 8, RATE, 640, {"native": predictor})
         data = prior.encode(tokens, "native")
         assert len(data) > 4 * 25 * len(worst) / 8  # four times what they take when they are packed
@@ -102,13 +102,13 @@ class TestRoundTrip:
         assert make_prior().encode(tokens, "native") == make_prior().encode(tokens, "native")
 
 
-class TestSpelling:
+class TestSymbolMapping:
     @pytest.mark.parametrize("bottleneck", ["2x15625_700bps", "4x729_1000bps"])
     def test_residual_presets_are_the_native_grid_in_other_words(self, bottleneck):
-        native, spelling = (spelling_of(name, 17, 6) for name in ("native", bottleneck))
-        variants = spelling.to_variants(audio_tokens(bottleneck, 2000), 6)
-        digits = native.to_variants(audio_tokens("native", 2000), 6)
-        assert np.array_equal(spelling.digits[variants], digits)
+        native, mapping = (symbol_mapping(name, 17, 6) for name in ("native", bottleneck))
+        symbols = mapping.to_symbols(audio_tokens(bottleneck, 2000), 6)
+        digits = native.to_symbols(audio_tokens("native", 2000), 6)
+        assert np.array_equal(mapping.digits[symbols], digits)
 
     @pytest.mark.parametrize("bottleneck", GRIDS)
     def test_audio_gives_nothing_else(self, bottleneck):
@@ -116,14 +116,14 @@ class TestSpelling:
         values = np.concatenate([np.arange(-1024, 1025) / 1024, np.arange(-100, 101) / 100]).clip(-1, 1)
         latents = torch.atanh(torch.from_numpy(values)).expand(1, 6, -1)
         tokens = resolve_bottleneck(bottleneck, LEVELS).encode(latents)[0].numpy()
-        spelling = spelling_of(bottleneck, 6 if bottleneck.startswith("1x") else 17, 6)
-        variants = spelling.to_variants(tokens, 6)
-        assert variants is not None and np.array_equal(spelling.to_tokens(variants), tokens)
+        mapping = symbol_mapping(bottleneck, 6 if bottleneck.startswith("1x") else 17, 6)
+        symbols = mapping.to_symbols(tokens, 6)
+        assert symbols is not None and np.array_equal(mapping.to_tokens(symbols), tokens)
 
     def test_variants_are_as_many_as_the_digit_combinations_that_occur(self):
         """21 of 25 and 31 of 81: measured on audio, see the paper's section 3.2.1."""
         counts = {
-            bottleneck: len(spelling_of(bottleneck, 17, 6).digits) for bottleneck in GRIDS if bottleneck[0] != "1"
+            bottleneck: len(symbol_mapping(bottleneck, 17, 6).digits) for bottleneck in GRIDS if bottleneck[0] != "1"
         }
         assert counts == {"native": 17, "2x15625_700bps": 21, "4x729_1000bps": 31}
 
@@ -135,11 +135,11 @@ class TestSpelling:
 
     def test_a_second_spelling_takes_one_bit(self):
         """Both spellings of a digit are equally likely; digits that have one cost what they cost on the native grid."""
-        prior, spelling = make_prior(), spelling_of("4x729_1000bps", 17, 6)
-        variants = spelling.to_variants(audio_tokens("4x729_1000bps", 250), 6)
-        extra = len(prior.encode(spelling.to_tokens(variants), "4x729_1000bps"))
+        prior, mapping = make_prior(), symbol_mapping("4x729_1000bps", 17, 6)
+        symbols = mapping.to_symbols(audio_tokens("4x729_1000bps", 250), 6)
+        extra = len(prior.encode(mapping.to_tokens(symbols), "4x729_1000bps"))
         extra -= len(prior.encode(audio_tokens("native", 250), "native"))
-        assert extra == pytest.approx((spelling.shares[variants] == 1).sum() / 8, abs=2)
+        assert extra == pytest.approx((mapping.weights[symbols] == 1).sum() / 8, abs=2)
 
 
 class TestExactness:
@@ -161,13 +161,13 @@ class TestExactness:
         hidden = activate(exact(recent) @ exact(predictor.recent).T + exact(predictor.recent_bias))
         hidden = activate(hidden @ exact(predictor.context).T + exact(predictor.context_bias))
         sums = hidden @ exact(predictor.head).T + exact(predictor.head_bias)
-        assert (exact(predictor.begin(recent)) == sums).all()
+        assert (exact(predictor.context_sums(recent)) == sums).all()
         width = predictor.output.shape[2]
         for dimension in range(6):
             inputs = activate(sums[:, dimension * width : (dimension + 1) * width])
             scores = inputs @ exact(predictor.output[dimension]).T + exact(predictor.output_bias[dimension])
             expected = np.vectorize(lambda score: score * 256 // 1)(scores)
-            assert (predictor.scores(predictor.begin(recent), dimension) == expected).all()
+            assert (predictor.scores(predictor.context_sums(recent), dimension) == expected).all()
 
     def test_no_power_of_two_is_near_a_half(self):
         exact = 2.0 ** (24 - np.arange(256) / 256)
@@ -179,37 +179,37 @@ class TestExactness:
         assert likely.tolist() == [1 << 24, 1 << 23, 1 << 22, 0]
 
     def test_probabilities_are_whole_and_fill_the_range(self):
-        coder = ClipCoder(make_predictor(17), spelling_of("4x729_1000bps", 17, 6))
+        coder = ClipCoder(make_predictor(17), symbol_mapping("4x729_1000bps", 17, 6))
         likely = np.random.default_rng(0).integers(0, 1 << 24, (3, 6, 17)) >> np.arange(17)
         probabilities = coder._probabilities(likely)
         assert probabilities.dtype == np.int64 and (probabilities >= 0).all()
         assert (probabilities.sum(axis=-1) == (1 << 24) - 31).all()
 
     def test_the_package_that_wrote_the_bytes_reads_them_as_well(self):
-        predictor, spelling = make_predictor(17), spelling_of("native", 17, 6)
-        variants = np.random.default_rng(0).integers(0, 17, (60, 6))
-        data = ClipCoder(predictor, spelling).encode(variants)
+        predictor, mapping = make_predictor(17), symbol_mapping("native", 17, 6)
+        symbols = np.random.default_rng(0).integers(0, 17, (60, 6))
+        data = ClipCoder(predictor, mapping).encode(symbols)
         words = np.frombuffer(data + bytes(-len(data) % 4 + 8), ">u4").astype(np.uint32)
-        coder, decoder = ClipCoder(predictor, spelling), constriction.stream.queue.RangeDecoder(words)
+        coder, decoder = ClipCoder(predictor, mapping), constriction.stream.queue.RangeDecoder(words)
 
         def read(likely: np.ndarray) -> int:
             probabilities = coder._probabilities(likely).astype(np.float64)
             return decoder.decode(constriction.stream.model.Categorical(probabilities, perfect=False))
 
-        for frame in variants:
+        for frame in symbols:
             assert np.array_equal(next_frame(coder, read), frame)
             coder.encode(frame[None])
 
     def test_no_byte_is_wasted(self):
         """On average a block is half a byte longer than its information, and never a whole one."""
-        coder, excess = ClipCoder(make_predictor(17), spelling_of("native", 17, 6)), []
+        coder, excess = ClipCoder(make_predictor(17), symbol_mapping("native", 17, 6)), []
         for seed in range(30):
-            variants = np.random.default_rng(seed).integers(0, 17, (20, 6))
+            symbols = np.random.default_rng(seed).integers(0, 17, (20, 6))
             reader = copy.deepcopy(coder)
-            frames = zip(reader._block_scores(variants), variants, strict=True)
+            frames = zip(reader._block_scores(symbols), symbols, strict=True)
             likely = np.stack([reader._learn(*frame) for frame in frames])
-            shares = np.take_along_axis(reader._probabilities(likely) + 1, variants[..., None], axis=2) / 2**24
-            excess.append(8 * len(coder.encode(variants)) + np.log2(shares).sum())
+            shares = np.take_along_axis(reader._probabilities(likely) + 1, symbols[..., None], axis=2) / 2**24
+            excess.append(8 * len(coder.encode(symbols)) + np.log2(shares).sum())
         assert max(excess) < 8 and np.mean(excess) < 6
 
     def test_what_was_coded_is_read_where_the_encoder_is_missing(self, monkeypatch):
@@ -238,9 +238,9 @@ class TestBlocks:
         assert prior.encode(tokens, "native")[2 : 2 + size] == prior.encode(tokens[:, :BLOCK_FRAMES], "native")
 
     def test_what_a_clip_prefers_is_learnt(self):
-        predictor, spelling = make_predictor(17), spelling_of("native", 17, 6)
+        predictor, mapping = make_predictor(17), symbol_mapping("native", 17, 6)
         block = np.random.default_rng(0).integers(3, 6, (BLOCK_FRAMES, 6))
-        coder = ClipCoder(predictor, spelling)
+        coder = ClipCoder(predictor, mapping)
         first, second = (len(coder.encode(block)) for _ in range(2))
         assert second < 0.9 * first
 

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from modeling_taae.entropy.coding import VALUE_UNIT, WEIGHT_UNIT, DigitPredictor
+from modeling_taae.entropy.coding import VALUE_UNIT, WEIGHT_UNIT, ContextModel
 from modeling_taae.entropy.prior import EntropyPrior
 
 HIDDEN, WIDTH, PAST = 8, 4, 3
 
 
-def make_predictor(levels: int, dimensions: int = 6, seed: int = 0, largest: int = 40) -> DigitPredictor:
+def make_predictor(levels: int, dimensions: int = 6, seed: int = 0, largest: int = 40) -> ContextModel:
     """A predictor whose weights are up to so many 64ths."""
     generator = np.random.default_rng(seed)
 
@@ -20,7 +20,7 @@ def make_predictor(levels: int, dimensions: int = 6, seed: int = 0, largest: int
         return generator.integers(-unit, unit, shape, endpoint=True) / unit
 
     before = np.tril(np.ones((dimensions, dimensions)), -1).repeat(WIDTH, axis=0)
-    return DigitPredictor(
+    return ContextModel(
         recent=weights(HIDDEN, PAST * dimensions),
         recent_bias=biases(HIDDEN),
         context=weights(HIDDEN, HIDDEN),
