@@ -1,12 +1,15 @@
 """Every kind of source in every command that reads speech, with its texts."""
 
+import json
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
-from support.corpora import LAYOUTS, RATE, SPOKEN
+from support.corpora import CLIPS, LAYOUTS, RATE, SPOKEN
 
-from modeling_taae import TaaeFeatureExtractor
+from modeling_taae import TaaeFeatureExtractor, cli
 from modeling_taae.data.row import known_columns
 from modeling_taae.data.utterances import Utterances
 from modeling_taae.tokenize import tokenize_corpus
@@ -59,3 +62,23 @@ def transcribed(source: str, place: Path) -> dict[str, float]:
 def test_every_source_in_every_command(layout, read, tmp_path):
     source = LAYOUTS[layout](tmp_path / "source")
     assert read(str(source), tmp_path) == SPOKEN
+
+
+def test_results_tell_texts_speakers_and_languages(tmp_path):
+    """From a mixture, and from columns under names of their own; the command line, to the end."""
+    LAYOUTS["mixture"](tmp_path / "source")
+    LAYOUTS["common_voice"](tmp_path / "source/more")
+    command = ["evaluate", str(tmp_path / "source"), "--metrics", "si_sdr", "--workers", "1", "--no-speed"]
+    assert cli.main([*command, "--samples", "0", "-o", str(tmp_path / "results")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "results/rows.jsonl").read_text().splitlines()]
+    assert sorted(row["text"] for row in rows) == sorted([*SPOKEN, *SPOKEN])
+    assert {(row["speaker"], row["language"]) for row in rows if "speaker" in row} == {("s1", "fr")}
+
+
+@pytest.mark.parametrize("column", [None, "sentence", "translation"])
+def test_texts_by_the_name_of_their_column(tmp_path, column):
+    rows = [{"audio": CLIPS["a"], "sentence": "said", "translation": "meant"}]
+    pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    settings = CTCConfig([CorpusConfig(str(tmp_path / "x.parquet"))], text_column=column)
+    (corpus,) = TranscribedSpeech(settings, TaaeFeatureExtractor(), 0).corpora
+    assert corpus.texts == ["meant" if column == "translation" else "said"]
