@@ -140,6 +140,7 @@ def run(args: argparse.Namespace) -> int:
 
 def summary(output: str, manifest: "Manifest", report: "Report") -> Iterator[str]:
     """Yields a few lines about what was done and how fast."""
+    from ..errors import printable
     from ..tokenize.manifest import REJECTS
 
     rows, shards, hours = manifest.rows, len(manifest.shards), manifest.seconds / 3600
@@ -147,6 +148,7 @@ def summary(output: str, manifest: "Manifest", report: "Report") -> Iterator[str
     if manifest.rejected:
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in manifest.rejected.items())
         yield f"rejected: {reasons}; {Path(output) / REJECTS} tells more"
+    yield from map(printable, report.notes)
     if (speed := report.measured) is not None:
         unit, million = report.unit, speed.million_hours
         yield (

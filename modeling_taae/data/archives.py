@@ -69,7 +69,7 @@ class Archives:
         return [1] * len(self)
 
     def _rows(self, file: Path, name: str) -> Iterator[Row]:
-        if not file.is_file():  # a pipe would be waited for
+        if file.exists() and not file.is_file():  # a pipe would be waited for
             raise tarfile.TarError("it is no regular file")
         with plain_archive(file) as (content, damage), tarfile.open(fileobj=content, mode="r:") as archive:
             samples, cut = samples_of(archive)

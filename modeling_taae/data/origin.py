@@ -1,5 +1,6 @@
 """Where a corpus lies, and so what its cells and metadata may name: they are other people's text."""
 
+import errno
 import os
 import re
 from dataclasses import dataclass
@@ -49,6 +50,10 @@ class Origin:
                     "fetched; download the recordings into its folder"
                 )
             return cast(BinaryIO, fsspec.open(path, "rb").open())
+        # A disk that is not mounted any more would make everything missing.
+        for root in (self.folder, self.audio_root):
+            if root is not None and not root.exists():
+                raise FileNotFoundError(errno.ENOENT, "the corpus's folder is gone", str(root))
         file = self.locate(path)
         if problem := self.problem_of(file, path):
             raise TaaeInputError(f"{name}: {problem}")

@@ -79,7 +79,7 @@ class Recordings:
         problems: why some of them are not opened, by path.
         told: what tables tell about them; the last one counts.
         beside: files that may tell about the recording of the same name, by their full path.
-        id_column: as for [`Corpus`].
+        id_column, unit_rows: as for [`Corpus`].
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class Recordings:
         told: list[tuple[Listing, list[Path]]],
         beside: dict[str, Path],
         id_column: str | None,
+        unit_rows: int = UNIT_ROWS,
     ):
         self.files, self.problems, self.beside, self.id_column = list(files.items()), problems, beside, id_column
         self.columns: dict[Path, dict[str, Any]] = {}
@@ -97,7 +98,7 @@ class Recordings:
                 self.columns[place] = self.columns.get(place, {}) | row
         self.types = common_types([listing.schema for listing, _ in told])
         self.missing = {file for file in files if file not in problems and not os.path.lexists(file)}
-        self.unit_rows, self.known_rows = UNIT_ROWS, len(files)
+        self.unit_rows, self.known_rows = unit_rows, len(files)
 
     def __len__(self) -> int:
         return -(-len(self.files) // self.unit_rows)
@@ -112,8 +113,10 @@ class Recordings:
             columns, problem = told_beside(files_beside(file, self.beside)) if self.beside else ({}, "")
             columns |= self.columns.get(file, {})
             problem = self.problems.get(file, problem)
+            if file in self.missing:
+                problem = problem or "missing: there is no such file"
             # Not a reject: a disk that is not mounted any more would make one of each file.
-            if not problem and not os.path.lexists(file) and file not in self.missing:
+            if not problem and not os.path.lexists(file):
                 raise TaaeInputError(f"{file}: is gone since the run began; see to it, then run the same command again")
             audio = None if problem else file
             yield Row(row_id(columns, self.id_column) or name, name, audio, columns, problem)
@@ -191,7 +194,7 @@ class TableFile:
     """
 
     def __init__(self, path: Path):
-        if not path.is_file():  # a pipe would be waited for
+        if path.exists() and not path.is_file():  # a pipe would be waited for
             raise pa.ArrowInvalid("it is no regular file")
         self.path, self.is_parquet = path, path.suffix.lower() != ".arrow"
         if self.is_parquet:
@@ -258,13 +261,20 @@ class Tables:
     Args:
         files: their full paths, with their names.
         origins: the places whose files the cells of each file may name.
-        audio_column, id_column: as for [`Corpus`].
+        audio_column, id_column, unit_rows: as for [`Corpus`].
 
     Raises:
         TaaeInputError: if a file has rows and no such column.
     """
 
-    def __init__(self, files: dict[Path, str], origins: dict[Path, Origin], audio_column: str, id_column: str | None):
+    def __init__(
+        self,
+        files: dict[Path, str],
+        origins: dict[Path, Origin],
+        audio_column: str,
+        id_column: str | None,
+        unit_rows: int = UNIT_ROWS,
+    ):
         self.files, self.origins, self.audio_column, self.id_column = files, origins, audio_column, id_column
         self.own: dict[Path, OwnColumns] = {}
         self.units: list[tuple[Path, list[int], int]] = []  # a file, its row groups, the number of their first row
@@ -287,7 +297,7 @@ class Tables:
                 check_column(id_column, features, str(file), "--id-column")
             self.own[file] = OwnColumns(features, audio_column)
             self.known_rows += sum(table.groups)
-            self.units += [(file, *unit) for unit in row_group_units(table.groups)]
+            self.units += [(file, *unit) for unit in row_group_units(table.groups, unit_rows)]
 
     def __len__(self) -> int:
         return len(self.units)
@@ -325,13 +335,13 @@ class Tables:
         return list(Counter(file for file, _, _ in self.units).values())
 
 
-def row_group_units(groups: list[int]) -> Iterator[tuple[list[int], int]]:
-    """Yields row groups of these sizes as units of at least UNIT_ROWS rows: their numbers, and their first row's."""
+def row_group_units(groups: list[int], unit_rows: int) -> Iterator[tuple[list[int], int]]:
+    """Yields row groups of these sizes as units of at least so many rows: their numbers, and their first row's."""
     unit: list[int] = []
     first = rows = 0
     for number, size in enumerate(groups):
         unit.append(number)
         rows += size
-        if rows - first >= UNIT_ROWS or number == len(groups) - 1:
+        if rows - first >= unit_rows or number == len(groups) - 1:
             yield unit, first
             unit, first = [], rows

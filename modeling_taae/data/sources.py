@@ -18,7 +18,7 @@ from .archives import Archives, is_archive
 from .folders import CONTAINERS, PACKED, RECORDINGS, Found, files_told_beside, find, is_saved, saved_split
 from .listings import LIST_SUFFIXES
 from .origin import Origin
-from .readers import Reader, Recordings, Tables
+from .readers import UNIT_ROWS, Reader, Recordings, Tables
 from .row import Row, check_column
 from .streams import open_dataset
 
@@ -46,6 +46,7 @@ class Corpus:
         names_by_source: whether names begin at each source's own folder, and tables come before recordings, as
             evaluation and training have it; else names begin at the folder that all sources have in common.
         streamed: whether a data set on the Hub is read as it comes, rather than downloaded first.
+        unit_rows: the rows that a unit has at least, where the source leaves the choice.
 
     Attributes:
         sources: each source's name, number of units, and a fingerprint that changes when it does.
@@ -68,6 +69,7 @@ class Corpus:
         channel: int | None = None,
         names_by_source: bool = False,
         streamed: bool = True,
+        unit_rows: int = UNIT_ROWS,
     ):
         self.channel = channel
         self.readers: list[Reader] = []
@@ -83,7 +85,7 @@ class Corpus:
             readers: list[Reader]
             if paths:
                 files = find([Path(os.path.abspath(path)) for path in paths], not os.path.exists(name), outside)
-                readers, fingerprint = open_files(name, files, taken, root, audio_column, id_column, outside)
+                readers, fingerprint = open_files(name, files, taken, root, audio_column, id_column, outside, unit_rows)
                 self.notes += files.notes
             else:
                 is_folder = os.path.isdir(name)
@@ -210,6 +212,7 @@ def open_files(
     audio_column: str,
     id_column: str | None,
     audio_root: Path | None,
+    unit_rows: int,
 ) -> tuple[list[Reader], str]:
     """Opens what was found of a source, but for files that are taken already.
 
@@ -218,7 +221,7 @@ def open_files(
         found: its files.
         taken: files of other sources; these are added.
         root: the folder where names begin; None for the source's own, which also puts tables first.
-        audio_column, id_column, audio_root: as for [`Corpus`].
+        audio_column, id_column, audio_root, unit_rows: as for [`Corpus`].
 
     Returns:
         Its readers, and a fingerprint that changes when a file does.
@@ -243,14 +246,14 @@ def open_files(
     if root is not None:
         recordings = dict(sorted(recordings.items(), key=lambda each: str(each[0])))
     origins = {file: origin_of(file, found.owners[file], audio_root) for file in tables}
-    from_tables = Tables(tables, origins, audio_column, id_column)
+    from_tables = Tables(tables, origins, audio_column, id_column, unit_rows)
     if twice := recordings.keys() & set(from_tables.named_files() if recordings else ()):
         found.notes.append(
             f"{name}: {len(twice)} recordings are read on their own, and once more because tables name them; to read "
             "them once, name the tables alone"
         )
     readers: list[Reader] = [
-        Recordings(recordings, found.problems, found.told, found.beside, id_column),
+        Recordings(recordings, found.problems, found.told, found.beside, id_column, unit_rows),
         from_tables,
         Archives(archives, id_column),
     ]

@@ -4,11 +4,13 @@ A unit becomes a [`Part`]. Which units are encoded together makes no difference 
 """
 
 import copy
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar, cast
 
 import numpy as np
@@ -172,6 +174,11 @@ class CorpusEncoder:
         try:
             audio, row.audio = decode_row(row, self.sampling_rate), None
         except (TaaeInputError, PermissionError) as error:
+            # Not a reject, as in the reader: it was there a moment ago.
+            if isinstance(row.audio, Path) and not os.path.lexists(row.audio):
+                raise TaaeInputError(
+                    f"{row.audio}: is gone since the run began; see to it, then run the same command again"
+                ) from error
             reason = one_line(error).removeprefix(f"{row.id}: ")
             told = reason.startswith(("missing: ", "outside: "))
             return Clip(row, problem=reason if told else f"bad audio: {reason}")

@@ -56,6 +56,7 @@ class Report:
         unit: the unit of hardware, `GPU` or `core`.
         units: the number of units.
         measured: the speed; None if nothing was left to be encoded.
+        notes: lines about what lies in the sources and was not read.
     """
 
     device: str
@@ -63,20 +64,24 @@ class Report:
     unit: str
     units: int
     measured: Measured | None = None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns the report as one flat dictionary."""
         content = asdict(self)
-        return content | (content.pop("measured") or {})
+        measured, notes = content.pop("measured") or {}, list(content.pop("notes"))
+        return content | measured | ({"notes": notes} if notes else {})
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Report":
         """Reads a report."""
         machine = (content["device"], content["workers"], content["unit"], content["units"])
+        notes = tuple(content.get("notes", ()))
         if "speed" not in content:
-            return cls(*machine)
+            return cls(*machine, notes=notes)
         figures = {name: content[name] for name in Measured.__dataclass_fields__}
-        return cls(*machine, Measured(**figures | {"million_hours": MillionHours(**content["million_hours"])}))
+        figures["million_hours"] = MillionHours(**content["million_hours"])
+        return cls(*machine, Measured(**figures), notes)
 
 
 @dataclass

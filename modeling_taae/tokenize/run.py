@@ -3,12 +3,14 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from .. import __version__
 from ..codec import Codec, default_model, load_codec
+from ..data.readers import UNIT_ROWS
 from ..data.sources import Corpus
 from ..errors import TaaeInputError, as_text
 from ..files import as_json
@@ -44,6 +46,7 @@ def tokenize_corpus(
     shortest: float = 0.4,
     shard_hours: float = 100.0,
     readers: int | None = None,
+    unit_rows: int = UNIT_ROWS,
     units_together: int | None = None,
     license: str | None = None,
     price_per_hour: float | None = None,
@@ -73,6 +76,8 @@ def tokenize_corpus(
         shortest: seconds; shorter clips are rejected.
         shard_hours: hours of audio in a shard.
         readers: the number of threads that decode audio; None for 8 beside a GPU, else 1.
+        unit_rows: the rows of a unit at least, where the source leaves the choice: an interrupted run repeats those
+            that it has not finished. It is one of the settings that a folder belongs to.
         units_together: as for [`Encoding`].
         license: the licence of the recordings, as the Hub calls it, for the card.
         price_per_hour: the price of a GPU or core, for the report.
@@ -90,7 +95,9 @@ def tokenize_corpus(
         raise TaaeInputError("--workers: goes with --ray; add --ray local for workers on this machine")
     names = [os.fspath(name) for name in ([sources] if isinstance(sources, str | Path) else sources)]
     check_output(names, output)
-    corpus = Corpus(names, audio_column, id_column, split, subset, audio_root=audio_root, channel=channel)
+    corpus = Corpus(
+        names, audio_column, id_column, split, subset, audio_root=audio_root, channel=channel, unit_rows=unit_rows
+    )
     model = located(model or default_model())
     with RayWorkers(ray, workers, device) if ray else nullcontext() as cluster:
         codec = load_codec(model, "cpu" if cluster else device, loudness)
@@ -126,7 +133,8 @@ def tokenize_corpus(
             for part in speed.measured(parts, len(corpus), done=len(corpus) - len(units)):
                 folder.add(part)
             manifest = make_manifest(plan, codec, model, corpus, folder.assemble(plan.split, shard_hours))
-            finish(folder, manifest, speed.report(price_per_hour), license)
+            report = replace(speed.report(price_per_hour), notes=tuple(corpus.notes))
+            finish(folder, manifest, report, license)
     return manifest
 
 

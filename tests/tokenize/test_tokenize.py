@@ -30,7 +30,6 @@ from support.token_folders import (
 
 from modeling_taae import batching
 from modeling_taae.codec import load_codec
-from modeling_taae.data import readers as corpus_readers
 from modeling_taae.data.sources import Corpus
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.tokenize import open_token_folder, tokenize_corpus
@@ -54,9 +53,8 @@ class TestOutput:
         """As on a GPU: several clips at a time, out of order, of several units."""
         source = parquet("data.parquet", many_rows(50), row_group_size=5)
         tokenize(source, output="one by one")
-        monkeypatch.setattr(corpus_readers, "UNIT_ROWS", 5)
         monkeypatch.setattr(batching, "BLOCK_SECONDS", {"cpu": 4})
-        tokenize_corpus(source, "together", units_together=4)
+        tokenize_corpus(source, "together", unit_rows=5, units_together=4)
         one_by_one, together = rows_of("one by one"), rows_of("together")
         assert list(one_by_one) == list(together) and rejects_of("one by one") == rejects_of("together")
         for name in together:
@@ -106,19 +104,19 @@ class TestOutput:
         assert manifest["frames"] == sum(len(row["codes"]) for row in rows)
         assert manifest["seconds"] == pytest.approx(sum(row["duration"] for row in rows))
 
-    def test_shards_are_cut_by_hours(self, monkeypatch):
-        monkeypatch.setattr(corpus_readers, "UNIT_ROWS", 4)
+    def test_shards_are_cut_by_hours(self):
         rows = [row(f"r{n}", flac(clip(0.9, seed=n))) for n in range(20)]
-        manifest = tokenize(parquet("data.parquet", rows, row_group_size=2), "--shard-hours", 5 / 3600)
-        assert [shard["rows"] for shard in manifest["shards"]] == [8, 8, 4]
-        names = [f"data/train-{n:05d}-of-00003-{manifest['fingerprint']}.parquet" for n in range(3)]
-        assert [shard["file"] for shard in manifest["shards"]] == names
+        source = parquet("data.parquet", rows, row_group_size=2)
+        manifest = tokenize_corpus(source, "tokens", unit_rows=4, shard_hours=5 / 3600)
+        assert [shard.rows for shard in manifest.shards] == [8, 8, 4]
+        names = [f"data/train-{n:05d}-of-00003-{manifest.fingerprint}.parquet" for n in range(3)]
+        assert [shard.file for shard in manifest.shards] == names
         assert sorted(path.name for path in Path("tokens/data").iterdir()) == [Path(name).name for name in names]
         assert list(rows_of()) == [f"r{n}" for n in range(20)]
 
-    def test_rows_without_id_are_numbered(self, monkeypatch):
-        monkeypatch.setattr(corpus_readers, "UNIT_ROWS", 2)
-        tokenize(parquet("data.parquet", [{"audio": row("")["audio"]}] * 5, row_group_size=2))
+    def test_rows_without_id_are_numbered(self):
+        source = parquet("data.parquet", [{"audio": row("")["audio"]}] * 5, row_group_size=2)
+        tokenize_corpus(source, "tokens", unit_rows=2)
         assert list(rows_of()) == [f"data.parquet#{n}" for n in range(5)]
 
     def test_corpora_of_one_name_are_not_taken_for_each_other(self):
