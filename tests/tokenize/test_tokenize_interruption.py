@@ -257,7 +257,7 @@ def kill_a_worker(folder: Path, killed: list[int]) -> None:
 
 
 class TestRay:
-    def test_same_corpus_though_a_worker_and_then_the_run_is_killed(self):
+    def test_same_corpus_though_a_worker_is_killed(self):
         pytest.importorskip("ray", reason="Ray is not installed: pip install 'modeling_taae[ray]'")
         source = parquet("data.parquet", many_rows(200), row_group_size=8)
         tokenize_corpus(source, "here/tokens", unit_rows=8)
