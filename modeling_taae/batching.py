@@ -1,21 +1,21 @@
-"""Many clips to tokens, in blocks of fixed shape: the same bits whatever else is encoded, and in whatever order.
+"""Encodes many clips in blocks of fixed shape: a clip gets the same tokens whatever else is encoded, in any order.
 
-Matrix products, convolutions and attention add up in an order that depends on the shape of what they are given. In a
-padded batch a latent therefore comes out about 1e-6 off what it is alone, and its token flips where it lies on a
-rounding tie. Here the shape in which a clip is computed depends on the clip's own length and on nothing else, so that
-one machine and build, with one number of threads, gives it the same tokens every time.
+Matrix products, convolutions and attention sum in an order that depends on the shape of their inputs. In a padded
+batch a latent therefore differs by about 1e-6 from what it is alone, and its token flips where it lies on a rounding
+tie. Here the shape in which a clip is computed depends on the clip's own length alone. One machine and build, with one
+number of threads, therefore gives a clip the same tokens every time.
 
-- On a CPU a block is a single clip at its own length. It shares no product with another, so this assumes nothing about
-  the kernels. Beside the best padded batches, on one thread, the model of 13M parameters takes 1.6 times as long for
-  clips of 2.5 s, which is 4 ms for each second of speech, 1.2 times at 6 s and 1.1 times at 14 s; layers of the 950M
-  model take 1.1 times as long at 6 s (`training/benchmarks/determinism.py`). Finer blocks cost more: products over
-  tiles of steps, because a clip's last tile is never full, and windows of audio, because each needs all that it
-  depends on beside it, which is 9 s to both sides with 13M parameters and 61 s with 950M.
-- On a GPU, which one clip leaves idle, lengths are rounded up to whole seconds, and a block is as many clips of such a
-  length as make up a fixed number of seconds. If there are fewer in the end, empty rows stand in for the others. This
-  rests on kernels that treat the rows of a tensor alike, which a test checks where there is a GPU.
+- On a CPU a block is a single clip at its own length. It shares no product with another clip, so nothing is assumed
+  about the kernels. Compared with the best padded batches, on one thread, the model of 13M parameters takes 1.6 times
+  as long for clips of 2.5 s, which is 4 ms for each second of speech, 1.2 times at 6 s and 1.1 times at 14 s; layers of
+  the 950M model take 1.1 times as long at 6 s (`training/benchmarks/determinism.py`). Finer blocks cost more. Products
+  over tiles of steps do, because a clip's last tile is never full. Windows of audio do, because each needs its
+  receptive field on both sides, which is 9 s with 13M parameters and 61 s with 950M.
+- On a GPU, which one clip leaves idle, lengths are rounded up to whole seconds, and a block holds as many clips of one
+  such length as make up a fixed number of seconds. The last blocks are filled up with empty rows. This relies on
+  kernels that treat all rows of a tensor alike, which a test checks where there is a GPU.
 
-That is little enough for there to be no other mode.
+The cost is small, so this is the only mode.
 """
 
 from collections import defaultdict
@@ -31,15 +31,15 @@ from .taae_file import TaaeFile
 Item = TypeVar("Item")
 Key = TypeVar("Key", bound=Hashable)
 
-# Seconds of audio in a block of several clips, by type of device. None where each clip is a block by itself.
+# Seconds of audio in a block of several clips, by type of device; None where each clip is a block by itself.
 BLOCK_SECONDS = {"cpu": None}
 DEFAULT_BLOCK_SECONDS = 160
-# Seconds of audio that may wait for others of their length, before a block goes ahead with empty rows.
+# Seconds of audio that may wait for others of their length before a block is filled up with empty rows.
 WAITING_SECONDS = 3600
 
 
 class BlockShape(NamedTuple):
-    """The shape in which the clips of one length are computed: how many at once, and padded to how many samples."""
+    """The shape in which clips of one length are computed: clips at once, and samples to which each is padded."""
 
     rows: int
     samples: int
@@ -55,13 +55,14 @@ def encode_clips(
 
     Args:
         codec: model and feature extractor.
-        clips: of each its key, and (samples,) float32 mono at the model's rate, at least one sample. They are taken as
-            they are needed, and on a GPU up to an hour of them waits for others of the same length.
-        bottleneck: as for `TaaeModel.encode`.
-        on_error: is told of each clip that could not be encoded, and why; the others go on. None raises the error.
+        clips: the clips, each with a key: (samples,) float32 mono at the model's rate, at least one sample. They are
+            taken as they are needed; on a GPU up to an hour of them waits for others of the same length.
+        bottleneck: a bottleneck as `TaaeModel.encode` takes it; None for the model's own.
+        on_error: called with the key of each clip that could not be encoded and the error, while the others go on;
+            None raises the error.
 
     Yields:
-        Each clip's key with its tokens, on a GPU in another order than they came.
+        Each clip's key with its tokens; on a GPU in another order than they came.
     """
 
     def shape(samples: int) -> BlockShape:
@@ -79,7 +80,7 @@ def encode_clips(
         else:
             yield from zip([key for key, _ in block], encoded, strict=True)
             return
-        # One of them is to blame; the others get what they would have got without it.
+        # One of them is to blame; the others get the tokens that they would have got without it.
         for clip in block:
             yield from encode([clip], rows, samples)
 
@@ -88,7 +89,7 @@ def encode_clips(
 
 
 def block_shape(samples: int, codec: Codec) -> BlockShape:
-    """The shape in which a clip of so many samples is computed on the model's device."""
+    """Returns the shape in which a clip of so many samples is computed on the model's device."""
     config = codec.model.config
     frames = -(-samples // config.hop_length)
     seconds = BLOCK_SECONDS.get(codec.model.device.type, DEFAULT_BLOCK_SECONDS)
@@ -102,12 +103,12 @@ def block_shape(samples: int, codec: Codec) -> BlockShape:
 def blocks(
     clips: Iterable[tuple[Key, np.ndarray]], shape_of: Callable[[int], BlockShape], most_waiting: int
 ) -> Iterator[tuple[BlockShape, list[tuple[Key, np.ndarray]]]]:
-    """Puts clips of one shape together, each block as soon as it is full.
+    """Yields blocks of clips of one shape, each as soon as it is full.
 
     Args:
-        clips: as for [`encode_clips`].
-        shape_of: the shape of the block for a clip of so many samples.
-        most_waiting: samples of clips in blocks that are not full; beyond that the fullest goes ahead.
+        clips: the clips, as [`encode_clips`] takes them.
+        shape_of: returns the shape of the block for a clip of so many samples.
+        most_waiting: most samples in blocks that are not full; beyond that the fullest is yielded.
     """
     waiting: dict[BlockShape, list[tuple[Key, np.ndarray]]] = defaultdict(list)
     samples = 0
@@ -125,7 +126,7 @@ def blocks(
 
 
 def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """The items, of which a thread reads the next while the taker works on the last."""
+    """Yields items, of which a thread reads the next one while the caller works on the last."""
     iterator, end = iter(items), cast(Item, object())
     with ThreadPoolExecutor(1) as thread:
         ahead = thread.submit(next, iterator, end)

@@ -1,4 +1,4 @@
-"""A model with its feature extractor, ready for clips: what command line, demo and evaluation share."""
+"""Loads a model with its feature extractor, and encodes and decodes single clips with them."""
 
 import os
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ class Codec:
 
     @cached_property
     def prior(self) -> EntropyPrior | None:
-        """What entropy-coded files are written and read with, if the model has it.
+        """The prior that entropy-coded files are written and read with, if the model has one.
 
         Raises:
             TaaeInputError: if it cannot be read, or was trained on the tokens of other weights.
@@ -75,10 +75,10 @@ class Codec:
         """Encodes clips in one padded batch of a given shape.
 
         Args:
-            clips: each (samples,) float32 at the model's rate.
-            rows: of the batch, of which the clips take the first ones.
-            samples: to which they are padded, up to whole frames; no clip is longer.
-            bottleneck: as for `TaaeModel.encode`.
+            clips: the clips, each (samples,) float32 at the model's rate.
+            rows: the number of rows of the batch; the clips take the first ones.
+            samples: the length to which clips are padded, up to whole frames; no clip is longer.
+            bottleneck: a bottleneck as `TaaeModel.encode` takes it; None for the model's own.
         """
         inputs = self.extractor(
             clips, sampling_rate=self.extractor.sampling_rate, padding="max_length", max_length=samples
@@ -107,7 +107,7 @@ class Codec:
         """Decodes one clip: (samples,) float32, as long as what was encoded.
 
         Raises:
-            TaaeInputError: if the tokens are not of a kind that this model decodes.
+            TaaeInputError: if the model has no such tokens or bottleneck.
         """
         self.check_format(encoded.sampling_rate, encoded.hop_length)
         codes = torch.from_numpy(encoded.audio_codes)[None].to(self.model.device)
@@ -117,7 +117,7 @@ class Codec:
         except ValueError as error:
             raise TaaeInputError(f"the tokens do not fit this model ({error}); choose another with --model") from error
         audio = decoded.audio_values[0, 0, : encoded.num_samples].float().cpu().numpy()
-        # At odd strides a model that is not causal gives a little less than whole frames.
+        # With odd strides, a model that is not causal returns a little less than whole frames.
         return np.pad(audio, (0, encoded.num_samples - len(audio)))
 
     def check_format(self, sampling_rate: int, hop_length: int) -> None:
@@ -155,7 +155,7 @@ class Codec:
 
 
 def chosen_bottleneck(codec: Codec, text: str | None) -> str | list | tuple | None:
-    """What `--bottleneck` stands for, checked against the model."""
+    """Parses the text of `--bottleneck` and checks it against the model."""
     try:
         bottleneck = None if text is None else parse_bottleneck(text)
         codec.model.bottleneck(bottleneck)
@@ -165,7 +165,7 @@ def chosen_bottleneck(codec: Codec, text: str | None) -> str | list | tuple | No
 
 
 def default_model() -> str:
-    """`$TAAE_MODEL`, else the model in this package's checkout or in the current one, else its name on the Hub."""
+    """Returns `$TAAE_MODEL`, else the model in this package's or the current checkout, else its name on the Hub."""
     checkouts = (Path(__file__).resolve().parent.parent, Path.cwd())
     folders = (checkout / "hub_cards" / DEFAULT_MODEL for checkout in checkouts)
     fallback = next((str(folder) for folder in folders if (folder / "config.json").is_file()), DEFAULT_MODEL)
@@ -223,7 +223,7 @@ def load_codec(name: str | None, device: str | None = None, loudness: bool = Tru
         with _quiet_transformers():
             model, loading = AutoModel.from_pretrained(folder, trust_remote_code=False, output_loading_info=True)
             extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
-    # Damaged files raise whatever their reader raises.
+    # Readers of damaged files raise errors of many types.
     except Exception as error:
         raise TaaeInputError(
             f"{name}: no model could be loaded from there ({one_line(error)}); expected a folder with config.json, "

@@ -1,4 +1,4 @@
-"""The `.taae` file: the tokens of one clip and all that is needed to decode them, in as few bytes as they allow.
+"""The `.taae` file: the tokens of one clip and all that is needed to decode them, in as few bytes as possible.
 
 Two versions are written, whichever is shorter, little-endian throughout. Version 1 packs the tokens:
 
@@ -15,7 +15,7 @@ Two versions are written, whichever is shorter, little-endian throughout. Versio
 | rest | tokens, frame by frame, each in the fewest bits that hold its vocabulary, lowest bit first |
 | 4 | CRC-32 of everything before |
 
-Version 2 codes them with the prior in the model's folder (see `entropy/prior.py`), which knows the rest:
+Version 2 codes the tokens with the prior in the model's folder (see `entropy/prior.py`), which knows the rest:
 
 | bytes | content |
 |---|---|
@@ -62,9 +62,9 @@ HEADER = struct.Struct("<8sIIQH")
 CODED_HEADER = struct.Struct("<B4sHI")
 CHECKSUM = struct.Struct("<I")
 
-# The place of each is part of the file format.
+# The index of each is part of the file format.
 CODED_BOTTLENECKS = ("native", "1x46656_400bps", "2x15625_700bps", "4x729_1000bps")
-# Divides all usual sampling rates, so that two bytes tell them.
+# Divides all usual sampling rates, so that two bytes hold them.
 RATE_UNIT = 25
 
 Stages = list | tuple
@@ -75,14 +75,14 @@ class TaaeFileError(TaaeInputError):
 
 
 def format_bottleneck(bottleneck: str | list | tuple | tuple) -> str:
-    """A bottleneck as text: a name as it is, stages as `5,5,5,5,5,5@1.0/5,5,5,5,5,5@0.25` (levels `@` scale)."""
+    """Formats a bottleneck: a name as it is, stages as `5,5,5,5,5,5@1.0/5,5,5,5,5,5@0.25` (levels `@` scale)."""
     if isinstance(bottleneck, str):
         return bottleneck
     return "/".join(f"{','.join(str(int(level)) for level in levels)}@{float(scale)}" for levels, scale in bottleneck)
 
 
 def parse_bottleneck(text: str) -> str | Stages:
-    """What [`format_bottleneck`] wrote, in the form that the model's methods take.
+    """Parses the text that [`format_bottleneck`] returns into the form that the model's methods take.
 
     Raises:
         TaaeInputError: if stages are misspelt. Whether a name exists is for the model to say.
@@ -100,7 +100,7 @@ def parse_bottleneck(text: str) -> str | Stages:
 
 
 class Description(NamedTuple):
-    """What stands in front of the tokens, and how to decode them; the fields are those of a [`TaaeFile`]."""
+    """The header of packed tokens, with all that decoding needs; the fields are those of a [`TaaeFile`]."""
 
     model_identity: str
     sampling_rate: int
@@ -110,7 +110,7 @@ class Description(NamedTuple):
     vocabulary_sizes: tuple[int, ...]
 
     def to_bytes(self) -> bytes:
-        """What lies between version and tokens."""
+        """Returns the bytes between version and tokens."""
         text, sizes = format_bottleneck(self.bottleneck).encode(), self.vocabulary_sizes
         identity = bytes.fromhex(self.model_identity)
         header = HEADER.pack(identity, self.sampling_rate, self.hop_length, self.num_samples, len(text))
@@ -118,7 +118,7 @@ class Description(NamedTuple):
 
     @classmethod
     def read(cls, source: BinaryIO) -> "Description":
-        """Reads what [`~Description.to_bytes`] wrote, and no byte more.
+        """Reads the output of [`~Description.to_bytes`], and no byte more.
 
         Raises:
             struct.error, ValueError: if it is cut short or malformed.
@@ -131,17 +131,17 @@ class Description(NamedTuple):
 
     @property
     def frame_bytes(self) -> int:
-        """Bytes of one frame of a stream."""
+        """Size of one frame of a stream in bytes."""
         return -(-sum(map(token_bits, self.vocabulary_sizes)) // 8)
 
     def stream_header(self) -> bytes:
-        """What a stream of tokens begins with."""
+        """Returns the header of a stream of tokens."""
         header = PREAMBLE.pack(STREAM_MAGIC, VERSION) + self.to_bytes()
         return header + CHECKSUM.pack(zlib.crc32(header))
 
     @classmethod
     def read_stream(cls, source: BinaryIO, beginning: bytes = b"") -> "Description":
-        """Reads what a stream of tokens begins with, of which some bytes may have been read already.
+        """Reads the header of a stream of tokens, whose first bytes may have been read already.
 
         Raises:
             TaaeFileError: if it is no stream of tokens, or one of another version, or damaged.
@@ -165,7 +165,7 @@ class Description(NamedTuple):
 
 
 class CodedDescription(NamedTuple):
-    """What stands in front of entropy-coded tokens: all that can be told about them without the prior."""
+    """The header of entropy-coded tokens: all that is known about them without the prior."""
 
     bottleneck: str
     prior_identity: str
@@ -173,13 +173,13 @@ class CodedDescription(NamedTuple):
     num_samples: int
 
     def to_bytes(self) -> bytes:
-        """What lies between version and tokens."""
+        """Returns the bytes between version and tokens."""
         number, identity = CODED_BOTTLENECKS.index(self.bottleneck), bytes.fromhex(self.prior_identity)
         return CODED_HEADER.pack(number, identity, self.sampling_rate // RATE_UNIT, self.num_samples)
 
     @classmethod
     def read(cls, source: BinaryIO) -> "CodedDescription":
-        """Reads what [`~CodedDescription.to_bytes`] wrote, and no byte more.
+        """Reads the output of [`~CodedDescription.to_bytes`], and no byte more.
 
         Raises:
             struct.error, ValueError: if it is cut short or malformed.
@@ -190,7 +190,7 @@ class CodedDescription(NamedTuple):
         return cls(CODED_BOTTLENECKS[number], identity.hex(), rate * RATE_UNIT, num_samples)
 
     def check_prior(self, prior: "EntropyPrior | None") -> None:
-        """Checks that this is the prior with which the tokens were coded.
+        """Checks that a prior is the one with which the tokens were coded.
 
         Raises:
             TaaeFileError: if it is another, or there is none.
@@ -220,12 +220,12 @@ class TaaeFile:
 
     Args:
         audio_codes: (tokens_per_frame, frames) int64.
-        vocabulary_sizes: number of distinct tokens of each of the tokens of a frame.
+        vocabulary_sizes: vocabulary size of each of a frame's tokens.
         bottleneck: a preset's name, `"native"`, or a list of `(levels, scale)` stages.
         num_samples: length of the audio in samples; the last frame may be part padding.
         hop_length: samples per frame.
         sampling_rate: samples per second, in Hz.
-        model_identity: of the model that encoded, 16 hexadecimal digits.
+        model_identity: the identity of the model that encoded, 16 hexadecimal digits.
 
     Raises:
         TaaeFileError: if these do not fit together, or a token is out of its vocabulary's range.
@@ -266,15 +266,15 @@ class TaaeFile:
 
     @property
     def bit_rate(self) -> float:
-        """Information in the tokens were all of them equally likely, in bit/s."""
+        """Information in the tokens if all were equally likely, in bit/s."""
         bits_per_frame = sum(math.log2(size) for size in self.vocabulary_sizes)
         return bits_per_frame * self.sampling_rate / self.hop_length
 
     def to_bytes(self, prior: "EntropyPrior | None" = None) -> bytes:
-        """The file's content, in the shorter version of those that can hold it.
+        """Returns the file's content in version 1, or in version 2 if that is shorter.
 
         Args:
-            prior: of the model that encoded, without which it is version 1.
+            prior: the prior of the model that encoded; None for version 1.
         """
         versions = [self._packed()]
         if prior is not None and (coded := self._coded(prior)) is not None:
@@ -288,7 +288,7 @@ class TaaeFile:
         return PREAMBLE.pack(MAGIC, VERSION) + description.to_bytes() + tokens
 
     def _coded(self, prior: "EntropyPrior") -> bytes | None:
-        """Version 2 but for the checksum; None if it cannot say what version 1 says."""
+        """Returns version 2 without its checksum; None if version 2 cannot hold these tokens or their header."""
         facts = (self.model_identity, self.sampling_rate, self.hop_length)
         if facts != (prior.model_identity, prior.sampling_rate, prior.hop_length):
             return None
@@ -305,11 +305,11 @@ class TaaeFile:
 
     @classmethod
     def from_bytes(cls, data: bytes, prior: "EntropyPrior | None" = None) -> "TaaeFile":
-        """Reads what [`~TaaeFile.to_bytes`] wrote.
+        """Reads the output of [`~TaaeFile.to_bytes`].
 
         Args:
-            data: of a file of either version.
-            prior: of the model that encoded, which version 2 needs.
+            data: the content of a file of either version.
+            prior: the prior of the model that encoded, which version 2 needs.
 
         Raises:
             TaaeFileError: if the bytes are foreign, of another version, truncated or changed in any way, or the prior
@@ -342,8 +342,8 @@ class TaaeFile:
         """Writes the file, replacing an existing one in one step; `-` is standard output.
 
         Args:
-            target: path of the file.
-            prior: of the model that encoded, without which it is version 1.
+            target: the path of the file.
+            prior: the prior of the model that encoded; None for version 1.
 
         Raises:
             TaaeInputError: if the target cannot be written.
@@ -355,8 +355,8 @@ class TaaeFile:
         """Reads a file; `-` is standard input.
 
         Args:
-            source: path of the file.
-            prior: of the model that encoded, which version 2 needs.
+            source: the path of the file.
+            prior: the prior of the model that encoded, which version 2 needs.
 
         Raises:
             TaaeInputError: if it cannot be read; a TaaeFileError if it is no valid `.taae` file, or not of this prior.
@@ -367,7 +367,7 @@ class TaaeFile:
 
 
 def read_description(data: bytes) -> tuple[BinaryIO, Description | CodedDescription]:
-    """What a file says of itself, and its tokens as they are stored.
+    """Reads a file's header; returns its tokens as they are stored, and the header.
 
     Raises:
         TaaeFileError: if the bytes are foreign, of another version, truncated or changed in any way.
@@ -393,7 +393,7 @@ def read_description(data: bytes) -> tuple[BinaryIO, Description | CodedDescript
 
 @contextmanager
 def refusing_malformed() -> Iterator[None]:
-    """Says what it means that a file cannot be read although its checksum is right."""
+    """Turns errors of reading a file whose checksum is right into one that says so."""
     try:
         yield
     # Another program wrote this, and not by the rules.
@@ -403,7 +403,7 @@ def refusing_malformed() -> Iterator[None]:
 
 @contextmanager
 def naming(source: str | Path) -> Iterator[None]:
-    """Lets errors say in which file they are."""
+    """Names the file in errors."""
     try:
         yield
     except TaaeFileError as error:
@@ -411,7 +411,7 @@ def naming(source: str | Path) -> Iterator[None]:
 
 
 def token_bits(vocabulary_size: int) -> int:
-    """The fewest whole bits that hold any token of a vocabulary."""
+    """Returns the fewest whole bits that hold any token of a vocabulary."""
     return (vocabulary_size - 1).bit_length()
 
 
@@ -425,10 +425,10 @@ def pack_tokens(tokens: np.ndarray, vocabulary_sizes: tuple[int, ...]) -> bytes:
 
 
 def unpack_tokens(payload: bytes, vocabulary_sizes: tuple[int, ...], frames: int) -> np.ndarray:
-    """Reads what [`pack_tokens`] wrote: (tokens_per_frame, frames) int64.
+    """Reads the output of [`pack_tokens`]: (tokens_per_frame, frames) int64.
 
     Raises:
-        TaaeFileError: if the payload has another length than so many frames need, or a vocabulary has no choice.
+        TaaeFileError: if the payload is not as long as so many frames, or a vocabulary has fewer than 2 tokens.
     """
     if min(vocabulary_sizes, default=0) < 2:
         raise TaaeFileError(f"vocabularies of {vocabulary_sizes} tokens; expected at least one of at least 2")
