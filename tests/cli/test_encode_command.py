@@ -62,7 +62,7 @@ def test_bad_files_of_every_kind_among_good_ones(block_seconds, capsys):
     Path("in/3.wav").unlink()
     Path("in/3.wav").symlink_to("nowhere.wav")
     Path("out/5.taae").mkdir(parents=True)
-    assert cli.main(["encode", "in", "-o", "out"]) == 1
+    assert cli.main(["encode", "in", "-o", "out"], patience=600) == 1
     output = capsys.readouterr()
     lines = output.err.splitlines()
     assert output.out == "" and lines[-1] == f"taae: 3 of {len(SECONDS)} files failed"
@@ -79,7 +79,7 @@ def test_a_block_that_fails_takes_no_other_with_it(block_seconds, capsys, monkey
         return original(codec, clips, rows, samples, bottleneck)
 
     monkeypatch.setattr(Codec, "encode_block", out_of_memory)
-    assert cli.main(["encode", "in", "-o", "out"]) == 1
+    assert cli.main(["encode", "in", "-o", "out"], patience=600) == 1
     assert "in/5.wav: RuntimeError: out of memory; run again with --debug" in capsys.readouterr().err
     assert len(contents("out")) == len(SECONDS) - 1
 
@@ -95,7 +95,7 @@ def test_an_interrupt_while_a_file_is_read(capsys, monkeypatch):
     encode = partial(transcode.encode_files, read=interrupted)
     with monkeypatch.context() as context:
         context.setattr(transcode, "encode_files", encode)
-        assert cli.main(["encode", "in", "-o", "out"]) == 130
+        assert cli.main(["encode", "in", "-o", "out"], patience=600) == 130
     out, err = capsys.readouterr()
     assert out == "" and "the same command with --skip-existing makes the others" in err
     assert set(contents("out")) <= {"0.taae", "1.taae"}
