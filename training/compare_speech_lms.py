@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's 
 
 from modeling_taae.errors import TaaeInputError
 from training.speech_lm.compare import Comparison, compare
-from training.speech_lm.options import parse_settings
+from training.speech_lm.options import parse_settings, run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,4 +22,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -5,7 +5,6 @@ text it says something; with `--prompt speech.wav` it goes on from there.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from transformers.utils import logging
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
 
 from modeling_taae.errors import TaaeInputError
+from training.speech_lm.options import run_command
 from training.speech_lm.speak import speak
 
 SECONDS = restricted_number_type("Seconds", float, [(">=", 0.01), ("<=", 3600)])
@@ -44,11 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever listened has enough; Python would flush once more at exit, and fail
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

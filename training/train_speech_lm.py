@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
 
 from modeling_taae.errors import TaaeInputError
-from training.speech_lm.options import parse_settings
+from training.speech_lm.options import parse_settings, run_command
 from training.speech_lm.results import Settings
 from training.speech_lm.train import is_main_process, run
 
@@ -43,4 +43,4 @@ def tell(message: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

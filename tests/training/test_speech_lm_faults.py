@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -186,6 +187,16 @@ def test_a_folder_is_written_in_one_step(tmp_path):
 
 def environment(**more: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | more
+
+
+def test_nobody_reads_what_is_printed(settings):
+    """As in `train_speech_lm.py … | head -0`: the run ends without a traceback, and goes on when it is started again."""
+    command = [sys.executable, str(CHECKOUT / "training/train_speech_lm.py"), *arguments(settings, max_steps=1)]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read().decode() and process.wait() == 141
+    settings.budget = replace(TINY, max_steps=1)
+    assert run(settings).bit_rate.seconds > 0
 
 
 def weights(folder: str) -> list[torch.Tensor]:
