@@ -190,7 +190,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def test_nobody_reads_what_is_printed(settings):
-    """As in `train_speech_lm.py … | head -0`: the run ends without a traceback, and goes on when it is started again."""
+    """As in `train_speech_lm.py … | head -0`: the run ends without a traceback, and goes on at the next start."""
     command = [sys.executable, str(CHECKOUT / "training/train_speech_lm.py"), *arguments(settings, max_steps=1)]
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
