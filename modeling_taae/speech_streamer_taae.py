@@ -126,7 +126,7 @@ class TaaeStreamer(BaseStreamer):
 
         Args:
             waveform: (samples,) float32 at the codec's rate; none at the end.
-            stream_end: whether the generation has ended.
+            stream_end: true at the end of the generation.
         """
         if len(waveform):
             self.queue.put(waveform)

@@ -119,7 +119,7 @@ class TokenFolder:
 
     @property
     def complete(self) -> bool:
-        """Whether there is nothing left to do."""
+        """True once there is nothing left to do."""
         return (self.path / MANIFEST).is_file()
 
     def missing(self, schema: Callable[[int], pa.Schema]) -> list[int]:

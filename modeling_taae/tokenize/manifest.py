@@ -40,7 +40,7 @@ class ModelFacts:
 
     @property
     def token_source(self) -> TokenSource:
-        """What made the tokens."""
+        """The source of the tokens: model, encoder and grid."""
         return TokenSource(self.identity, self.token_identity, tuple(self.ancestors))
 
     def to_json(self) -> dict[str, Any]:

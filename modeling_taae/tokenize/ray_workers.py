@@ -30,7 +30,7 @@ class Weights:
     Args:
         model: its folder or its name on the Hub.
         identity: the identity that it must have.
-        loudness: whether clips are brought to the extractor's loudness.
+        loudness: true to bring clips to the extractor's loudness.
     """
 
     model: str

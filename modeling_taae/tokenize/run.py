@@ -66,7 +66,7 @@ def tokenize_corpus(
         bottleneck: a preset's name, `"native"`, or stages, also as text; None for the model's own.
         device: a device, as torch spells it; None for CUDA where there is one, else the CPU.
         dtype: the model's dtype: `"float32"`, `"bfloat16"` or `"float16"`.
-        loudness: whether clips are brought to the model's loudness.
+        loudness: true to bring clips to the model's loudness.
         split: the split of a data set, and of the output; None for `"train"`.
         subset: the subset of a data set that has several.
         audio_column: the column with the audio.
@@ -78,7 +78,7 @@ def tokenize_corpus(
         readers: the number of threads that decode audio; None for 8 beside a GPU, else 1.
         unit_rows: the rows of a unit at least, where the source leaves the choice: an interrupted run repeats those
             that it has not finished. It is one of the settings that a folder belongs to.
-        units_together: as for [`Encoding`].
+        units_together: the number of units that are encoded as one stream of clips; None for 1 on a CPU and 64 else.
         license: the licence of the recordings, as the Hub calls it, for the card.
         price_per_hour: the price of a GPU or core, for the report.
         ray: the address of a Ray cluster, `"auto"`, or `"local"` for the cores or GPUs of this machine.

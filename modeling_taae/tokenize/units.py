@@ -54,7 +54,7 @@ class Unit:
     Args:
         clips: the clips, in the order of the rows.
         waiting: the number of clips that wait for their tokens.
-        closed: whether all rows have been read.
+        closed: true once all rows have been read.
     """
 
     clips: list[Clip] = field(default_factory=list)

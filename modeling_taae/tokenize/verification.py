@@ -44,7 +44,7 @@ def open_token_folder(folder: str | Path, checked: bool = True) -> Manifest:
 
     Args:
         folder: a folder that `taae tokenize` wrote, or that [`find_tokens`] returned.
-        checked: whether the shards are compared with the manifest; one process among several is enough.
+        checked: true to compare the shards with the manifest; one process among several is enough.
 
     Raises:
         TaaeInputError: if it is not complete, or as for [`verify_shards`].

@@ -39,7 +39,7 @@ class Comparison:
         texts: texts for `with_texts`: a column of the corpora, or a Parquet file with columns id and text.
         with_texts: presets that are trained with text before speech as well, interleaved.
         codec: folder or name of the codec, to decode samples with.
-        samples: how many to make of each kind.
+        samples: the number of samples of each kind.
         budget: size and training.
     """
 

@@ -20,7 +20,7 @@ class TokenCorpus:
     Args:
         names: folders that `taae tokenize` wrote, or names of such data sets on the Hub.
         texts: None for speech alone, else a column of the corpus, or a Parquet file with columns id and text.
-        checked: whether the folders' files are compared with their manifests, for which all of them are read.
+        checked: true to compare the folders' files with their manifests, for which all of them are read.
 
     Raises:
         TaaeInputError: if a folder is not complete or does not hold what its manifest lists, the folders do not have
@@ -60,7 +60,7 @@ class TokenCorpus:
 
     @property
     def token_source(self) -> TokenSource:
-        """What made the tokens."""
+        """The source of the tokens: model, encoder and grid."""
         return self.manifest.model.token_source
 
     @property

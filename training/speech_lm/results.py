@@ -129,13 +129,13 @@ class Result:
         codec: the identity of the codec whose tokens the model learnt.
         bottleneck: the tokens' preset.
         layout: the order of a frame's tokens.
-        texts: whether there was text before speech.
+        texts: true if there was text before speech.
         nominal_bit_rate: bits per second if all tokens were equally likely.
         bit_rate: bits per second with the model's predictions.
         parameters: the model's size.
         sequences: the numbers of sequences.
         budget: size and training.
-        samples: what the model said.
+        samples: the speech that the model made.
         precision: the precision of its training, and why; empty in results from before it was noted.
     """
 

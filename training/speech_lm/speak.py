@@ -36,7 +36,7 @@ def generate_speech(
     Args:
         model: the language model.
         processor: its processor.
-        text: what comes before the speech.
+        text: the text before the speech.
         prompt: the speech's first frames, (tokens_per_frame, frames) int64.
         frames: the most that it says.
         temperature: below 1, likely tokens become more so.

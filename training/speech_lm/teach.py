@@ -67,7 +67,7 @@ def teach(model_name: str, corpus: TokenCorpus, output: str, longest: int, packe
         corpus: the speech to teach.
         output: the folder for checkpoints, and for the model at the end.
         longest: the most tokens of a sequence.
-        packed: whether a batch is one row of sequences behind each other rather than padded ones. For models with the
+        packed: true to put the sequences of a batch behind each other in one row, without padding. For models with the
             attention of Transformers, which then keeps the sequences apart.
         options: further arguments of `TrainingArguments`.
     """
