@@ -184,7 +184,7 @@ def exact_convolutions() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keeps Transformers from telling about the loading of a model, which is told here if it fails."""
     verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -220,7 +220,7 @@ def load_codec(name: str | None, device: str | None = None, loudness: bool = Tru
     name = name or default_model()
     try:
         folder = name if os.path.isdir(name) else _download(name)
-        with _quiet_transformers():
+        with quiet_transformers():
             model, loading = AutoModel.from_pretrained(folder, trust_remote_code=False, output_loading_info=True)
             extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
     # Readers of damaged files raise errors of many types.

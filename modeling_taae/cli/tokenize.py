@@ -135,6 +135,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     report = Report.from_json(read_json(Path(args.output) / REPORT))
     print(*summary(args.output, manifest, report), sep="\n")
+    if args.license is None:
+        print(
+            "no licence is named, so these tokens cannot be pushed to the Hub; the same command with --license names it"
+        )
     return 0
 
 

@@ -238,16 +238,15 @@ def load_back(folder: Path) -> "TaaeModel":
     """
     import torch
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    from ..codec import quiet_transformers
 
     def loaded(file: str, auto_class: str, **options):
         reference = json.loads((folder / file).read_text(encoding="utf-8"))["auto_map"][auto_class]
         return get_class_from_dynamic_module(reference, str(folder)).from_pretrained(folder, **options)
 
-    model, loading = loaded("config.json", "AutoModel", output_loading_info=True)
+    with quiet_transformers():
+        model, loading = loaded("config.json", "AutoModel", output_loading_info=True)
     if model.config.model_type != "taae":
         raise TaaeInputError(f"it is a model of the type {model.config.model_type}, not taae")
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
