@@ -13,6 +13,7 @@ import soundfile
 from support.training_runs import CHECKOUT, train
 
 from modeling_taae import cli
+from modeling_taae.evaluation.results import Row
 from training.ctc import CTCHead
 from training.experiments import stages as run_stages
 from training.experiments.stages import EXPERIMENTS, MARKERS, PUBLISHED, Experiment, Stage, compared, main, markdown
@@ -103,12 +104,12 @@ def test_what_is_trained_is_compared_and_not_trained_again(tiny_model_folder, tm
 def test_changes_are_those_of_each_utterance():
     """A change that every utterance shares is certain, however much they differ."""
 
-    def rows(change: float) -> list[dict]:
+    def rows(change: float) -> list[Row]:
         values = [
             (name, language, value + change) for name, language, value in zip("abc", "xxy", (1, 2, 9), strict=True)
         ]
         return [
-            {"id": name, "language": language, "metrics": dict.fromkeys(run_stages.METRICS, value)}
+            Row(name, "codec", 1.0, {"language": language}, dict.fromkeys(run_stages.METRICS, value))
             for name, language, value in values
         ]
 
