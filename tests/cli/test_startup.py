@@ -86,3 +86,24 @@ assert scipy.stats.norm.cdf(0) == 0.5 and scipy.stats.scoreatpercentile([1, 2, 3
 print("fine")
 """
     assert "fine" in run(code)
+
+
+@pytest.mark.parametrize("module", ["torch", "transformers.modeling_utils", "soundfile"])
+def test_an_interrupt_of_an_import_ends_in_a_line(module, tiny_model_folder, tmp_path):
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    code = f"""
+import sys
+
+class Interrupt:
+    def find_spec(name, path=None, target=None):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt)
+from modeling_taae.cli import main
+errors = sys.stderr = open("errors", "w")
+status = main(["encode", "a.wav", "--model", {str(tiny_model_folder)!r}], patience=600)
+errors.close()
+print(status, open("errors").read().count(chr(10)))
+"""
+    assert run(f"import os; os.chdir({str(tmp_path)!r})\n{code}") == "130 1\n"

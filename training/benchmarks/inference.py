@@ -132,7 +132,7 @@ def startup_rows(bench: Bench) -> Iterator[dict]:
         commands |= {"taae --help": ["-m", "modeling_taae", "--help"], "taae encode, 10 s": encode}
         times = {name: shell_times(arguments) for name, arguments in commands.items()}
         for name, (took, processor) in times.items():
-            beyond = {"more than the first": took - times[imports[0]][0]}
+            beyond = {"more than the second": took - times[imports[1]][0]}
             yield {"command": f"`{name}`", "seconds": took, **beyond, "processor seconds": processor}
 
 
