@@ -400,4 +400,4 @@ def test_the_page_says_what_was_measured_of_the_published_weights(make_export_re
     results = json.loads((folder / "results" / "export.json").read_text(encoding="utf-8"))
     assert results["model_identity"] == load_codec(str(folder), device="cpu").identity
     page = make_export_results.PAGE.read_text(encoding="utf-8")
-    assert make_export_results.page(folder.name, results) == page
+    assert make_export_results.measurement().filled_page(folder.name, results) == page

@@ -12,7 +12,7 @@ from support.training_runs import CHECKOUT, TINY, write_recipe
 from modeling_taae.configuration_taae import NAMED_SIZES
 from training.benchmarks import inference as benchmark_inference
 from training.benchmarks import tools as benchmark_tools
-from training.benchmarks import training as benchmark_training
+from training.benchmarks import training_steps as benchmark_training
 from training.benchmarks.benchmark import GPU_MARKERS, MARKERS, main, markdown
 from training.benchmarks.tools import Bench, count_operations, random_model
 

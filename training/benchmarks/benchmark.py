@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's tra
 
 from modeling_taae.evaluation.report import between, table
 from modeling_taae.evaluation.results import rounded
-from modeling_taae.evaluation.tables import environment
 from modeling_taae.files import write_bytes
 from training.benchmarks.inference import eight_bit_rows, latency_rows, long_audio_rows, speed_rows, startup_rows
+from training.benchmarks.runner import machine, processor_text
 from training.benchmarks.tools import SECONDS, Bench
-from training.benchmarks.training import gradient_rows, step_rows
+from training.benchmarks.training_steps import gradient_rows, step_rows
 
 Rows = Callable[[Bench], Iterator[dict]]
 SECTIONS: dict[str, tuple[str, Rows]] = {
@@ -48,20 +48,20 @@ def measure(bench: Bench, name: str) -> dict:
     start, rows = time.perf_counter(), list(SECTIONS[name][1](bench))
     peaks = {str(dtype).removeprefix("torch."): peak / 1e9 for dtype, peak in bench.peaks.items()}
     took = time.perf_counter() - start
-    return rounded({"environment": environment(), "gflops_at_peak": peaks, "took_seconds": took, "rows": rows})
+    return rounded({"environment": machine(), "gflops_at_peak": peaks, "took_seconds": took, "rows": rows})
 
 
 def markdown(results: dict[str, dict]) -> str:
     """The tables, each below its machine."""
     parts = []
     for name in filter(results.get, SECTIONS):
-        section, machine = results[name], results[name]["environment"]
+        section, told = results[name], results[name]["environment"]
         peaks = ", ".join(f"{peak:,.0f} in {dtype}" for dtype, peak in section["gflops_at_peak"].items())
-        where = machine["accelerator"] or f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores"
+        where = told["accelerator"] or f"{processor_text(told)}, {told['threads']} of {told['cores']} cores"
         at_most = f"; matrix products of at most {peaks} GFLOP/s" if peaks else ""
         heading = list(section["rows"][0])
         rows = [[cell(row[column]) for column in heading] for row in section["rows"]]
-        packages = f"torch {machine['packages']['torch']}"
+        packages = f"torch {told['packages']['torch']}"
         parts.append(f"**{SECTIONS[name][0]}** ({where}, {packages}{at_most})\n\n{table(heading, rows)}")
     return "\n\n".join(parts)
 

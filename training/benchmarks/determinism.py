@@ -6,9 +6,7 @@ together: padded batches, and `encode_clips`, of which `taae encode` and `taae t
 nothing; and what that costs. Prints Markdown and writes results/determinism.json in the model's folder.
 """
 
-import argparse
 import copy
-import json
 import random
 import sys
 import time
@@ -28,11 +26,10 @@ from modeling_taae import TaaeConfig, TaaeModel, convolution_taae
 from modeling_taae.batching import encode_clips
 from modeling_taae.codec import Codec, exact_convolutions, load_codec
 from modeling_taae.data.utterances import Utterances
-from modeling_taae.errors import TaaeInputError, one_line
-from modeling_taae.evaluation.report import between, table
+from modeling_taae.errors import one_line
+from modeling_taae.evaluation.report import table
 from modeling_taae.evaluation.results import rounded
-from modeling_taae.evaluation.tables import environment
-from modeling_taae.files import write_bytes
+from training.benchmarks.runner import Measurement, machine, processor_text
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "tokenize_a_corpus.md"
 PLACE = ("<!-- determinism: written by training/benchmarks/determinism.py of {name} -->\n", "<!-- /determinism -->")
@@ -243,8 +240,8 @@ def measure(determinism: Determinism) -> dict:
 def markdown(results: dict) -> str:
     """The tables and what they are of."""
     heading = ["latents apart by up to", *(f"`{name}`" for name in BOTTLENECKS)]
-    machine = results["environment"]
-    versions = ", ".join(f"{name} {machine['packages'][name]}" for name in ("torch", "transformers"))
+    told = results["environment"]
+    versions = ", ".join(f"{name} {told['packages'][name]}" for name in ("torch", "transformers"))
     costs = [
         [
             f"{row['network']}, {row['utterances']} utterances of {row['mean_seconds']:.1f} s",
@@ -264,15 +261,10 @@ def markdown(results: dict) -> str:
             "CPU seconds of one thread per second of speech, each utterance by itself as `encode_clips` has it on a "
             "CPU, and in padded batches of similar length:",
             table(["encoding", *results["cost"][0]["rtf"]], costs),
-            f"{machine['processor']}, {machine['cores']} cores, {machine['accelerator'] or 'no GPU'}; {versions}, "
-            f"Python {machine['python']}.",
+            f"{processor_text(told)}, {told['cores']} cores, {told['accelerator'] or 'no GPU'}; {versions}, "
+            f"Python {told['python']}.",
         ]
     )
-
-
-def page(results: dict) -> str | None:
-    """The page about tokens with the tables filled in; None where it has no place for this model's."""
-    return between((PLACE[0].format(name=results["model"]), PLACE[1]), PAGE, markdown(results))
 
 
 def cells(row: dict, frames: int) -> list[str]:
@@ -283,36 +275,44 @@ def cells(row: dict, frames: int) -> list[str]:
     return [row["setting"], f"{row['latents_apart']:.1e}" if row["latents_apart"] else "0", *changed]
 
 
+def measure_folder(folder: Path, sources: list[str], limit: int | None) -> dict:
+    """Returns the content of determinism.json.
+
+    Raises:
+        TaaeInputError: if there is no such model, or no speech to be read.
+    """
+    with threads(1):
+        codec = load_codec(str(folder), device="cpu")
+        utterances = Utterances(sources, codec.model.config.sampling_rate, limit)
+        clips = [utterance.audio for utterance in utterances if utterance.audio is not None]
+        results = {
+            "model": folder.resolve().name,
+            "identity": codec.identity,
+            "data": ", ".join(Path(source).name for source in sources),
+            "utterances": len(clips),
+            "seconds": sum(map(len, clips)) / codec.model.config.sampling_rate,
+            "environment": machine(),
+            **measure(Determinism(codec, clips)),
+        }
+    return rounded(results)
+
+
+def measurement() -> Measurement:
+    """Describes the measurement."""
+    return Measurement(
+        "determinism.py",
+        "Counts the tokens that change with how they are computed.",
+        "determinism.json",
+        lambda options: measure_folder(options.folder, options.speech, options.limit),
+        markdown,
+        PAGE,
+        PLACE,
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Measures, and returns the exit status: 2 where there is nothing to measure with."""
-    parser = argparse.ArgumentParser(prog="benchmark_determinism.py", description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path, help="a model's folder")
-    parser.add_argument("--speech", nargs="+", required=True, metavar="SOURCE", help="Parquet files or audio")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N utterances only")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    try:
-        codec = load_codec(str(options.model), device="cpu")
-        utterances = list(Utterances(options.speech, codec.model.config.sampling_rate, options.limit))
-    except TaaeInputError as error:
-        print(f"benchmark_determinism.py: error: {one_line(error)}", file=sys.stderr)
-        return 2
-    clips = [utterance.audio for utterance in utterances if utterance.audio is not None]
-    results = {
-        "model": options.model.resolve().name,
-        "identity": codec.identity,
-        "data": ", ".join(Path(source).name for source in options.speech),
-        "utterances": len(clips),
-        "seconds": sum(map(len, clips)) / codec.model.config.sampling_rate,
-        "environment": environment(),
-        **measure(Determinism(codec, clips)),
-    }
-    results = rounded(results)
-    print(markdown(results))
-    write_bytes(options.model / "results" / "determinism.json", (json.dumps(results, indent=1) + "\n").encode())
-    if (filled := page(results)) is not None:
-        write_bytes(PAGE, filled.encode())
-    return 0
+    """Measures, writes, prints the tables and returns the exit status."""
+    return measurement().run(arguments)
 
 
 if __name__ == "__main__":

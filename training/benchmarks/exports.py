@@ -5,8 +5,6 @@ speed, tokens of speech, and audio. Writes results/export.json in the model's fo
 that has a place for this model.
 """
 
-import argparse
-import json
 import sys
 import tempfile
 import time
@@ -26,12 +24,11 @@ from modeling_taae.codec import load_codec
 from modeling_taae.data.utterances import Utterances
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.evaluation.metrics import ALL_METRICS, score
-from modeling_taae.evaluation.report import between, table
+from modeling_taae.evaluation.report import table
 from modeling_taae.evaluation.results import rounded
-from modeling_taae.evaluation.tables import environment
 from modeling_taae.export.export import FORMATS, export_codec
 from modeling_taae.export.runtime import ExportedCodec
-from modeling_taae.files import write_bytes
+from training.benchmarks.runner import Measurement, machine, processor_text
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "export.md"
 PLACE = ("<!-- export: written by training/benchmarks/exports.py of {name} -->\n", "<!-- /export -->")
@@ -140,7 +137,7 @@ def measure(folder: Path, sources: list[str], limit: int | None) -> dict:
         "seconds": duration,
         "threads": THREADS,
         "ways": [way.summary(duration) for way in ways],
-        "environment": environment(),
+        "environment": machine(),
     }
     return rounded(results)
 
@@ -179,34 +176,28 @@ def export_table(results: dict) -> str:
         f"{table(heading, rows)}\n\n"
         f"Encoder + decoder of {results['model_identity']} at {results['bottleneck']}, on {results['utterances']} "
         f"utterances of {speech}, {results['seconds'] / 60:.1f} minutes. Encode and decode: processor time per second "
-        f"of audio, one thread of {results['environment']['processor']}. Equal tokens, and the ratio of signal to "
+        f"of audio, one thread of {processor_text(results['environment'])}. Equal tokens, and the ratio of signal to "
         "difference where both decode the same tokens: against PyTorch in float32. The last columns: speech encoded "
         "and decoded so, against the recording."
     )
 
 
-def page(name: str, results: dict) -> str | None:
-    """The page about exports with the table filled in; None where it has no place for this model's."""
-    return between((PLACE[0].format(name=name), PLACE[1]), PAGE, export_table(results))
+def measurement() -> Measurement:
+    """Describes the measurement."""
+    return Measurement(
+        "exports.py",
+        "Measures what `taae export` writes.",
+        "export.json",
+        lambda options: measure(options.folder, options.speech, options.limit),
+        export_table,
+        PAGE,
+        PLACE,
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures, writes, prints the table and returns the exit status: 2 where that is not possible."""
-    parser = argparse.ArgumentParser(prog="make_export_results.py", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="the model's folder")
-    parser.add_argument("--speech", nargs="+", required=True, metavar="FILES", help="speech to put through it")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N utterances only")
-    options = parser.parse_args(arguments)
-    try:
-        results = measure(options.folder, options.speech, options.limit)
-    except TaaeInputError as error:
-        print(f"make_export_results.py: error: {error}", file=sys.stderr)
-        return 2
-    write_bytes(options.folder / "results" / "export.json", (json.dumps(results, indent=1) + "\n").encode())
-    if (filled := page(options.folder.resolve().name, results)) is not None:
-        write_bytes(PAGE, filled.encode())
-    print(export_table(results))
-    return 0
+    """Measures, writes, prints the table and returns the exit status."""
+    return measurement().run(arguments)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ and reads them back; what does not come back as it was is an error. Writes resul
 and the table in docs/taae_format.md if that has a place for this model.
 """
 
-import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +19,9 @@ from modeling_taae.data.utterances import Utterances
 from modeling_taae.entropy.prior import PRIOR_FILE, EntropyPrior
 from modeling_taae.entropy.statistics import token_statistics
 from modeling_taae.errors import TaaeInputError
-from modeling_taae.evaluation.report import between, table
-from modeling_taae.files import write_bytes
+from modeling_taae.evaluation.report import table
 from modeling_taae.taae_file import CODED_BOTTLENECKS, TaaeFile, pack_tokens
+from training.benchmarks.runner import Measurement
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "taae_format.md"
 PLACE = ("<!-- entropy: written by training/benchmarks/file_sizes.py of {name} -->\n", "<!-- /entropy -->")
@@ -124,28 +122,22 @@ def entropy_table(results: dict) -> str:
     )
 
 
-def page(name: str, results: dict) -> str | None:
-    """The page about the format with the table filled in; None where it has no place for this model's."""
-    return between((PLACE[0].format(name=name), PLACE[1]), PAGE, entropy_table(results))
+def measurement() -> Measurement:
+    """Describes the measurement."""
+    return Measurement(
+        "file_sizes.py",
+        "Measures how small `.taae` files are.",
+        "entropy.json",
+        lambda options: measure_all(load_codec(str(options.folder), device="cpu"), options.speech, options.limit),
+        entropy_table,
+        PAGE,
+        PLACE,
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures, writes, prints the table and returns the exit status: 2 where that is not possible."""
-    parser = argparse.ArgumentParser(prog="make_entropy_results.py", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="the model's folder")
-    parser.add_argument("--speech", nargs="+", required=True, metavar="FILES", help="that the prior has not seen")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N utterances only")
-    options = parser.parse_args(arguments)
-    try:
-        results = measure_all(load_codec(str(options.folder), device="cpu"), options.speech, options.limit)
-    except TaaeInputError as error:
-        print(f"make_entropy_results.py: error: {error}", file=sys.stderr)
-        return 2
-    write_bytes(options.folder / "results" / "entropy.json", (json.dumps(results, indent=1) + "\n").encode())
-    if (filled := page(options.folder.resolve().name, results)) is not None:
-        write_bytes(PAGE, filled.encode())
-    print(entropy_table(results))
-    return 0
+    """Measures, writes, prints the table and returns the exit status."""
+    return measurement().run(arguments)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,10 @@ folder.
 """
 
 import argparse
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Container
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pyarrow import parquet
@@ -30,7 +28,7 @@ from modeling_taae.evaluation.probes import (
     phoneme_error_rate,
     pooled,
 )
-from modeling_taae.files import write_bytes
+from training.benchmarks.runner import Measurement
 
 # Speakers with fewer utterances cannot be learnt and tested, nor languages of fewer speakers than there are folds.
 FEWEST_UTTERANCES, FEWEST_SPEAKERS = 4, FOLDS
@@ -102,7 +100,7 @@ def probe_phonemes(known: list[dict], unknown: list[dict], phonemes: dict[str, l
     Raises:
         TaaeInputError: if there are no phonemes of these utterances.
     """
-    known, unknown = ([row for row in rows if row["id"] in phonemes] for rows in (known, unknown))
+    known, unknown = [row for row in known if row["id"] in phonemes], [row for row in unknown if row["id"] in phonemes]
     if not known or not unknown:
         raise TaaeInputError("--phonemes: has no phonemes of the utterances to train or to test on; check the ids")
 
@@ -120,36 +118,34 @@ def read_phonemes(table: str, source: str) -> dict[str, list[str]]:
     return {name: [phone.strip("012") for phone in text.split() if phone != "|"] for name, text in told.items()}
 
 
+def measure(options: argparse.Namespace) -> dict:
+    """Returns the content of probes.json.
+
+    Raises:
+        TaaeInputError: if there is no such model or speech, or there are no phonemes of it.
+    """
+    codec = load_codec(str(options.folder), device="cpu")
+    rows = features_of(codec, options.speech, options.limit)
+    results: dict = {"model_identity": codec.identity, "bottleneck": codec.model.config.bottleneck}
+    results |= {"speech": [Path(name).name for name in options.speech], "utterances": len(rows)}
+    results |= probe_utterances(rows)
+    if options.phonemes:
+        phonemes = read_phonemes(options.phonemes, options.source)
+        known = features_of(codec, options.train, options.limit, wanted=phonemes)
+        results["phonemes"] = {"source": options.source, **probe_phonemes(known, rows, phonemes)}
+    return results
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Probes, writes and returns the exit status."""
-    parser = argparse.ArgumentParser(prog="make_probes.py", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="the model's folder")
-    parser.add_argument(
-        "--speech", nargs="+", required=True, metavar="FILES", help="utterances to classify and test on"
-    )
+    measurement = Measurement("probes.py", "Probes what a model's tokens carry.", "probes.json", measure)
+    parser = measurement.parser()
     parser.add_argument("--phonemes", metavar="FILE", help="Parquet file with columns id, source and phonemes")
     parser.add_argument("--source", default="speechocean762", help="whose phonemes (default: speechocean762)")
     parser.add_argument(
         "--train", nargs="+", default=[], metavar="FILES", help="utterances to train the phoneme probe on"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N utterances of each only")
-    options = parser.parse_args(arguments)
-    try:
-        codec = load_codec(str(options.folder), device="cpu")
-        rows = features_of(codec, options.speech, options.limit)
-        results: dict[str, Any] = {"model_identity": codec.identity, "bottleneck": codec.model.config.bottleneck}
-        results |= {"speech": [Path(name).name for name in options.speech], "utterances": len(rows)}
-        results |= probe_utterances(rows)
-        if options.phonemes:
-            phonemes = read_phonemes(options.phonemes, options.source)
-            known = features_of(codec, options.train, options.limit, wanted=phonemes)
-            results["phonemes"] = {"source": options.source, **probe_phonemes(known, rows, phonemes)}
-    except TaaeInputError as error:
-        print(f"make_probes.py: error: {error}", file=sys.stderr)
-        return 2
-    content = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
-    write_bytes(options.folder / "results" / "probes.json", content.encode())
-    return 0
+    return measurement.run(arguments, parser)
 
 
 if __name__ == "__main__":
