@@ -173,8 +173,8 @@ def resample(blocks: Blocks, name: str, sampling_rate: int, most_samples: int = 
         nonlocal length
         length += len(part)
         if length > most_samples:
-            hours = most_samples / sampling_rate / 3600
-            raise TaaeInputError(f"{name}: is longer than {hours:.3g} hours; cut it into shorter recordings")
+            seconds = most_samples / sampling_rate
+            raise TaaeInputError(f"{name}: is longer than {seconds:,.0f} s; cut it into shorter recordings")
         parts.append(part)
 
     for block, rate in blocks:

@@ -40,7 +40,9 @@ def read_recording(path: str | None, sampling_rate: int) -> np.ndarray:
             check_length(facts.duration)
             check_samples(facts.frames * facts.channels)
         file.seek(0)
-        audio = decode_audio(file, "Your recording", sampling_rate)
+        # What soundfile knows nothing of may still expand to any length.
+        most_samples = 2 * LONGEST_CLIP * sampling_rate
+        audio = decode_audio(file, "Your recording", sampling_rate, most_samples=most_samples)
     check_length(len(audio) / sampling_rate)
     if integrated_loudness(audio, sampling_rate) is None:
         raise TaaeInputError("The recording is silent. Check the microphone, and speak closer to it.")
