@@ -8,6 +8,7 @@ seed; `--only TARGET --seed N --attempts 1` repeats it.
 import argparse
 import json
 import multiprocessing
+import os
 import resource
 import shutil
 import signal
@@ -22,8 +23,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 
-# Bounds of one attempt.
-SECONDS, MEGABYTES = 20, 512
+# Bounds of one attempt: processor time, memory, and the time after which it is taken to hang.
+SECONDS, MEGABYTES, HANGS = 20, 512, 180
 LINKS = "links"
 LINKS_PER_SECOND = 1000  # about as many as a core tries
 VOICE = Path(__file__).resolve().parents[2] / "hub_cards" / "web" / "voice.js"
@@ -69,6 +70,7 @@ def attack_target(name: str, seed: int, seconds: float, attempts: int, results: 
         raise Slow
 
     signal.signal(signal.SIGPROF, interrupt)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # decoders in C talk about what they are given
     counts = Counts()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         attack = TARGETS[name](Path(folder))
@@ -107,6 +109,8 @@ def run_target(name: str, seed: int, seconds: float, attempts: int) -> Counts:
     last: int | Counts = seed
     try:
         while not isinstance(last, Counts):
+            if not results.poll(HANGS):
+                process.kill()
             last = results.recv()
     except EOFError:
         process.join()

@@ -228,9 +228,13 @@ def corpora(folder: Path) -> Attack:
 
 def token_folders(folder: Path) -> Attack:
     """Folders that `taae tokenize` wrote: their manifest and shards."""
+    import datasets
+
     from modeling_taae import cli
     from training.speech_lm.corpora import TokenCorpus
 
+    datasets.config.HF_DATASETS_CACHE = folder / "cache"
+    datasets.disable_progress_bars()
     (folder / "speech").mkdir()
     for seed in range(3):
         (folder / "speech" / f"{seed}.flac").write_bytes(recording(seed, "FLAC"))
