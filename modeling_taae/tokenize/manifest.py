@@ -6,7 +6,8 @@ it as a dictionary for JSON, `from_json` reads that.
 
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ..errors import TaaeInputError, one_line
 from ..files import read_json
@@ -175,7 +176,8 @@ class Plan:
         """Reads a plan."""
         named = {field.name: PLAN_NAMES.get(field.name, field.name) for field in fields(cls)}
         # Plans of earlier versions know of no channel.
-        return cls(**{field: content[name] for field, name in named.items() if name in content or field != "channel"})
+        values = {field: content[name] for field, name in named.items() if name in content or field != "channel"}
+        return _checked(cls(**values))
 
 
 PLAN_NAMES = {
@@ -187,6 +189,7 @@ PLAN_NAMES = {
 
 
 Facts = TypeVar("Facts", ModelFacts, BottleneckFacts, SourceFacts, Shard)
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -267,16 +270,17 @@ class Manifest:
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']!r}, not {FORMAT!r}")
         manifest = cls(
-            versions=dict(content["versions"]),
+            versions=content["versions"],
             model=_facts(ModelFacts, content["model"]),
             bottleneck=_facts(BottleneckFacts, content["bottleneck"]),
             sources=[_facts(SourceFacts, source) for source in content["sources"]],
             plan=Plan.from_json(content["plan"]),
-            columns=list(content["columns"]),
-            fingerprint=str(content["fingerprint"]),
+            columns=content["columns"],
+            fingerprint=content["fingerprint"],
             shards=[_facts(Shard, shard) for shard in content["shards"]],
-            rejected=dict(content["rejected"]),
+            rejected=content["rejected"],
         )
+        _checked(manifest)
         told_twice = {name: content[name] for name in ("split", "rows", "frames", "seconds")}
         told_twice |= {"model": manifest.plan.model, "bottleneck": manifest.plan.bottleneck}
         computed = {name: getattr(manifest, name) for name in ("split", "rows", "frames", "seconds")}
@@ -292,7 +296,33 @@ def _facts(kind: type[Facts], content: dict[str, Any]) -> Facts:
         field.name for field in fields(kind) if field.default is not MISSING or field.default_factory is not MISSING
     }
     names = [field.name for field in fields(kind) if field.name in content or field.name not in optional]
-    return kind(**{name: content[name] for name in names})
+    return _checked(kind(**{name: content[name] for name in names}))
+
+
+def _checked(part: Part) -> Part:
+    """Returns a part of a manifest whose values have the types that its class gives them.
+
+    Raises:
+        TypeError: naming a field whose value has another type.
+    """
+    for name, kind in get_type_hints(type(part)).items():
+        value = getattr(part, name)
+        if not _has_type(value, kind):
+            raise TypeError(f"its {name} is {repr(value)[:80]}")
+    return part
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is list:
+        return isinstance(value, list) and all(_has_type(each, inner[0]) for each in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_has_type(each, inner[1]) for each in value.values())
+    if origin is UnionType:
+        return any(_has_type(value, each) for each in inner)
+    if kind in (int, float):  # JSON writes whole numbers of seconds without a point; true is no number
+        return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    return isinstance(value, kind)
 
 
 def read_manifest(folder: str | Path) -> Manifest | None:

@@ -89,7 +89,7 @@ def shard_problem(folder: Path, shard: Shard) -> str:
     # The Hub's cache holds links to its blobs.
     homes = [folder.resolve() / DATA, *([folder.parents[1] / "blobs"] if folder.parent.name == "snapshots" else [])]
     if not inside or (path.exists() and not any(path.resolve().is_relative_to(home.resolve()) for home in homes)):
-        return f"{shard.file!r} lies outside of the folder {DATA}"
+        return f"{shard.file[:80]!r} lies outside of the folder {DATA}"
     if not path.is_file():
         return f"{shard.file} is missing"
     with path.open("rb") as file:

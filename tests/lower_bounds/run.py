@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # The tests read Parquet.
 EXTRAS = ("data",)
-RUNNERS = ("pytest>=8", "setuptools>=77", "wheel")
+RUNNERS = ("accelerate>=1.6", "pytest>=8", "setuptools>=77", "wheel")
 CORE_TESTS = ("tests/lower_bounds", "tests/model", "tests/codec")
 REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(\[[\w,]+\])?>=(?P<minimum>[\w.]+)[^;]*(?P<marker>;.*)?")
 
