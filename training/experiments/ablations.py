@@ -222,7 +222,7 @@ def run_all(runner: Runner, ablations: list[Ablation], jobs: int) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs what is not finished, writes the table, and returns the exit status: 1 where a run failed."""
-    parser = argparse.ArgumentParser(prog="run_ablations.py", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="ablations.py", description=__doc__.splitlines()[0])
     names = {ablation.name: ablation for ablation in all_ablations()}
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which (default: all): {', '.join(names)}")
     parser.add_argument("--steps", type=int, required=True, metavar="N", help="of each run")
@@ -249,7 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:
-        print("run_ablations.py: interrupted; the same command goes on from here", file=sys.stderr)
+        print("ablations.py: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     content = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
     write_bytes(options.json or options.output_dir / "results.json", content.encode())
@@ -257,7 +257,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.readme:
         write_bytes(options.readme, with_tables(options.readme, markdown(summary), MARKERS).encode())
     for failure in failures:
-        print(f"run_ablations.py: {failure}", file=sys.stderr)
+        print(f"ablations.py: {failure}", file=sys.stderr)
     return 1 if failures else 0
 
 

@@ -398,7 +398,7 @@ def read_results(file: Path) -> dict[str, dict]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs experiments, writes down what they show, and returns the exit status: 1 where a training run failed."""
-    parser = argparse.ArgumentParser(prog="run_stages.py", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="stages.py", description=__doc__.splitlines()[0])
     listed = "; ".join(f"{name}: {experiment.title}" for name, experiment in EXPERIMENTS.items())
     parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=f"which (default: all). {listed}")
     parser.add_argument("--steps", type=int, default=800, metavar="N", help="of short runs (default: 800)")
@@ -432,10 +432,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError, TaaeInputError) as error:
         parser.error(str(error))
     except subprocess.CalledProcessError as error:
-        print(f"run_stages.py: training ended with status {error.returncode}; see above", file=sys.stderr)
+        print(f"stages.py: training ended with status {error.returncode}; see above", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("run_stages.py: interrupted; the same command goes on from here", file=sys.stderr)
+        print("stages.py: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
 
