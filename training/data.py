@@ -23,6 +23,7 @@ import torch
 from datasets import Dataset, Features, IterableDataset, Value, interleave_datasets
 from datasets.distributed import split_dataset_by_node
 from datasets.exceptions import DatasetGenerationError
+from datasets.io.generator import GeneratorDatasetInputStream
 from pyarrow import compute
 from tqdm import tqdm
 
@@ -325,8 +326,14 @@ class StreamedCrops(torch.utils.data.IterableDataset):
 
 def stream_of(corpus: Corpus) -> IterableDataset:
     """Returns the rows of a corpus as a stream of `datasets`, which shuffles the corpus's files, and then its rows."""
-    units = {"corpus": corpus, "shards": corpus.shards()}
-    return IterableDataset.from_generator(pickled_rows, PICKLED, units)
+    # As `IterableDataset.from_generator`, which would hash the corpus: that takes minutes for a million recordings.
+    return GeneratorDatasetInputStream(
+        pickled_rows,
+        PICKLED,
+        streaming=True,
+        gen_kwargs={"corpus": corpus, "shards": corpus.shards()},
+        fingerprint=corpus.fingerprint(),
+    ).read()
 
 
 def pickled_rows(corpus: Corpus, shards: list[list[int]]) -> Iterator[dict[str, bytes]]:

@@ -39,7 +39,10 @@ PACKED = frozenset({".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst",
 OTHER_TEXTS = frozenset({".textgrid", ".srt", ".vtt", ".eaf", ".trs", ".stm", ".ctm", ".chat", ".cha", ".xlsx"})
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # as `save_to_disk` of `datasets` writes them
 TOLD_NAMES = 3
-TOLD_LISTS = LIST_SUFFIXES - {".json"}  # others are rarely meant as such
+# Files that are lists only if they begin as such; others that are none are told.
+UNLIKELY_LISTS = frozenset({".json", ".txt"})
+POSSIBLE_LISTS = LIST_SUFFIXES | UNLIKELY_LISTS
+TOLD_LISTS = LIST_SUFFIXES - UNLIKELY_LISTS
 
 
 @dataclass
@@ -109,7 +112,13 @@ def find(paths: list[Path], is_pattern: bool, audio_root: Path | None) -> Found:
 
 def recordings_and_containers(inside: Iterable[Path]) -> list[Path]:
     """Returns the files of a folder that are read on their own."""
-    return [file for file in inside if file.suffix.lower() in RECORDINGS | CONTAINERS and file.name not in METADATA]
+    wanted = RECORDINGS | CONTAINERS
+    return [file for file in inside if suffix_of(file) in wanted and file.name not in METADATA]
+
+
+def suffix_of(file: Path) -> str:
+    """Returns a file's suffix in lower case; quicker than `Path.suffix`, which counts for millions of files."""
+    return os.path.splitext(file.name)[1].lower()
 
 
 def saved_tables(inside: list[Path]) -> list[Path]:
@@ -126,13 +135,14 @@ def saved_tables(inside: list[Path]) -> list[Path]:
 
 def possible_lists(inside: list[Path]) -> list[Path]:
     """Returns files of a folder that may tell about its recordings, though their names do not say so."""
-    recordings = stems_of(inside)
+    candidates = [file for file in inside if file.name == KALDI_RECORDINGS or suffix_of(file) in POSSIBLE_LISTS]
+    recordings = stems_of(inside) if candidates else {}
     lists = []
-    for file in (file for file in inside if file.name not in METADATA and file.stem.lower() not in UNTRUSTED_LISTS):
-        suffix = file.suffix.lower()
-        is_called_so = file.name == KALDI_RECORDINGS or file.name.endswith(TRANSCRIPTS)
+    for file in candidates:
+        is_called_so = suffix_of(file) not in UNLIKELY_LISTS or file.name.endswith(TRANSCRIPTS)
+        is_untrusted = file.name in METADATA or file.stem.lower() in UNTRUSTED_LISTS
         is_beside = str(file.with_suffix("")) in recordings
-        if is_called_so or suffix in TOLD_LISTS or (not is_beside and begins_as_list(file)):
+        if not is_untrusted and (is_called_so or (not is_beside and begins_as_list(file))):
             lists.append(file)
     return lists
 
@@ -140,7 +150,7 @@ def possible_lists(inside: list[Path]) -> list[Path]:
 def begins_as_list(file: Path) -> bool:
     """Returns whether a file begins with a JSON object that names a file, or with fields that `|` delimits."""
     try:
-        if file.suffix.lower() not in (".json", ".txt") or not file.is_file():
+        if not file.is_file():
             return False
         with file.open("rb") as content:
             beginning = content.read(1 << 16).decode("utf-8", "replace").lstrip("\ufeff \r\n\t")
@@ -163,9 +173,10 @@ def is_list(file: Path) -> bool:
 def notes_on(folder: Path, inside: list[Path]) -> list[str]:
     """Returns lines about what lies in a folder and is not read."""
     saved = set(saved_tables(inside))
-    packed = [file for file in inside if file.suffix.lower() in PACKED and file not in saved]
-    texts = [file for file in inside if file.suffix.lower() in OTHER_TEXTS]
-    untrusted = [file for file in inside if file.suffix == ".tsv" and file.stem.lower() in UNTRUSTED_LISTS]
+    others = [(file, suffix) for file in inside if (suffix := suffix_of(file)) not in RECORDINGS]
+    packed = [file for file, suffix in others if suffix in PACKED and file not in saved]
+    texts = [file for file, suffix in others if suffix in OTHER_TEXTS]
+    untrusted = [file for file, suffix in others if suffix == ".tsv" and file.stem.lower() in UNTRUSTED_LISTS]
     notes = {
         "unpack them, or name archives and tables one by one": packed,
         "write what they tell into metadata.csv, with a column file_name": texts,

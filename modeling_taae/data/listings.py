@@ -308,7 +308,8 @@ def locate(folder: Path, name: str, stems: dict[str, Path]) -> Path | None:
 
 def stems_of(files: Iterable[Path]) -> dict[str, Path]:
     """Returns recordings by their full path without suffix."""
-    return {str(file.with_suffix("")): file for file in files if file.suffix.lower() in AUDIO_SUFFIXES}
+    parts = ((file, *os.path.splitext(file)) for file in files)
+    return {stem: file for file, stem, suffix in parts if suffix.lower() in AUDIO_SUFFIXES}
 
 
 def priority(table: Path) -> tuple[int, str]:
