@@ -99,8 +99,8 @@ def product_seconds(dtype: torch.dtype, device: torch.device) -> float:
 def choose_attention(wanted: str, device: torch.device, precision: Precision) -> str:
     """Chooses the attention implementation of training; only `auto` is a question.
 
-    On the CPUs that were tried, bfloat16 is 3 to 9 % faster with attention spelt out, float32 and GPUs are faster
-    with PyTorch's own.
+    On the CPU that was tried, bfloat16 is up to 8 % faster with attention spelt out; float32 and GPUs are faster with
+    PyTorch's own.
     """
     if wanted != "auto":
         return wanted
