@@ -27,6 +27,7 @@ from support.hub_server import OWNER, TOKEN, HubServer
 from modeling_taae import TaaeFeatureExtractor, TaaeModel, cli
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.evaluation.report import quality_table
+from modeling_taae.evaluation.results import Results
 from modeling_taae.hub.cards import PLACEHOLDER_DOMAIN, PROJECT_URL, install_command
 from modeling_taae.hub.checks import RESULTS, inspect
 from modeling_taae.hub.push import PushError, push_folder
@@ -46,8 +47,7 @@ def made(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         soundfile.write(speech / f"{number}.wav", noise, 16_000)
     command = ["evaluate", str(speech), "--model", str(folder), "-o", str(folder / "results"), "--metrics", "si_sdr"]
     assert cli.main([*command, "--workers", "1", "--samples", "1", "--no-speed"]) == 0
-    results = json.loads((folder / RESULTS).read_text())
-    (folder / "README.md").write_text(HEADER + quality_table(results) + "\n")
+    (folder / "README.md").write_text(HEADER + quality_table(Results.read(folder / RESULTS)) + "\n")
     (folder / "LICENSE").write_text("Do what you like.\n")
     return folder
 
