@@ -5,9 +5,9 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 
 from modeling_taae import TaaeConfig
+from modeling_taae.codec import load_codec
 from modeling_taae.evaluation import report
 from modeling_taae.evaluation.results import Results, SystemSummary
-from modeling_taae.modeling_taae import TaaeModel
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 MODELS = ("<!-- models: written by `make card` from the models in hub_cards -->\n", "<!-- /models -->")
@@ -84,7 +84,7 @@ def models_table(folder: Path) -> str:
 
 def model_row(folder: Path) -> list[str]:
     """Returns the facts of a published model, as cells: its quality is that of its own bottleneck."""
-    model = TaaeModel.from_pretrained(folder)
+    model = load_codec(str(folder), device="cpu").model
     config = model.config
     results = Results.read(folder / "results" / "results.json")
     systems = [system for system in results.systems if system.kind == "TAAE"]
