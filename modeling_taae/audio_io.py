@@ -14,8 +14,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from .audio_pieces import UNKNOWN_SIZE, Piece, Window, hidden_mpeg, pieces
-from .av_audio import av_blocks
+from .audio.ffmpeg import av_blocks
+from .audio.pieces import UNKNOWN_SIZE, Piece, Window, hidden_mpeg, pieces
 from .errors import TaaeInputError
 from .files import display_name, is_standard_stream, open_input, write_bytes
 

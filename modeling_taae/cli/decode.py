@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """Decodes the files and returns the exit status."""
     from ..audio_io import audio_format
     from ..codec import load_codec
-    from ..transcode import decode_files, layer_progress
+    from ..transcode.files import decode_files, layer_progress
     from .files import Failures, plan
     from .progress import Progress
 

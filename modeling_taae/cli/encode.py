@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from ..audio_io import AUDIO_SUFFIXES
     from ..codec import chosen_bottleneck, load_codec
     from ..errors import TaaeInputError
-    from ..transcode import encode_files, layer_progress
+    from ..transcode.files import encode_files, layer_progress
     from .files import Failures, plan
     from .progress import Progress
     from .startup import import_loudness

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import TaaeInputError, describe, one_line
 from ..files import STANDARD_STREAM, is_standard_stream, search_directory
-from ..transcode import Job
+from ..transcode.files import Job
 
 
 class Failures:

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     from ..codec import load_codec
     from ..errors import TaaeInputError
     from ..files import is_standard_stream
-    from ..info import FileInfo, model_rows
+    from ..transcode.info import FileInfo, model_rows
 
     subject = args.subject
     if is_standard_stream(subject) or os.path.isfile(subject) or subject.endswith(".taae"):

@@ -7,7 +7,7 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from ..transcode import Job
+from ..transcode.files import Job
 
 RAREST = 60.0  # seconds between two lines, where they are kept in a log
 

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     """Reconstructs the files and returns the exit status."""
     from ..audio_io import AUDIO_SUFFIXES, audio_format
     from ..codec import chosen_bottleneck, load_codec
-    from ..transcode import layer_progress, reconstruct_files
+    from ..transcode.files import layer_progress, reconstruct_files
     from .files import Failures, plan
     from .progress import Progress
     from .startup import import_loudness

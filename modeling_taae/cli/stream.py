@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     """Streams standard input to standard output and returns the exit status."""
     from ..codec import chosen_bottleneck, load_codec
     from ..files import standard_input, standard_output
-    from ..live import check_causal, stream
+    from ..transcode.live import check_causal, stream
 
     source, sink = standard_input(), standard_output()
     codec = load_codec(args.model, args.device)

@@ -20,7 +20,7 @@ from support.tiny_priors import make_prior
 from modeling_taae import __version__, cli, codec
 from modeling_taae.audio_io import read_audio, write_audio
 from modeling_taae.taae_file import TaaeFile
-from modeling_taae.transcode import Job, encode_files, layer_progress
+from modeling_taae.transcode.files import Job, encode_files, layer_progress
 
 RATE = 16_000
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from modeling_taae import batching, cli, transcode
+from modeling_taae import batching, cli
 from modeling_taae.codec import Codec, load_codec
 from modeling_taae.taae_file import TaaeFile
+from modeling_taae.transcode import files as transcode
 
 SECONDS = [0.3, 1.2, 0.9, 1.0, 0.00005, 2.5, 1.1]
 

@@ -14,8 +14,8 @@ import torch
 
 from modeling_taae import TaaeConfig, TaaeFeatureExtractor, TaaeModel, cli
 from modeling_taae.codec import load_codec
-from modeling_taae.live import SampleFormat, encode_stream, read_samples
 from modeling_taae.taae_file import Description, TaaeFile
+from modeling_taae.transcode.live import SampleFormat, encode_stream, read_samples
 
 RATE, HOP = 16_000, 640
 

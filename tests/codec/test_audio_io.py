@@ -22,8 +22,8 @@ from support.audio_files import (
 )
 
 from modeling_taae import audio_io
+from modeling_taae.audio.pieces import finished_header, pieces
 from modeling_taae.audio_io import decode_audio, read_audio
-from modeling_taae.audio_pieces import finished_header, pieces
 from modeling_taae.errors import TaaeInputError
 
 
@@ -106,7 +106,7 @@ class TestMp3:
 
     def test_an_end_at_a_frame_is_no_fault_and_one_within_a_frame_is(self):
         data = headless_mp3(noise(3.0), bitrate_mode="CONSTANT")
-        from modeling_taae.mpeg_frames import mpeg_pieces
+        from modeling_taae.audio.mpeg import mpeg_pieces
 
         (piece,) = mpeg_pieces(io.BytesIO(data), "it")
         middle = piece.ends[len(piece.ends) // 2]
@@ -117,7 +117,7 @@ class TestMp3:
 
     def test_junk_in_the_middle(self):
         data = mp3(noise(3.0))
-        from modeling_taae.mpeg_frames import mpeg_pieces
+        from modeling_taae.audio.mpeg import mpeg_pieces
 
         (piece,) = mpeg_pieces(io.BytesIO(data), "it")
         middle = piece.ends[20]

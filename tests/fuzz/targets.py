@@ -26,8 +26,8 @@ from modeling_taae import TaaeFeatureExtractor
 from modeling_taae.codec import Codec, load_codec
 from modeling_taae.data.utterances import Utterances
 from modeling_taae.errors import TaaeInputError
-from modeling_taae.live import stream, stream_header, write_tokens
 from modeling_taae.taae_file import CHECKSUM, TaaeFile
+from modeling_taae.transcode.live import stream, stream_header, write_tokens
 
 REFUSED, RIGHT, OTHER = "refused", "right", "other"
 RATE = 16_000

@@ -32,7 +32,7 @@ def mp3(audio: np.ndarray, rate: int = RATE, **options) -> bytes:
 
 def headless_mp3(audio: np.ndarray, rate: int = RATE, **options) -> bytes:
     """An MP3 file without that header, as encoders write it into a pipe."""
-    from modeling_taae.mpeg_frames import parse_frame
+    from modeling_taae.audio.mpeg import parse_frame
 
     data = mp3(audio, rate, **options)
     frame = parse_frame(data[:4])
@@ -42,7 +42,7 @@ def headless_mp3(audio: np.ndarray, rate: int = RATE, **options) -> bytes:
 
 def ogg_without_end_mark(data: bytes) -> bytes:
     """An Ogg file whose last page is not marked as such, as recorders of streams leave it."""
-    from modeling_taae.audio_pieces import ogg_checksum
+    from modeling_taae.audio.pieces import ogg_checksum
 
     last = data.rindex(b"OggS")
     page = bytearray(data[last:])

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .errors import TaaeInputError, one_line
+from ..errors import TaaeInputError, one_line
 
 # Names of FFmpeg's readers.
 FORMATS = (

@@ -10,13 +10,13 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .audio_io import read_audio, write_audio
-from .batching import encode_clips, read_ahead
-from .codec import Codec
-from .entropy.prior import EntropyPrior
-from .files import display_name
-from .modeling_taae import TaaeModel
-from .taae_file import TaaeFile
+from ..audio_io import read_audio, write_audio
+from ..batching import encode_clips, read_ahead
+from ..codec import Codec
+from ..entropy.prior import EntropyPrior
+from ..files import display_name
+from ..modeling_taae import TaaeModel
+from ..taae_file import TaaeFile
 
 
 class Job(NamedTuple):

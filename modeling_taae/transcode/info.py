@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .codec import Codec
-from .files import read_bytes
-from .quantization_taae import BOTTLENECK_PRESETS, NATIVE
-from .taae_file import CodedDescription, TaaeFile, format_bottleneck, naming, read_description
+from ..codec import Codec
+from ..files import read_bytes
+from ..quantization_taae import BOTTLENECK_PRESETS, NATIVE
+from ..taae_file import CodedDescription, TaaeFile, format_bottleneck, naming, read_description
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import BinaryIO, NamedTuple
 
-from .errors import TaaeInputError
+from ..errors import TaaeInputError
 
 # kbit/s by (is MPEG 1, layer) and index.
 BIT_RATES = {

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .audio_io import UNKNOWN_SIZE, to_pcm16
-from .codec import Codec, exact_convolutions
-from .errors import TaaeInputError
-from .taae_file import STREAM_MAGIC, Description, TaaeFileError, pack_tokens, unpack_tokens
+from ..audio_io import UNKNOWN_SIZE, to_pcm16
+from ..codec import Codec, exact_convolutions
+from ..errors import TaaeInputError
+from ..taae_file import STREAM_MAGIC, Description, TaaeFileError, pack_tokens, unpack_tokens
 
 READ_SIZE = 1 << 16
 RAW_ENCODINGS = {"s16le": "<i2", "f32le": "<f4"}

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from .errors import TaaeInputError
-from .mpeg_frames import LONGEST_SEARCH, mpeg_pieces
+from ..errors import TaaeInputError
+from .mpeg import LONGEST_SEARCH, mpeg_pieces
 
 # An Ogg page: capture pattern, version, flags, position in samples, serial number, page number, checksum, segments.
 OGG_PAGE = struct.Struct("<4sBBqIIIB")

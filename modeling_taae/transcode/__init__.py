@@ -1,0 +1,1 @@
+"""Files and live signals to tokens and back, and what they hold."""
