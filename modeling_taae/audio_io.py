@@ -1,7 +1,7 @@
 """Audio in and out: what a file holds becomes mono float32 whatever its header guesses, and targets are written whole.
 
-libsndfile reads what it knows, piece by piece (see `audio_pieces.py`); FFmpeg reads the rest where the extra `audio` is
-installed (see `av_audio.py`).
+libsndfile reads what it knows, piece by piece (see `audio/pieces.py`); FFmpeg reads the rest where the extra `audio` is
+installed (see `audio/ffmpeg.py`).
 """
 
 import io

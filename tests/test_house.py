@@ -24,7 +24,7 @@ LAYERS = [
     ["transcode"],
     ["data"],
     ["tokenize", "evaluation", "export"],
-    ["hub"],
+    ["hub", "exported_codec"],
     ["cli"],
 ]
 # Layers whose rooms may import each other: a `.taae` file holds entropy-coded tokens, and a prior names its model.
