@@ -70,7 +70,8 @@ def attack_target(name: str, seed: int, seconds: float, attempts: int, results: 
         raise Slow
 
     signal.signal(signal.SIGPROF, interrupt)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # decoders in C talk about what they are given
+    for output in (sys.stdout, sys.stderr):  # decoders in C talk about what they are given
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
     counts = Counts()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         attack = TARGETS[name](Path(folder))
