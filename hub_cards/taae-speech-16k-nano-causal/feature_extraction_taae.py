@@ -169,9 +169,9 @@ class TaaeFeatureExtractor(SequenceFeatureExtractor):
         """
         if (audio is None) == (raw_audio is None):
             raise TypeError("Pass the audio as audio or as raw_audio, not as both: one clip or a list of clips.")
+        clips = self._read_clips(raw_audio if audio is None else audio, sampling_rate)
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length is in samples, at least 1, not {max_length}.")
-        clips = self._read_clips(raw_audio if audio is None else audio, sampling_rate)
         if self.target_loudness is not None:
             clips = [normalize_loudness(clip, self.sampling_rate, self.target_loudness) for clip in clips]
         multiple = math.lcm(self.hop_length, pad_to_multiple_of or 1)

@@ -26,7 +26,8 @@ class Past:
     """
 
     def __init__(self, contexts: dict[str, Tensor], frames_before: Tensor, frames: int):
-        self.contexts, self.kept = contexts, dict[str, Tensor]()
+        self.contexts = contexts
+        self.kept: dict[str, Tensor] = {}
         self.frames_before, self.frames = frames_before, frames
 
     def prepend(self, name: str, present: Tensor, steps: int, dim: int = -1) -> Tensor:

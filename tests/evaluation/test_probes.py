@@ -92,4 +92,4 @@ def test_script(tiny_model_folder, tmp_path, monkeypatch):
     assert results["language"]["labels"] == {"de": 19, "en": 20}
     assert results["speaker"]["tokens"]["classes"] == 10
     assert results["phonemes"]["trained_on"] == 8 and results["phonemes"]["log-mel"]["phonemes"] == 24
-    assert sys.modules["make_probes"].read_phonemes("texts.parquet", "made")["u0"] == ["AH", "B", "S"]
+    assert sys.modules["training.benchmarks.probes"].read_phonemes("texts.parquet", "made")["u0"] == ["AH", "B", "S"]

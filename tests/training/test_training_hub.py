@@ -3,11 +3,10 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from unittest.mock import create_autospec
 
 import pytest
-from datasets import Dataset, load_dataset_builder
+from datasets import Dataset, DatasetBuilder
 from huggingface_hub import ModelCard, constants
 from support.hub_server import OWNER, TOKEN, HubServer
 from support.training_runs import ADVERSARIAL, encoded_tone, make_trainer, train, write_corpus, write_recipe
@@ -51,12 +50,18 @@ def test_the_card_is_of_the_subset_that_validates(recipe_file, options, monkeypa
     corpus = '{"source": "facebook/voxpopuli", "subset": "nl", "split": "validation"}'
     recipe, loaded = parse_recipe([recipe_file, *map(str, options), "--validation.corpus", corpus]), []
 
-    def load(*arguments: str, **settings: Any) -> None:
-        loaded.append((*arguments, settings["split"]))
-        raise OSError("no network")
+    def load(name: str, subset: str) -> DatasetBuilder:
+        builder = create_autospec(DatasetBuilder, instance=True)
+        builder.config = builder.name = None
 
-    monkeypatch.setattr("modeling_taae.data.streams.load_dataset_builder", create_autospec(load_dataset_builder))
-    monkeypatch.setattr("modeling_taae.data.streams.load_dataset", load)
+        def stream(split: str) -> None:
+            loaded.append((name, subset, split))
+            raise OSError("no network")
+
+        builder.as_streaming_dataset.side_effect = stream
+        return builder
+
+    monkeypatch.setattr("modeling_taae.data.streams.load_dataset_builder", load)
     with pytest.raises(HubError, match="could not be evaluated"):
         evaluate(recipe, Path("hub_cards/taae-speech-16k-nano"))
     assert loaded == [("facebook/voxpopuli", "nl", "validation")]
