@@ -20,7 +20,7 @@ from modeling_taae.hub.conversion import CONVERSION, conversion_card
 
 
 def make_files(folder: Path) -> dict[Path, str]:
-    """What is to be written for a folder, by path.
+    """Returns the files to write for a folder, by path.
 
     Raises:
         CardError: if something is missing for it, or nothing is known about such a folder.

@@ -400,7 +400,7 @@ def _as_list(audio_codes: Tensor | np.ndarray | Sequence | None, mask: Tensor | 
 
 
 def _dimensions(codes: Tensor | np.ndarray | Sequence) -> int:
-    """How many dimensions an array has, or nested lists, perhaps of arrays."""
+    """Returns the number of dimensions of an array, or of nested lists, perhaps of arrays."""
     if isinstance(codes, (list, tuple)):
         return 1 + (_dimensions(codes[0]) if codes else 0)
     return getattr(codes, "ndim", 0)

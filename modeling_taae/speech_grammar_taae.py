@@ -65,7 +65,7 @@ class SpeechGrammar(LogitsProcessor):
         return torch.where((scores == -torch.inf).all(dim=1, keepdim=True) & allowed, 0.0, scores)
 
     def _next(self, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """What may follow in a span that has so many tokens of each stage, (batch, stages) int64.
+        """Returns what may follow in a span with these numbers of tokens of each stage, (batch, stages) int64.
 
         Returns:
             The stages that may follow, (batch, stages) bool, and whether the end may, (batch,) bool.

@@ -207,7 +207,7 @@ class ProducibleCodes:
         return torch.stack(digits, dim=-1)
 
     def _next_digits(self, stage: int) -> Tensor:
-        """Whether a digit may follow those of the stages before, (combinations of these, levels of the stage) bool."""
+        """Returns which digits may follow those of the stages before: (combinations of these, levels) bool."""
         digits = self.all_digits[self.is_producible]
         table = torch.zeros(self._weight(stage), self.levels[stage], dtype=torch.bool)
         table[self._combination(digits[:, :stage]), digits[:, stage]] = True
@@ -216,7 +216,7 @@ class ProducibleCodes:
         return table
 
     def mask(self, earlier_codes: Tensor) -> Tensor:
-        """Which codes of the next stage can follow those of the stages before it in the same frame.
+        """Returns which codes of the next stage can follow those of the earlier stages of the same frame.
 
         Args:
             earlier_codes: (batch, stages before it) int64.
@@ -237,7 +237,7 @@ class ProducibleCodes:
         return mask
 
     def contains(self, codes: Tensor) -> Tensor:
-        """Whether audio can have a frame's codes: (stages, frames) int64 -> (frames,) bool."""
+        """Returns which frames have valid codes: (stages, frames) int64 -> (frames,) bool."""
         return self.is_producible[self._combination(self._digits(codes))].all(dim=0)
 
     def nearest(self, codes: Tensor) -> Tensor:

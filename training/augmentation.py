@@ -137,7 +137,7 @@ def find_audio(folder: str) -> list[Path]:
 
 
 def is_audio(path: Path) -> bool:
-    """Whether soundfile can open a file and finds samples in it."""
+    """Returns whether soundfile can open a file and finds samples in it."""
     try:
         return soundfile.info(path).frames > 0
     except (OSError, RuntimeError):

@@ -116,7 +116,7 @@ def dry_run(trainer: Trainer) -> str:
 
 
 def parameter_texts(trainer: Trainer) -> list[str]:
-    """How many parameters each network has."""
+    """Returns the number of parameters of each network."""
     codec = trainer.average.module
     networks = {"codec": codec, "its encoder": codec.encoder, "its decoder": codec.decoder}
     networks |= {auxiliary.name.replace("_", " "): auxiliary.module for auxiliary in trainer.auxiliaries}

@@ -25,12 +25,12 @@ from training.recipe import RecipeError
 
 
 def sharding_asked() -> bool:
-    """Whether the launch asks for a sharded model."""
+    """Returns whether the launch asks for a sharded model."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether a run shards its model, as its launch asks.
+    """Returns whether a run shards its model, as its launch asks.
 
     Raises:
         RecipeError: if the launch asks for it, but Accelerate would silently leave it, or do it in another way.
@@ -69,7 +69,7 @@ def shard(model: TaaeModel, device: torch.device) -> TaaeModel:
 def prepare_sharded(
     accelerator: Accelerator, model: TaaeModel, optimizer: torch.optim.Optimizer
 ) -> tuple[TaaeModel, AcceleratedOptimizer]:
-    """What `accelerator.prepare` does, for a model that is sharded already, and the optimiser of all that trains."""
+    """Prepares a model that is sharded already, and its optimiser, as `accelerator.prepare` does for others."""
     accelerator.state.fsdp_plugin.auto_wrap_policy = None  # it would look for units by the name they had before
     model, prepared = accelerator.prepare(model, optimizer)
     # Accelerate tells parameters apart by where they are, and empty shards are all in the same place.

@@ -92,7 +92,7 @@ class Validator:
 
 
 def codebook_use(model: TaaeModel, codes: list[np.ndarray], bottleneck: str) -> dict[str, float]:
-    """How well the tokens of some clips, each (tokens_per_frame, frames), use their bits.
+    """Returns how well the tokens of some clips, each (tokens_per_frame, frames), use their bits.
 
     Returns:
         `tokens_used` (distinct tokens, all stages), `digit_entropy` (mean share of its maximum) and the same per stage

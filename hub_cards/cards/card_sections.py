@@ -102,7 +102,7 @@ def code(names: Iterable[str]) -> str:
 
 
 def same_audio(results: Results) -> str:
-    """Which stages decode to the same audio, going by their figures, in a sentence; empty if none do."""
+    """Names the stages that decode to the same audio, by their figures, in a sentence; empty if none do."""
     groups = defaultdict(list)
     for system in results.systems:
         if system.kind == "TAAE":
@@ -194,7 +194,7 @@ def trial_table(rows: dict[str, dict[str, dict[str, Mean]]], facts: dict[str, Me
 
 
 def music_text(rows: dict[str, dict[str, dict[str, Mean]]], results: Results) -> str:
-    """What music becomes, in a sentence; empty if it was not tried."""
+    """Says what music becomes, in a sentence; empty if it was not tried."""
     if MUSIC not in rows or MUSIC_METRIC not in results.metrics:
         return ""
     facts = results.metrics[MUSIC_METRIC]
@@ -205,7 +205,7 @@ def music_text(rows: dict[str, dict[str, dict[str, Mean]]], results: Results) ->
 
 
 def probe_section(folder: Path, identity: str) -> str:
-    """What small models find in the tokens; empty without results."""
+    """Returns the section on what small models find in the tokens; empty without results."""
     if not (folder / PROBES).is_file():
         return ""
     results = read_json(folder / PROBES, "run `make probes`")
@@ -233,7 +233,7 @@ def probe_section(folder: Path, identity: str) -> str:
 
 
 def probe_notes(results: dict) -> str:
-    """How the probes were made."""
+    """Says how the probes were made."""
     notes = [
         "Accuracy is the mean over classes, of logistic regression on means and deviations over an utterance, in five "
         "folds; no speaker is in two of them, but where speakers are told.",
@@ -256,7 +256,7 @@ def percent(share: float) -> str:
 
 
 def gender_text(ours: SystemSummary, results: Results) -> str:
-    """How the model serves speakers of each gender, in a sentence; empty where the data do not tell.
+    """Says how the model serves speakers of each gender, in a sentence; empty where the data do not tell.
 
     Args:
         ours: the results at the model's own bottleneck.
@@ -285,7 +285,7 @@ def read_curves(path: Path) -> Curves:
 
 
 def gap_text(curves: Curves) -> str:
-    """How the loss on speech that trained the model compares with that on other speech; empty without such curves."""
+    """Compares the loss on training speech with that on other speech; empty without such curves."""
     if not curves.get("validation/gap"):
         return ""
     loss, gap = (curves[f"validation/{name}"][-1][1] for name in ("loss", "gap"))

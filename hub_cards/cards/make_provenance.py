@@ -117,7 +117,7 @@ def stages(training: dict) -> list[dict]:
 
 
 def training_facts(run: Path, curves: Curves, trained_on: str, watts: float) -> dict:
-    """What the card tells about a run: steps, hours at work, batches, machine, power, and the recipe.
+    """Returns the card's facts about a run: steps, hours, batches, machine, power, and the recipe.
 
     Returns:
         `steps`; `hours` at work and `process_hours`, the same times the processes that were at work; `batches`, how
@@ -229,7 +229,7 @@ def training_data(files: list[str]) -> dict:
 
 
 def count_speakers(names: Iterable[str | None]) -> int:
-    """How many speakers are told apart."""
+    """Returns the number of speakers that are told apart."""
     return len({name for name in names if name and not name.endswith("unknown")})
 
 

@@ -23,12 +23,12 @@ PAGE = """<!doctype html>
 
 
 def is_metric(folder: Path) -> bool:
-    """Whether a folder holds an `evaluate` module, which has the folder's name."""
+    """Returns whether a folder holds an `evaluate` module, which has the folder's name."""
     return (folder / f"{folder.name}.py").is_file()
 
 
 def metric_files(folder: Path) -> dict[Path, str]:
-    """What is to be written, by path, for a metric's folder."""
+    """Returns the files to write for a metric's folder, by path."""
     import evaluate
 
     metric = evaluate.load(str(folder))

@@ -42,7 +42,7 @@ STANDING_METRIC = "stoi"
 
 
 def model_files(folder: Path) -> dict[Path, str]:
-    """What is to be written, by path.
+    """Returns the files to write, by path.
 
     Args:
         folder: the model's.
@@ -137,7 +137,7 @@ def default_system(codec: Codec, results: Results) -> SystemSummary:
 
 
 def standing(ours: SystemSummary, results: Results) -> str:
-    """Where the model stands among its peers, in a sentence; empty without peers."""
+    """Says where the model stands among its peers, in a sentence; empty without peers."""
     facts = results.metrics.get(STANDING_METRIC)
     peers = [system for system in results.systems if system.kind not in ("TAAE", "PCM")]
     if facts is None or not peers:
@@ -173,7 +173,7 @@ def language_table(ours: SystemSummary, results: Results, shown: list[str]) -> s
 
 
 def training_text(training: dict, curves: Curves, frame_rate: float) -> str:
-    """How the model was trained and how good it was then, a paragraph for each stage."""
+    """Says how the model was trained and how good it was then, a paragraph for each stage."""
     texts, start = [], 0
     for stage in stages(training):
         end = start + stage["steps"]
@@ -185,7 +185,7 @@ def training_text(training: dict, curves: Curves, frame_rate: float) -> str:
 
 
 def stage_text(stage: dict, frame_rate: float) -> str:
-    """How one stage trained, in a paragraph."""
+    """Says how one stage trained, in a paragraph."""
     recipe = stage["recipe"]
     losses = {name.removeprefix("losses."): value for name, value in recipe.items() if name.startswith("losses.")}
     for name, part in PARTS_OF_LOSSES.items():
@@ -216,7 +216,7 @@ def time_text(hours: float) -> str:
 
 
 def augmentation_text(recipe: dict) -> str:
-    """How crops were changed, in words."""
+    """Says how crops were changed."""
     settings = {name: recipe.get(f"data.augmentation.{name}") for name in AUGMENTATIONS}
     drawn = [AUGMENTATIONS[name].format(value) for name, value in settings.items() if value not in SWITCHED_OFF]
     level = f"give or take {recipe['data.augmentation.level']:g} dB"
@@ -238,7 +238,7 @@ SWITCHED_OFF = (None, "None", False, 0)
 
 
 def crops_text(batches: list[dict]) -> str:
-    """How many crops there were a step, in words."""
+    """Says how many crops there were in a step."""
     *earlier, last = batches
     until = "".join(f"{batch['crops']} (until step {batch['until_step']:,}), then " for batch in earlier)
     return f"{until}{last['crops']} crops"
@@ -272,7 +272,7 @@ def source_rows(data: dict) -> list[dict]:
 
 
 def spread(ours: SystemSummary, results: Results) -> str:
-    """How far groups of utterances lie apart, in a sentence; empty where there is one group of each kind."""
+    """Says how far groups of utterances lie apart; empty where there is one group of each kind."""
     facts = results.metrics.get(STANDING_METRIC)
     parts = []
     for grouping in ("language", "source") if facts else ():
@@ -285,13 +285,13 @@ def spread(ours: SystemSummary, results: Results) -> str:
 
 
 def origin(training: dict) -> str:
-    """What training started from."""
+    """Says what training started from."""
     size = stages(training)[0]["recipe"].get("size", "nano")
     return "trained from scratch" if size in NAMED_SIZES else f"trained on from `{Path(size).name}`"
 
 
 def cost_text(training: dict) -> str:
-    """What training cost in time and energy, with the assumptions that the energy rests on."""
+    """Says what training cost in time and energy, with the assumptions behind the energy."""
     spent = [(stage["process_hours"], stage.get("watts", WATTS)) for stage in stages(training)]
     parts = " and ".join(f"{time_text(hours)} of a process at an assumed {watts:g} W" for hours, watts in spent)
     energy = sum(hours * watts for hours, watts in spent) / 1000

@@ -14,7 +14,7 @@ TITLE = "Speech in 400 bits per second"
 
 
 def space_files(folder: Path) -> dict[Path, str]:
-    """What is to be written, by path, for the Space's folder."""
+    """Returns the files to write for the Space's folder, by path."""
     card = write_card(
         TEMPLATE,
         SpaceCardData(

@@ -347,12 +347,12 @@ def pass_through(codec: Codec, audio: np.ndarray, preset: str) -> Passage:
 
 
 def through_peer(peer: System, audio: np.ndarray) -> np.ndarray:
-    """What another codec makes of a clip, cut to the clip's length."""
+    """Returns a clip after another codec, cut to the clip's length."""
     return align(peer.decode(peer.encode(audio)), 0, len(audio))
 
 
 def timed(work: Callable[[], Result]) -> tuple[Result, float]:
-    """What `work` returns, and the seconds it took."""
+    """Returns the result of `work` and the seconds it took."""
     start = time.perf_counter()
     return work(), time.perf_counter() - start
 

@@ -23,7 +23,7 @@ PIECE = 4096
 
 
 def is_long(steps: int) -> bool:
-    """Whether a sequence is processed in pieces. A gradient or a compiler needs it as a whole."""
+    """Returns whether a sequence is processed in chunks. A gradient or a compiler needs it as a whole."""
     return not torch.compiler.is_compiling() and not torch.is_grad_enabled() and steps > PIECE
 
 

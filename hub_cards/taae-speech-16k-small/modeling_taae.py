@@ -257,7 +257,7 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         return resolve_bottleneck(bottleneck, self.config.quantization_levels, default=self.config.bottleneck)
 
     def streaming_state(self, batch_size: int = 1) -> StreamingState:
-        """What a stream through `encode`, or one through `decode`, begins with. It is for a causal model.
+        """Returns the initial state of a stream through `encode` or `decode` of a causal model.
 
         Args:
             batch_size: number of streams that run side by side.

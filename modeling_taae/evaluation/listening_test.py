@@ -116,7 +116,7 @@ def write_listening_test(folder: Path, samples: Sequence[Sample]) -> None:
 
 
 def page(kind: str, name: str, title: str, content: str) -> dict:
-    """What all pages of webMUSHRA have."""
+    """Returns what all pages of webMUSHRA have."""
     return {"type": kind, "id": name, "name": title, "content": content}
 
 

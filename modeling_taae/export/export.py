@@ -181,7 +181,7 @@ def store_in_int8(model: "onnx_ir.Model") -> None:
 
 
 def metadata_of(codec: Codec, bottleneck: Bottleneck, file_format: str, identity: str) -> dict[str, str]:
-    """What an exported file says of itself."""
+    """Returns an exported file's metadata."""
     config, loudness = codec.model.config, codec.extractor.target_loudness
     return {
         "format": file_format,

@@ -309,7 +309,7 @@ def _groups(pattern: str, name: str) -> tuple[str, ...]:
 
 
 def _positions(side: str, dilated: bool) -> dict[str, int]:
-    """Where the parts of a block stand in theirs; its three residual units take a place each."""
+    """Returns the positions of a block's parts in the checkpoint; its three residual units take one each."""
     if side == "decoder":
         return {"transformer": 0, "activation": 1, "upsample": 2, "residual_units": 3}
     first = 3 if dilated else 0

@@ -74,7 +74,7 @@ def cell(value: str | float | None) -> str:
 
 
 def place_of(results: dict[str, dict]) -> tuple[str, str]:
-    """Where the tables stand: those measured on a GPU have a place of their own."""
+    """Returns the place of the tables: those measured on a GPU have one of their own."""
     on_gpu = any(section["environment"]["accelerator"] for section in results.values())
     return GPU_MARKERS if on_gpu else MARKERS
 

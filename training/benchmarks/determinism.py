@@ -141,7 +141,7 @@ class Determinism:
         return latents
 
     def compare(self, latents: Latents, reference: Latents) -> dict:
-        """How far latents are apart at most, and in how many frames the tokens of each bottleneck differ."""
+        """Returns the largest distance of latents, and the frames in which tokens of each bottleneck differ."""
         changed = {}
         for name in BOTTLENECKS:
             encode = self.codec.model.bottleneck(name).encode

@@ -71,7 +71,7 @@ class Way:
         return outputs
 
     def summary(self, duration: float) -> dict:
-        """What is written down of so many seconds of audio."""
+        """Returns the results for a number of seconds of audio."""
         error = sum(self.errors)
         return {
             "name": self.name,
@@ -99,7 +99,7 @@ def in_pytorch(model: TaaeModel, name: str) -> Way:
 
 
 def exported(folder: Path, name: str, fast: bool = False) -> Way:
-    """What was exported to a folder."""
+    """Returns what was exported to a folder."""
     codec = ExportedCodec.load(folder, THREADS, fast, trust_code=True)
     files = [sum(path.stat().st_size for path in folder.glob(f"{side}.*")) for side in ("encoder", "decoder")]
     return Way(name, lambda audio: codec.encode(audio).audio_codes, codec.decode, files)

@@ -115,7 +115,7 @@ def eight_bit_rows(bench: Bench) -> Iterator[dict]:
 
 
 def decibels(signal: torch.Tensor, error: torch.Tensor) -> float:
-    """How much louder a signal is than the error in it."""
+    """Returns by how many decibels a signal is louder than its error."""
     return 10 * torch.log10(signal.square().sum() / error.square().sum()).item()
 
 

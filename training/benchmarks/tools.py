@@ -63,7 +63,7 @@ class Bench:
         return times
 
     def timed(self, function: Callable[[], Result]) -> tuple[Result, float]:
-        """What a call returns, and its seconds."""
+        """Returns a call's result and its seconds."""
         self._wait()
         start = self.clock()
         result = function()

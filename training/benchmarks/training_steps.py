@@ -91,7 +91,7 @@ def make_trainer(folder: Path) -> Trainer:
 
 
 def step_parts(trainer: Trainer) -> dict[str, Callable[[], object]]:
-    """What a step does, each part by itself. A resolution of the discriminator is drawn for each call."""
+    """Returns the parts of a step, each as a function. A resolution of the discriminator is drawn for each call."""
     batches = iter(trainer.batches())
     audio = next(batches).to(trainer.accelerator.device)
     gradient = torch.randn_like(audio)

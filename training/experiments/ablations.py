@@ -115,7 +115,7 @@ class Runner:
         self.stopped = False
 
     def result(self, ablation: Ablation) -> dict | None:
-        """What a finished run gave.
+        """Returns the results of a finished run.
 
         Raises:
             RecipeError: if it was run, or begun, with other settings.
@@ -174,7 +174,7 @@ def last_validation(log: Path, step: int) -> dict[str, float] | None:
 
 
 def summarize(ablations: list[Ablation], runner: Runner) -> dict:
-    """What is kept of the runs that are finished."""
+    """Returns the results of the runs that are finished."""
     runs = []
     for ablation in ablations:
         if (result := runner.result(ablation)) is not None:

@@ -301,7 +301,7 @@ class Laboratory:
         return rounded({"environment": environment(), "models": models})
 
     def facts(self, stage: Stage) -> dict:
-        """What a stage was trained with: its own steps, and the trainer's arguments."""
+        """Returns a stage's own steps and the trainer's arguments."""
         if stage.recipe is None:
             return {"steps": 0}
         recipe, *options = self.arguments(stage)
