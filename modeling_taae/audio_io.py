@@ -87,7 +87,7 @@ def decode_audio(
         (samples,) float32, at least one sample, all of them finite.
 
     Raises:
-        TaaeInputError: as for [`read_audio`], or if the recording is longer.
+        TaaeInputError: see [`read_audio`], or if the recording is longer.
     """
     if channel is None:
         mixer = Mixer()

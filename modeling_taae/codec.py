@@ -45,7 +45,7 @@ class Codec:
         """Returns what manifests and language models note about the tokens of a bottleneck.
 
         Args:
-            bottleneck: as for `TaaeModel.encode`.
+            bottleneck: see `TaaeModel.encode`.
         """
         identity = tokens_identity(self.model, self.extractor.target_loudness, bottleneck)
         return TokenSource(self.identity, identity, self.ancestors)

@@ -33,7 +33,7 @@ class ParsedSequence:
     """What a sequence of ids says.
 
     Args:
-        segments: in order, text as str and speech as its codes, (tokens_per_frame, frames) int64.
+        segments: text and speech in order, text as str and speech as its codes, (tokens_per_frame, frames) int64.
         repairs: what was wrong with the ids and what was done about it, a sentence each.
     """
 
@@ -163,14 +163,14 @@ class TaaeProcessor(ProcessorMixin):
             text: one text or a list, in which `processor.audio_token` stands where speech goes.
             audio: one mono clip or a list of them, as for [`TaaeFeatureExtractor`]: one for each placeholder, in the
                 order of the texts.
-            audio_codes: in place of audio, one clip's codes (tokens_per_frame, frames) or a list of such, as `encode`
+            audio_codes: codes in place of audio, (tokens_per_frame, frames) of a clip or a list of such, as `encode`
                 of the codec returns them for the bottleneck of this processor.
-            audio_codes_mask: with `audio_codes` of a padded batch, what `encode` returns beside them, (batch, frames),
-                or (frames,) for one clip: frames that it does not mark are left out.
-            sampling_rate: of the audio, in Hz.
+            audio_codes_mask: mask of a padded batch of `audio_codes`, as `encode` returns it beside them, (batch,
+                frames), or (frames,) for one clip: frames that it does not mark are left out.
+            sampling_rate: the audio's rate, in Hz.
             return_tensors: `"pt"`, `"np"`, or None for lists.
-            kwargs: for the tokenizer. `padding`, `padding_side`, `max_length` and `pad_to_multiple_of` count the speech
-                tokens in; there is no truncation.
+            kwargs: the tokenizer's. `padding`, `padding_side`, `max_length` and `pad_to_multiple_of` count the
+                speech tokens in; there is no truncation.
 
         Returns:
             `input_ids` and `attention_mask` (batch, length), and what else the tokenizer was asked for.
@@ -213,7 +213,7 @@ class TaaeProcessor(ProcessorMixin):
             return_dict: whether to return all that `__call__` returns rather than the ids alone.
             processor_kwargs: arguments of `__call__`, such as `sampling_rate` and `padding`, which may also stand among
                 the others.
-            kwargs: for the tokenizer's `apply_chat_template`, such as `add_generation_prompt`.
+            kwargs: arguments of the tokenizer's `apply_chat_template`, such as `add_generation_prompt`.
 
         Raises:
             ValueError: if there is no chat template, a part is of another type, or as for `__call__`.
@@ -243,7 +243,7 @@ class TaaeProcessor(ProcessorMixin):
 
         Args:
             audio: one mono clip or a list of them, as for [`TaaeFeatureExtractor`].
-            sampling_rate: of the audio, in Hz.
+            sampling_rate: the audio's rate, in Hz.
 
         Raises:
             ValueError: if there is no codec, or as for the feature extractor.

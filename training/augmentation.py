@@ -31,7 +31,7 @@ class Augmenter:
 
     Args:
         settings: which changes, and how large.
-        sampling_rate: in Hz.
+        sampling_rate: samples per second.
 
     Raises:
         AugmentationError: if a folder holds no audio, or a probability is that of no change.

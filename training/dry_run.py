@@ -128,7 +128,7 @@ def fixed_memory(codec: nn.Module | None, others: list[nn.Module]) -> dict[str, 
     """Bytes on a device for what stays from step to step, and for gradients.
 
     Args:
-        codec: of whose weights an average is kept; perhaps sharded.
+        codec: the model whose weights are averaged; perhaps sharded.
         others: the modules beside it.
     """
     own = [] if codec is None else local_parameters(codec)
@@ -167,7 +167,7 @@ def measure_activations(trainer: Trainer, trained: list[nn.Module]) -> int:
     """Bytes that the forward and backward passes of a step take at their peak, beyond gradients; the very first step.
 
     Args:
-        trainer: of the run.
+        trainer: the run's trainer.
         trained: the modules that get gradients.
     """
     trainer.step = max(starts_of_phases(trainer.recipe))

@@ -23,7 +23,7 @@ class SpectralDistance(nn.Module):
     Args:
         window: length of the window in samples; the hop is half of it.
         mels: number of mel bands.
-        sampling_rate: in Hz.
+        sampling_rate: samples per second.
     """
 
     def __init__(self, window: int, mels: int, sampling_rate: int):
@@ -61,7 +61,7 @@ class ReconstructionLoss(nn.Module):
     """The reconstruction losses.
 
     Args:
-        sampling_rate: in Hz.
+        sampling_rate: samples per second.
     """
 
     def __init__(self, sampling_rate: int):
@@ -85,7 +85,7 @@ def weighted_sum(terms: dict[str, Tensor], weights: LossConfig, step: int) -> Te
 
     Args:
         terms: scalars, named like the fields of `Losses`.
-        weights: of the terms.
+        weights: the terms' weights.
         step: optimiser steps so far, for the fading waveform term.
     """
     fading = max(0.0, 1 - step / max(weights.waveform_decay_steps, 1))

@@ -29,8 +29,8 @@ class SpeechSource:
     """A source of recordings.
 
     Args:
-        name: as its rows name it, or else its corpus.
-        license: as its rows name it; empty if they do not.
+        name: its name in its rows, or else its corpus.
+        license: its licence in its rows; empty if they have none.
         languages: language codes, the most spoken first.
         utterances: number of recordings.
         hours: their length.

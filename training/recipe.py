@@ -152,7 +152,7 @@ class DiscriminatorConfig:
 
     Args:
         channels: width of each resolution's layers.
-        fft_sizes: of each resolution, in samples; the hop is half of it.
+        fft_sizes: FFT size of each resolution, in samples; the hop is half of it.
         exponent: magnitudes of the spectra are raised to this power.
         learning_rate: the constant one.
         start_step: before it, the codec trains on its other losses alone.
@@ -198,7 +198,7 @@ class CTCConfig:
         batch_size: utterances per process and forward pass.
         max_seconds: longer recordings are left out.
         hidden_size: width of the head.
-        learning_rate: of the head, the constant one.
+        learning_rate: the head's learning rate, which is constant.
         validation: recordings with texts, never trained on, for the error rate at the run's validations; None measures
             none.
     """
@@ -275,7 +275,7 @@ class HubConfig:
 
     Args:
         repo: `owner/name` on the Hugging Face Hub, or a name among one's own; made if it does not exist.
-        license: of the weights, as the Hub calls it, such as cc-by-4.0.
+        license: the weights' licence, as the Hub calls it, such as cc-by-4.0.
         license_file: the text of that licence.
         private: whether only its owner sees it.
     """
@@ -309,7 +309,7 @@ class Recipe:
         max_steps: optimiser steps in all.
         batch_size: crops per process and forward pass.
         gradient_accumulation_steps: forward passes per optimiser step.
-        processes: on a CPU, how many processes share each batch; None takes as many as pay. A launcher, such as
+        processes: number of processes that share each batch on a CPU; None takes as many as pay. A launcher, such as
             `accelerate launch`, overrides it, and gives each of its processes a batch of its own.
         mixed_precision: precision of activations; weights are kept in float32. "auto" takes bfloat16 where the machine
             computes faster with it, and float32 elsewhere.
@@ -321,7 +321,7 @@ class Recipe:
         keep_checkpoints: how many of the newest checkpoints stay.
         log_every: steps between entries in the log.
         tracker: an Accelerate tracker.
-        seed: of weights, crops and noise.
+        seed: seed of weights, crops and noise.
         dry_run: tell what the run would take of memory and time, from a few steps on noise, and write nothing.
     """
 

@@ -50,10 +50,10 @@ class Validator:
         """Means over the utterances by name; sound and pictures of the first few go to disk and to the trackers.
 
         Args:
-            model: in evaluation mode.
+            model: the model, in evaluation mode.
             loss: gives the terms, and as `"loss"` their sum.
             accelerator: whose trackers are told.
-            step: of the run, for the trackers.
+            step: the run's step, for the trackers.
         """
         scores, codes = [], []
         for index, clip in enumerate(tqdm(self.clips, desc="Validation", leave=False)):

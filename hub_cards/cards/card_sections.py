@@ -180,7 +180,7 @@ def trial_table(rows: dict[str, dict[str, dict[str, Mean]]], facts: dict[str, Me
 
     Args:
         rows: means of metrics by trial and codec.
-        facts: of the metrics.
+        facts: the metrics' facts.
     """
     codecs = list(dict.fromkeys(codec for row in rows.values() for codec in row))
     cells = [(name, codec) for name in TRIAL_METRICS if name in facts for codec in codecs]

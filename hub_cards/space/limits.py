@@ -88,7 +88,7 @@ class RateLimit:
 
     Args:
         clips: how many.
-        seconds: in which time.
+        seconds: length of that time.
         clock: seconds since whenever.
     """
 

@@ -22,7 +22,7 @@ def show_clip(name: str, clip: np.ndarray, sampling_rate: int, loudest: float) -
     Args:
         name: what the clip is called.
         clip: (samples,) float, full scale at 1.
-        sampling_rate: in Hz.
+        sampling_rate: samples per second.
         loudest: what is drawn brightest, in dB; the same for all clips that are to be compared.
     """
     figure = Figure(figsize=(4.5, 3.6), dpi=120, layout="constrained")

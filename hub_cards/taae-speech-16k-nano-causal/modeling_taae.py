@@ -285,7 +285,7 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
             input_values: (batch, 1, samples) at `config.sampling_rate`; zero-padded to whole frames here if need be.
             padding_mask: (batch, samples), 1 for each item's own samples, which come first, 0 for padding.
             bottleneck: a preset's name, `"native"`, a list of `(levels, scale)` stages, or None for the config's.
-            state: of the stream, from `streaming_state` or the `state` of the last call's output.
+            state: the stream's state, from `streaming_state` or the `state` of the last call's output.
             final: whether the stream ends here: its last frame is made whole with zeros, if there is one to be. What is
                 given to the state after that goes on behind these zeros, unless it is reset.
 
@@ -324,7 +324,7 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
             audio_codes_mask: (batch, frames), 1 for each item's own frames, which come first, 0 for padding.
             bottleneck: the one that made the tokens; latents have none.
             latents: (batch, latent_dim, frames) in place of tokens: decoded through the hyperbolic tangent, unrounded.
-            state: of the stream, from `streaming_state` or the `state` of the last call's output.
+            state: the stream's state, from `streaming_state` or the `state` of the last call's output.
 
         Raises:
             ValueError: if neither or both of tokens and latents are given, latents with a bottleneck, or their shape or
@@ -372,7 +372,7 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         Args:
             input_values: (batch, 1, samples) at `config.sampling_rate`.
             padding_mask: (batch, samples), 1 for each item's own samples, which come first, 0 for padding.
-            bottleneck: as for `encode`; not used in training mode.
+            bottleneck: see `encode`; not used in training mode.
             kwargs: what Transformers passes to any model, such as `output_hidden_states`; there is nothing to output.
 
         Raises:

@@ -39,7 +39,7 @@ class Archives:
 
     Args:
         files: their full paths, with their names.
-        id_column: as for [`Corpus`].
+        id_column: see [`Corpus`].
         largest: the size in bytes of the largest recording that is read.
     """
 

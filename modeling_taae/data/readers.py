@@ -79,7 +79,7 @@ class Recordings:
         problems: why some of them are not opened, by path.
         told: what tables tell about them; the last one counts.
         beside: files that may tell about the recording of the same name, by their full path.
-        id_column, unit_rows: as for [`Corpus`].
+        id_column, unit_rows: see [`Corpus`].
     """
 
     def __init__(
@@ -261,7 +261,7 @@ class Tables:
     Args:
         files: their full paths, with their names.
         origins: the places whose files the cells of each file may name.
-        audio_column, id_column, unit_rows: as for [`Corpus`].
+        audio_column, id_column, unit_rows: see [`Corpus`].
 
     Raises:
         TaaeInputError: if a file has rows and no such column.

@@ -221,7 +221,7 @@ def open_files(
         found: its files.
         taken: files of other sources; these are added.
         root: the folder where names begin; None for the source's own, which also puts tables first.
-        audio_column, id_column, audio_root, unit_rows: as for [`Corpus`].
+        audio_column, id_column, audio_root, unit_rows: see [`Corpus`].
 
     Returns:
         Its readers, and a fingerprint that changes when a file does.

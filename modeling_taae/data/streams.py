@@ -25,7 +25,7 @@ class StreamedRows:
         rows: the stream.
         origin: the place whose files its cells may name.
         split: the name of the split.
-        audio_column, id_column: as for [`Corpus`].
+        audio_column, id_column: see [`Corpus`].
     """
 
     def __init__(self, rows: IterableDataset, origin: Origin, split: str, audio_column: str, id_column: str | None):
@@ -80,7 +80,7 @@ def open_dataset(
 
     Args:
         name: its name on the Hub, or a folder.
-        split, subset, audio_column, id_column: as for [`Corpus`].
+        split, subset, audio_column, id_column: see [`Corpus`].
         streamed: whether to read it as it comes, rather than to download it first. What is no Parquet is streamed in
             any case.
 

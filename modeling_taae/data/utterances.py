@@ -42,7 +42,7 @@ class Utterances:
     """The utterances of one or more sources, in their order; it can be gone through more than once.
 
     Args:
-        sources: as for [`Corpus`].
+        sources: see [`Corpus`].
         sampling_rate: the rate to decode to, in Hz.
         limit: the number of utterances to take from the start; None for all.
         split: the split of Hub data sets, and of what `save_to_disk` wrote.
@@ -50,7 +50,7 @@ class Utterances:
         audio_column: the column with the audio, of tables and Hub data sets.
         transcripts: a Parquet file with columns `id` and `text`, for utterances that have no text themselves.
         strict: whether recordings that are silent or too short to score come without their audio.
-        audio_root, channel: as for [`Corpus`].
+        audio_root, channel: see [`Corpus`].
 
     Raises:
         TaaeInputError: if a source holds nothing.

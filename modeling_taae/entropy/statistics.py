@@ -18,7 +18,7 @@ def token_statistics(codes: Sequence[np.ndarray], quantizer: ResidualFSQ, frame_
     Args:
         codes: (tokens_per_frame, frames) int64 of each clip.
         quantizer: the bottleneck that made them.
-        frame_rate: in Hz.
+        frame_rate: frames per second.
 
     Returns:
         `frames`, how many tokens of each stage were counted; per stage, under `stages`: `vocabulary`, `used` (distinct

@@ -133,7 +133,7 @@ def to_int8(weights: np.ndarray, input_channels: int) -> tuple[np.ndarray, np.nd
     There is one scale for each output channel, and for each step of a kernel.
 
     Args:
-        weights: of a layer.
+        weights: a layer's weights.
         input_channels: the dimension that shares a scale.
     """
     largest = np.abs(weights).max(axis=input_channels, keepdims=True)
@@ -221,8 +221,8 @@ class Agreement:
 
     Args:
         tokens: compared.
-        differing: of these, all at rounding ties.
-        signal_to_error: of the audio that both make of the model's tokens, in dB.
+        differing: number of these that differ, all at rounding ties.
+        signal_to_error: ratio of the audio that both make of the model's tokens to its difference, in dB.
     """
 
     tokens: int
@@ -278,7 +278,7 @@ def export_codec(codec: Codec, folder: Path, file_format: str, bottleneck: Bottl
         codec: the model, in float32 on the CPU, with its feature extractor.
         folder: made if need be; what was exported there before is replaced.
         file_format: one of `FORMATS`.
-        bottleneck: as for `TaaeModel.encode`.
+        bottleneck: see `TaaeModel.encode`.
 
     Returns:
         How they compare with the model, or with that of [`round_weights`] where weights have 8 bits.

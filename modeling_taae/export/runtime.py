@@ -55,7 +55,8 @@ class ExportedCodec:
 
         Args:
             folder: what was given to `taae export -o`.
-            threads: of onnxruntime; None for one per core. Programs of `torch.export` follow `torch.set_num_threads`.
+            threads: threads of onnxruntime; None for one per core. Programs of `torch.export` follow
+            `torch.set_num_threads`.
             fast: whether 8-bit weights are multiplied with activations in 8 bits, which changes some tokens. Otherwise
                 they are made float32 when they are loaded, and give the same tokens in any runtime.
             trust_code: true to load programs of `torch.export` (.pt2) as well. Loading one can run any code that its

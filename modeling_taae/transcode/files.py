@@ -78,7 +78,7 @@ def decode_files(
         jobs: the `.taae` files and their targets, which end in .wav or .flac.
         prior: the prior of the model that encoded; None for the codec's own.
         force: whether to decode the tokens of another model.
-        on_error: as for [`encode_files`].
+        on_error: see [`encode_files`].
 
     Yields:
         Each job once its target is in place.

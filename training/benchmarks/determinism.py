@@ -154,7 +154,7 @@ class Determinism:
         """CPU seconds of one thread per second of speech: single utterances as `encode_clips` has them, and batches.
 
         Args:
-            length: in seconds; the utterances nearest to it are encoded.
+            length: seconds; the utterances nearest to it are encoded.
         """
         rate = self.codec.extractor.sampling_rate
         chosen = sorted(self.clips, key=lambda clip: abs(len(clip) - length * rate))[:COST_UTTERANCES]

@@ -42,15 +42,15 @@ class Way:
     """One way to run the model, and what it gave so far.
 
     Args:
-        name: in the table.
-        encode: from (1, 1, samples) float32 to tokens (1, tokens_per_frame, frames).
-        decode: from these to audio (1, 1, samples) float32.
+        name: the name in the table.
+        encode: function from (1, 1, samples) float32 to tokens (1, tokens_per_frame, frames).
+        decode: function from these to audio (1, 1, samples) float32.
         files: bytes of the encoder and of the decoder, or of both together.
-        seconds: of processor time, of encoding and of decoding.
-        equal: for each token whether it is the model's.
+        seconds: processor time of encoding and of decoding.
+        equal: whether each token is the model's.
         errors: energy of the difference to the model's audio of the model's tokens, by utterance, ...
         energies: ... and of that audio.
-        scores: of each utterance encoded and decoded in this way.
+        scores: scores of each utterance encoded and decoded in this way.
     """
 
     name: str

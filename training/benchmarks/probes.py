@@ -42,7 +42,7 @@ def features_of(
 
     Args:
         codec: whose tokens.
-        sources: of utterances.
+        sources: the utterances' files.
         limit: the first ones only; None for all.
         wanted: ids, the others are left out; None for all.
     """

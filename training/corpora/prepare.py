@@ -100,7 +100,7 @@ class PreparedSource:
 
     Args:
         name: name of the entry.
-        source, license, attribution, repository, commit: as the manifest has them.
+        source, license, attribution, repository, commit: the manifest's fields.
         recordings: number of recordings in the repository.
         rows: number of rows in the shards.
         hours: their length.

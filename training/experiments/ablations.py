@@ -49,7 +49,7 @@ class Ablation:
     """One run.
 
     Args:
-        name: of the run and its folder.
+        name: name of the run and its folder.
         base: the recipe.
         overlay: what is changed in it; None for the recipe itself.
         options: further options of the trainer.
@@ -104,8 +104,8 @@ class Runner:
     """Runs ablations as processes.
 
     Args:
-        steps: of each.
-        folder: for their folders, logs and results.
+        steps: number of steps of each.
+        folder: parent of their folders, logs and results.
         options: further ones of the trainer, for all.
     """
 

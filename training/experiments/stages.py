@@ -54,10 +54,10 @@ class Stage:
     """A model, and how it is trained.
 
     Args:
-        name: of its run.
-        title: of its column.
+        name: its run's name.
+        title: its column's title.
         recipe: its name; None for the published model.
-        options: of the trainer. Without a number of steps among them, it is a short run from the published model.
+        options: the trainer's options. Without a number of steps, it is a short run from the published model.
         start: the run from whose last checkpoint this one goes on; None starts from what the recipe names.
     """
 
@@ -232,10 +232,10 @@ class Laboratory:
     """Where experiments run.
 
     Args:
-        folder: for runs, and for what evaluation leaves behind.
+        folder: parent of runs, and of what evaluation leaves behind.
         speech: the folder of the shared speech.
         published: the folder of the published model.
-        steps: of runs whose stage names no number.
+        steps: number of steps where a stage names none.
     """
 
     def __init__(self, folder: Path, speech: Path, published: Path, steps: int):
