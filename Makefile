@@ -29,7 +29,7 @@ test: lint types  ## check style and types, and run every test, on all cores
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --durations 10
 
 quick: $(VENV)/test.stamp  ## run the tests of the edit loop: nothing slow, no browser, no cluster
-	$(BIN)/python -m pytest -m "not (slow or browser or ray or speech)" --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -m "not (slow or browser or ray)" --numprocesses $(JOBS) --dist loadfile
 
 types: $(VENV)/test.stamp  ## check the types of the package and the trainer
 	$(BIN)/mypy

@@ -13,6 +13,8 @@ from modeling_taae import TaaeConfig, TaaeFeatureExtractor, TaaeModel
 from modeling_taae.audio_io import read_audio
 from modeling_taae.taae_file import TaaeFile
 
+pytestmark = pytest.mark.slow
+
 RATE = 16_000
 SECONDS = 1.5
 

@@ -43,6 +43,8 @@ from modeling_taae.hub.checks import inspect
 from modeling_taae.taae_file import TaaeFile
 from training.recipe import parse_recipe
 
+pytestmark = pytest.mark.slow
+
 # datasets waits this many seconds for its readers at the end of a stream: long for files of a few kilobytes.
 datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0
 

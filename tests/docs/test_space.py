@@ -31,7 +31,10 @@ SPACE = ROOT / "hub_cards" / "space"
 SECONDS = 2.5
 PLAYERS = 3 if shutil.which("c2enc") and shutil.which("c2dec") else 2
 
-pytestmark = pytest.mark.skipif(not SPACE.is_dir(), reason="the Space is in a checkout of the project only")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not SPACE.is_dir(), reason="the Space is in a checkout of the project only"),
+]
 
 
 @pytest.fixture(scope="module")

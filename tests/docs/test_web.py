@@ -40,7 +40,10 @@ MODEL = {
     "target_loudness": -20.0,
 }
 
-pytestmark = pytest.mark.skipif(not WEB.is_dir(), reason="the page is in a checkout of the project only")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not WEB.is_dir(), reason="the page is in a checkout of the project only"),
+]
 
 
 class Handler(SimpleHTTPRequestHandler):

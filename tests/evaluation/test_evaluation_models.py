@@ -28,6 +28,8 @@ from modeling_taae.evaluation.recognition import (
 )
 from modeling_taae.evaluation.voices import load_speaker_judge
 
+pytestmark = pytest.mark.slow
+
 RATE = 16_000
 METRIC_MODULES = Path(__file__).parents[2] / "hub_cards" / "metrics"
 

@@ -27,6 +27,8 @@ from modeling_taae.evaluation.html_report import html_report
 from modeling_taae.evaluation.results import Mean, Originals, Results, Row
 from modeling_taae.evaluation.rows import RowStore
 
+pytestmark = pytest.mark.slow
+
 RATE = 16_000
 PUBLISHED = Path(__file__).parents[2] / "hub_cards" / "taae-speech-16k-nano" / "results"
 

@@ -33,6 +33,8 @@ from training.benchmarks import inference as benchmark_inference
 from training.benchmarks import tools as benchmark_tools
 from training.benchmarks.tools import Bench
 
+pytestmark = pytest.mark.slow
+
 onnx = pytest.importorskip("onnx")
 
 HUB_CARDS = Path(__file__).parents[2] / "hub_cards"

@@ -10,6 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fuzz.run import LINKS, VOICE, run_links, run_target
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", ["files", "streams", "models", "corpora", "tokens"])
 def test_damage_is_refused_or_right(name: str) -> None:

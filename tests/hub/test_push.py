@@ -32,6 +32,8 @@ from modeling_taae.hub.cards import PLACEHOLDER_DOMAIN, PROJECT_URL, install_com
 from modeling_taae.hub.checks import RESULTS, inspect
 from modeling_taae.hub.push import PushError, push_folder
 
+pytestmark = pytest.mark.slow
+
 README = Path(__file__).resolve().parents[2] / "README.md"
 HEADER = "---\nlicense: cc0-1.0\n---\n# A model\n\n"
 

@@ -13,6 +13,8 @@ from support.tiny_models import VARIANTS, make_model
 
 from modeling_taae import TaaeFeatureExtractor
 
+pytestmark = pytest.mark.slow
+
 CODE = {
     "attention_taae.py",
     "checks_taae.py",

@@ -21,6 +21,8 @@ from modeling_taae.errors import TaaeInputError
 from modeling_taae.tokenize import Manifest, open_token_folder, tokenize_corpus
 from modeling_taae.tokenize.encoder import CorpusEncoder, Encoding
 
+pytestmark = pytest.mark.slow
+
 UNIT_ROWS, SHARD_HOURS = 5, 0.003
 
 
@@ -256,6 +258,7 @@ def kill_a_worker(folder: Path, killed: list[int]) -> None:
                 killed.append(worker.pid)
 
 
+@pytest.mark.ray
 class TestRay:
     def test_same_corpus_though_a_worker_is_killed(self):
         pytest.importorskip("ray", reason="Ray is not installed: pip install 'modeling_taae[ray]'")

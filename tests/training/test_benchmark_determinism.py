@@ -13,6 +13,8 @@ from modeling_taae.codec import load_codec
 from training.benchmarks import determinism as benchmark_determinism
 from training.benchmarks.determinism import BOTTLENECKS, Determinism, padded_batches
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def determinism(tiny_model_folder) -> Determinism:

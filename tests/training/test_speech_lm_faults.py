@@ -26,6 +26,8 @@ from training.speech_lm.corpora import TokenCorpus
 from training.speech_lm.results import Budget, Result, Settings
 from training.speech_lm.train import run
 
+pytestmark = pytest.mark.slow
+
 CHECKOUT = Path(__file__).parents[2]
 TINY = Budget(layers=1, hidden_size=16, heads=2, crop_frames=16, batch_size=2, max_steps=4, checkpoint_every=2)
 OPTIONS = {"layers": 1, "hidden_size": 16, "heads": 2, "crop_frames": 16, "batch_size": 2, "checkpoint_every": 2}

@@ -10,6 +10,8 @@ from training.experiments import ablations as run_ablations
 from training.experiments.ablations import ADVERSARIAL, COLUMNS, MARKERS, all_ablations, last_validation, main, markdown
 from training.recipe import parse_recipe
 
+pytestmark = pytest.mark.slow
+
 RESULTS, README = (
     CHECKOUT / "training" / "experiments" / "results" / "ablations.json",
     CHECKOUT / "training" / "README.md",

@@ -16,6 +16,8 @@ from training.benchmarks import training_steps as benchmark_training
 from training.benchmarks.benchmark import GPU_MARKERS, MARKERS, main, markdown
 from training.benchmarks.tools import Bench, count_operations, random_model
 
+pytestmark = pytest.mark.slow
+
 RESULTS, README = CHECKOUT / "training" / "benchmarks" / "benchmark.json", CHECKOUT / "training" / "README.md"
 GPU_RESULTS = RESULTS.with_name("benchmark_gpu.json")
 QUICK = ("--threads", "1", "--seconds", "0")

@@ -7,6 +7,8 @@ from support.training_runs import ADVERSARIAL, write_corpus, write_recipe
 
 from training.experiments.gradient_norms import gradient_norm, main
 
+pytestmark = pytest.mark.slow
+
 
 def test_norms_are_over_all_inputs_that_count():
     one, other, unused = (torch.tensor(value, requires_grad=True) for value in ([1.0, 2.0], [3.0], [9.0]))

@@ -11,6 +11,8 @@ from training.launch import own_processes
 from training.precision import choose_attention, choose_precision, choose_processes, choose_workers, processor_features
 from training.recipe import CTCConfig, Recipe, RecipeError
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

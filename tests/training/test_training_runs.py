@@ -38,6 +38,8 @@ from training.recipe import RecipeError, parse_recipe
 from training.train import main
 from training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def recipe_file(tmp_path_factory) -> str:

@@ -25,6 +25,8 @@ from modeling_taae.transformer_taae import TaaeTransformerLayer
 from training.checkpoints import CheckpointError
 from training.recipe import RecipeError
 
+pytestmark = pytest.mark.slow
+
 # The dither of training is drawn by each process for itself, so it is switched off to compare. With latents of one
 # dimension, a process has no share of the convolution that makes them.
 STEADY = (

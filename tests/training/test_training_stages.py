@@ -19,6 +19,8 @@ from training.experiments import stages as run_stages
 from training.experiments.stages import EXPERIMENTS, MARKERS, PUBLISHED, Experiment, Stage, compared, main, markdown
 from training.recipe import parse_recipe
 
+pytestmark = pytest.mark.slow
+
 RATE, PRESET = 16_000, run_stages.PRESET
 README = CHECKOUT / "training" / "README.md"
 RESULTS = README.parent / "experiments" / "results" / "stages.json"
