@@ -7,6 +7,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from support.training_runs import ADVERSARIAL, make_trainer, train, write_corpus, write_recipe
 
 from training import dry_run
@@ -16,6 +17,8 @@ from training.train import main
 
 
 def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    # Accelerate keeps the settings of a process's first Accelerator, which may be another test's.
+    AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
     main()
 
