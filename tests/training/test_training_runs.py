@@ -11,6 +11,7 @@ from unittest.mock import create_autospec
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from accelerate.tracking import WandBTracker
 from datasets import Dataset
 from safetensors.torch import load_file
@@ -323,6 +324,7 @@ def test_too_little_memory_is_told_in_a_line(recipe_file, tmp_path, monkeypatch)
     def fail(trainer: Trainer) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB. And much else.")
 
+    AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setattr(Trainer, "train", fail)
     monkeypatch.setattr(sys, "argv", ["train.py", recipe_file, "--output_dir", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"too little memory \(CUDA out of memory\). Lower --batch_size"):
