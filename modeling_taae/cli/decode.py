@@ -1,9 +1,13 @@
 """`taae decode`: `.taae` files to audio files."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from .encode import INTERRUPTED
 from .options import FORCE_HELP, OUTPUT_HELP, SKIP_HELP, add_model_options
+
+if TYPE_CHECKING:
+    from .jobs import Prepared
 
 SUMMARY = "turn .taae files into audio"
 EXAMPLES = """\
@@ -29,22 +33,17 @@ def run(args: argparse.Namespace) -> int:
     """Decodes the files and returns the exit status."""
     from ..audio_io import audio_format
     from ..codec import load_codec
-    from ..transcode.files import decode_files, layer_progress
-    from .files import Failures, plan
-    from .progress import Progress
+    from ..transcode.files import decode_files
+    from .files import plan
+    from .jobs import run_jobs
 
     jobs = plan(args, frozenset([".taae"]), ".wav")
     for job in jobs:
         audio_format(job.target)
-    failures = Failures(jobs, args.debug)
-    there = failures.without_missing()
-    if not there:
-        return failures.report()
-    with Progress(args.patience) as progress:
-        progress.say("loading the model")
+
+    def prepare() -> "Prepared":
         codec = load_codec(args.model, args.device)
         prior = load_codec(args.prior, "cpu").prior if args.prior else None
-        with layer_progress(codec.model, progress.done):
-            done = decode_files(codec, there, prior, args.force, failures.add)
-            progress.work(done, there, "decoding")
-    return failures.report()
+        return codec, lambda there, on_error: decode_files(codec, there, prior, args.force, on_error)
+
+    return run_jobs(args, jobs, "decoding", prepare)

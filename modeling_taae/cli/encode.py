@@ -1,8 +1,12 @@
 """`taae encode`: audio files to `.taae` files."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from .options import OUTPUT_HELP, add_audio_inputs, add_encoding_options, add_model_options
+
+if TYPE_CHECKING:
+    from .jobs import Prepared
 
 SUMMARY = "turn audio into .taae files"
 EXAMPLES = """\
@@ -23,27 +27,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Encodes the files and returns the exit status."""
     from ..audio_io import AUDIO_SUFFIXES
-    from ..codec import chosen_bottleneck, load_codec
     from ..errors import TaaeInputError
-    from ..transcode.files import encode_files, layer_progress
-    from .files import Failures, plan
-    from .progress import Progress
-    from .startup import import_loudness
+    from ..transcode.files import encode_files
+    from .files import plan
+    from .jobs import load_encoder, run_jobs
 
     jobs = plan(args, AUDIO_SUFFIXES, ".taae")
     for job in jobs:
         if job.target.suffix.lower() in AUDIO_SUFFIXES:
             raise TaaeInputError(f"{job.target}: is a name for audio; expected one that ends in .taae, so change -o")
-    failures = Failures(jobs, args.debug)
-    there = failures.without_missing()
-    if not there:
-        return failures.report()
-    with Progress(args.patience) as progress:
-        progress.say("loading the model")
-        if args.loudness:
-            import_loudness()
-        codec = load_codec(args.model, args.device, args.loudness)
-        bottleneck = chosen_bottleneck(codec, args.bottleneck)
-        with layer_progress(codec.model, progress.done):
-            progress.work(encode_files(codec, there, bottleneck, failures.add), there, "encoding")
-    return failures.report()
+
+    def prepare() -> "Prepared":
+        codec, bottleneck = load_encoder(args)
+        return codec, lambda there, on_error: encode_files(codec, there, bottleneck, on_error)
+
+    return run_jobs(args, jobs, "encoding", prepare)

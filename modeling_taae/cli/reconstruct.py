@@ -1,9 +1,13 @@
 """`taae reconstruct`: audio through the codec and back."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from .encode import INTERRUPTED
 from .options import OUTPUT_HELP, add_audio_inputs, add_encoding_options, add_model_options
+
+if TYPE_CHECKING:
+    from .jobs import Prepared
 
 SUMMARY = "encode and decode audio, to hear the codec"
 EXAMPLES = """\
@@ -23,25 +27,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Reconstructs the files and returns the exit status."""
     from ..audio_io import AUDIO_SUFFIXES, audio_format
-    from ..codec import chosen_bottleneck, load_codec
-    from ..transcode.files import layer_progress, reconstruct_files
-    from .files import Failures, plan
-    from .progress import Progress
-    from .startup import import_loudness
+    from ..transcode.files import reconstruct_files
+    from .files import plan
+    from .jobs import load_encoder, run_jobs
 
     jobs = plan(args, AUDIO_SUFFIXES, ".wav")
     for job in jobs:
         audio_format(job.target)
-    failures = Failures(jobs, args.debug)
-    there = failures.without_missing()
-    if not there:
-        return failures.report()
-    with Progress(args.patience) as progress:
-        progress.say("loading the model")
-        if args.loudness:
-            import_loudness()
-        codec = load_codec(args.model, args.device, args.loudness)
-        bottleneck = chosen_bottleneck(codec, args.bottleneck)
-        with layer_progress(codec.model, progress.done):
-            progress.work(reconstruct_files(codec, there, bottleneck, failures.add), there, "reconstructing")
-    return failures.report()
+
+    def prepare() -> "Prepared":
+        codec, bottleneck = load_encoder(args)
+        return codec, lambda there, on_error: reconstruct_files(codec, there, bottleneck, on_error)
+
+    return run_jobs(args, jobs, "reconstructing", prepare)

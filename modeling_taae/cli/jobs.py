@@ -1,0 +1,46 @@
+"""Runs a command that makes a file of each file."""
+
+import argparse
+from collections.abc import Callable, Iterable
+
+from ..codec import Codec, chosen_bottleneck, load_codec
+from ..transcode.files import Job, OnError, layer_progress
+from .files import Failures
+from .progress import Progress
+from .startup import import_loudness
+
+# A codec, and a function that works through jobs with it and yields each one once it is done.
+Prepared = tuple[Codec, Callable[[list[Job], OnError], Iterable[Job]]]
+
+
+def load_encoder(args: argparse.Namespace) -> tuple[Codec, str | list | tuple | None]:
+    """Loads the codec of a command that encodes, and checks its bottleneck.
+
+    Raises:
+        TaaeInputError: if there is no such model, or it has no such bottleneck.
+    """
+    if args.loudness:
+        import_loudness()
+    codec = load_codec(args.model, args.device, args.loudness)
+    return codec, chosen_bottleneck(codec, args.bottleneck)
+
+
+def run_jobs(args: argparse.Namespace, jobs: list[Job], doing: str, prepare: Callable[[], Prepared]) -> int:
+    """Works through jobs, says what goes on, and returns the exit status.
+
+    Args:
+        args: the command's arguments.
+        jobs: the files to read and to write.
+        doing: what is done to them, as in "encoding".
+        prepare: loads what the work needs, once it is known that there is something to read.
+    """
+    failures = Failures(jobs, args.debug)
+    there = failures.without_missing()
+    if not there:
+        return failures.report()
+    with Progress(args.patience) as progress:
+        progress.say("loading the model")
+        codec, work = prepare()
+        with layer_progress(codec.model, progress.done):
+            progress.work(work(there, failures.add), there, doing)
+    return failures.report()
