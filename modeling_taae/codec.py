@@ -1,9 +1,9 @@
 """Loads a model with its feature extractor, and encodes and decodes single clips with them."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 from transformers import AutoFeatureExtractor, AutoModel
 from transformers.utils import logging
 
+from .compilation import room_for_graphs, with_compiled_layers
 from .entropy.prior import PRIOR_FILE, EntropyPrior, find_prior
 from .errors import TaaeInputError, one_line
 from .feature_extraction_taae import TaaeFeatureExtractor
@@ -24,12 +25,42 @@ DEFAULT_MODEL = "taae-speech-16k-nano"
 
 @dataclass
 class Codec:
-    """A model with its feature extractor, on its device, and the folder that holds them."""
+    """A model with its feature extractor, on its device, and the folder that holds them.
+
+    Args:
+        model: the model, in evaluation mode.
+        extractor: its feature extractor.
+        identity: the model's identity.
+        folder: where both came from.
+        is_compiled: whether the model's layers are compiled (see [`Codec.compiled`]).
+    """
 
     model: TaaeModel
     extractor: TaaeFeatureExtractor
     identity: str
     folder: Path
+    is_compiled: bool = False
+
+    def compiled(self, backend: str | Callable = "inductor") -> "Codec":
+        """Returns a codec with the same weights and compiled layers, for many clips of any length.
+
+        Tokens differ from this codec's where a latent lies on a rounding tie, as they do between machines. PyTorch
+        keeps the code in `$TORCHINDUCTOR_CACHE_DIR` for later processes.
+
+        Args:
+            backend: a backend of `torch.compile`.
+        """
+        return replace(self, model=with_compiled_layers(self.model, backend), is_compiled=True)
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Has the model compute without gradients and without rounding that changes tokens."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            stack.enter_context(exact_convolutions())
+            if self.is_compiled:
+                stack.enter_context(room_for_graphs())
+            yield
 
     @cached_property
     def ancestors(self) -> tuple[str, ...]:
@@ -88,7 +119,7 @@ class Codec:
             name: torch.cat([values, values.new_zeros(missing, *values.shape[1:])])
             for name, values in inputs.to(self.model.device).items()
         }
-        with torch.inference_mode(), exact_convolutions():
+        with self.inference():
             encoded = self.model.encode(**inputs, bottleneck=bottleneck)
         return [
             TaaeFile(
@@ -112,7 +143,7 @@ class Codec:
         self.check_format(encoded.sampling_rate, encoded.hop_length)
         codes = torch.from_numpy(encoded.audio_codes)[None].to(self.model.device)
         try:
-            with torch.inference_mode(), exact_convolutions():
+            with self.inference():
                 decoded = self.model.decode(codes, bottleneck=encoded.bottleneck)
         except ValueError as error:
             raise TaaeInputError(f"the tokens do not fit this model ({error}); choose another with --model") from error

@@ -75,6 +75,8 @@ class WindowBlocks:
         implementation: the attention implementation that computes within blocks.
         past_steps: (batch,) steps of each item before these, of which keys come with the window's left half in front
             of the present ones; None where there are none.
+        uniform: true for several blocks of the window's size whatever the length, so that one compiled graph serves
+            all lengths. A model that is compiled as a whole has them anyway.
     """
 
     def __init__(
@@ -84,12 +86,13 @@ class WindowBlocks:
         lengths: Tensor | None,
         implementation: str = "sdpa",
         past_steps: Tensor | None = None,
+        uniform: bool = False,
     ):
         left, right = window
         self.implementation = implementation
         self.batch_size, self.steps, _ = hidden_states.shape
-        if torch.compiler.is_compiling() and past_steps is None:
-            # One graph serves every length if there are always several blocks, and the last is never full.
+        if (uniform or torch.compiler.is_compiling()) and past_steps is None:
+            # The last block is never full: a padding of nothing would be a graph of its own.
             self.block = left + right + 1
             self.blocks = self.steps // self.block + 2
         else:

@@ -115,6 +115,7 @@ class TaaeTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.rotary_dim = min(config.head_dim, width) // 2
+        self.uniform_blocks = False  # true where layers are compiled for all lengths
         self.layers = nn.ModuleList(TaaeTransformerLayer(config, width) for _ in range(depth))
 
     def forward(self, hidden_states: Tensor, lengths: Tensor | None = None, past: Past | None = None) -> Tensor:
@@ -162,4 +163,5 @@ class TaaeTransformer(nn.Module):
             if past_steps is None:
                 return None
             implementation = "sdpa"  # FlashAttention is given no past
-        return WindowBlocks(self.config.attention_window, hidden_states, lengths, implementation, past_steps)
+        window, uniform = self.config.attention_window, self.uniform_blocks
+        return WindowBlocks(window, hidden_states, lengths, implementation, past_steps, uniform)

@@ -83,6 +83,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="of the model: bfloat16 is faster on a GPU and changes some tokens (default: float32)",
     )
     add(
+        "--compile",
+        action="store_true",
+        help="compile the model's layers: a minute or more at first, then faster; changes some tokens by rounding",
+    )
+    add(
         "--readers",
         type=whole_number(1),
         metavar="N",
@@ -115,6 +120,7 @@ def run(args: argparse.Namespace) -> int:
         bottleneck=args.bottleneck,
         device=args.device,
         dtype=args.dtype,
+        compile=args.compile,
         loudness=args.loudness,
         split=args.split,
         subset=args.subset,

@@ -45,6 +45,7 @@ class Encoding:
         shortest: seconds; shorter clips are rejected.
         readers: the number of threads that read and decode audio.
         units_together: the number of units that are encoded as one stream of clips; None for 1 on a CPU and 64 else.
+        compile: whether the model's layers are compiled.
     """
 
     bottleneck: str | list | tuple
@@ -52,6 +53,7 @@ class Encoding:
     shortest: float
     readers: int
     units_together: int | None = None
+    compile: bool = False
 
     def stream_units(self, device: str) -> int:
         """Returns the number of units in a stream of clips on a type of device."""
@@ -114,6 +116,8 @@ class CorpusEncoder:
         self.corpus, self.encoding = corpus, encoding
         self.loudness = codec.extractor.target_loudness
         self.codec = without_loudness(in_dtype(codec, encoding.dtype))
+        if encoding.compile:
+            self.codec = self.codec.compiled()
         self.sampling_rate = codec.model.config.sampling_rate
         self.tokens_per_frame = len(codec.model.bottleneck(encoding.bottleneck).codebook_sizes)
 

@@ -148,6 +148,7 @@ class Plan:
         shortest: seconds; shorter clips are rejected.
         shard_hours: hours of audio in a shard.
         channel: the channel of recordings that was read, from 1; None for the mean of all.
+        compile: whether the model's layers were compiled.
     """
 
     model: str
@@ -163,23 +164,23 @@ class Plan:
     shortest: float
     shard_hours: float
     channel: int | None = None
+    compile: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Returns the plan as a dictionary, by names that people understand."""
-        content = {PLAN_NAMES.get(name, name): value for name, value in asdict(self).items()}
-        if self.channel is None:  # as in earlier versions, which know of no channel
-            del content["channel"]
-        return content
+        # Later settings are left out at their defaults, as in the plans of versions that do not know them.
+        values = {name: value for name, value in asdict(self).items() if LATER.get(name, ...) != value}
+        return {PLAN_NAMES.get(name, name): value for name, value in values.items()}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Plan":
         """Reads a plan."""
         named = {field.name: PLAN_NAMES.get(field.name, field.name) for field in fields(cls)}
-        # Plans of earlier versions know of no channel.
-        values = {field: content[name] for field, name in named.items() if name in content or field != "channel"}
+        values = {field: content[name] for field, name in named.items() if name in content or field not in LATER}
         return _checked(cls(**values))
 
 
+LATER = {"channel": None, "compile": False}  # settings that plans of earlier versions do not have, with their defaults
 PLAN_NAMES = {
     "audio_column": "audio column",
     "id_column": "id column",

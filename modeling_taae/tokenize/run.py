@@ -36,6 +36,7 @@ def tokenize_corpus(
     bottleneck: str | list | tuple | None = None,
     device: str | None = None,
     dtype: str = "float32",
+    compile: bool = False,
     loudness: bool = True,
     split: str | None = None,
     subset: str | None = None,
@@ -66,6 +67,7 @@ def tokenize_corpus(
         bottleneck: a preset's name, `"native"`, or stages, also as text; None for the model's own.
         device: a device, as torch spells it; None for CUDA where there is one, else the CPU.
         dtype: the model's dtype: `"float32"`, `"bfloat16"` or `"float16"`.
+        compile: true to compile the model's layers (see [`Codec.compiled`]).
         loudness: true to bring clips to the model's loudness.
         split: the split of a data set, and of the output; None for `"train"`.
         subset: the subset of a data set that has several.
@@ -103,7 +105,7 @@ def tokenize_corpus(
         codec = load_codec(model, "cpu" if cluster else device, loudness)
         kind = cluster.device if cluster else codec.model.device.type
         stages, read_by = chosen_stages(codec, bottleneck), readers or READERS.get(kind, DEFAULT_READERS)
-        encoding = Encoding(stages, dtype, shortest, read_by, units_together)
+        encoding = Encoding(stages, dtype, shortest, read_by, units_together, compile)
         plan = Plan(
             model=codec.identity,
             bottleneck=format_bottleneck(stages),
@@ -118,6 +120,7 @@ def tokenize_corpus(
             shortest=shortest,
             shard_hours=shard_hours,
             channel=channel,
+            compile=compile,
         )
         with TokenFolder(Path(output), plan, len(corpus)) as folder:
             if folder.complete:

@@ -191,3 +191,15 @@ class TestOutput:
         assert manifest["plan"]["dtype"] == "bfloat16"
         half, full = (np.array(rows_of(name)["a"]["codes"]) for name in ("half", "full"))
         assert half.shape == full.shape and (half != full).any()
+
+    @pytest.mark.slow
+    def test_layers_are_compiled_if_asked_for(self):
+        source = parquet("data.parquet", many_rows(4))
+        manifest = tokenize(source, "--compile", output="compiled")
+        assert manifest["plan"]["compile"] is True and "compile" not in tokenize(source, output="plain")["plan"]
+        compiled, plain = (rows_of(name) for name in ("compiled", "plain"))
+        assert list(compiled) == list(plain)
+        tokens, others = (np.concatenate([row["codes"] for row in rows.values()]) for rows in (compiled, plain))
+        assert tokens.shape == others.shape and (tokens == others).mean() > 0.99
+        with pytest.raises(TaaeInputError, match="compile"):
+            tokenize_corpus(source, "plain", compile=True)

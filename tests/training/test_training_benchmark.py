@@ -1,6 +1,9 @@
 """The benchmark measures what it says, keeps what it does not measure, and its tables are those of its results."""
 
 import json
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +16,10 @@ from modeling_taae.configuration_taae import NAMED_SIZES
 from training.benchmarks import inference as benchmark_inference
 from training.benchmarks import tools as benchmark_tools
 from training.benchmarks import training_steps as benchmark_training
-from training.benchmarks.benchmark import GPU_MARKERS, MARKERS, main, markdown
+from training.benchmarks.benchmark import AVX2, GPU_MARKERS, MARKERS, main, markdown
+from training.benchmarks.peers import peer_rows
 from training.benchmarks.tools import Bench, count_operations, random_model
+from training.precision import processor_features
 
 pytestmark = pytest.mark.slow
 
@@ -83,6 +88,35 @@ def test_sections_are_measured_one_by_one_and_kept_together(tmp_path, capsys):
     assert results["speed"]["rows"][0]["real-time factor"] == pytest.approx(results["speed"]["rows"][0]["seconds"] / 10)
     main(["--show", "--json", str(kept)])
     assert json.loads(kept.read_text()) == results
+
+
+def test_other_codecs_are_measured_at_their_published_sizes():
+    ours, theirs = peer_rows(Bench(), names=("TAAE nano", "EnCodec"), clip_seconds=1.0)
+    assert ours["M parameters"] == pytest.approx(13.2, abs=0.05)
+    assert theirs["M parameters"] == pytest.approx(14.9, abs=0.05)
+    # A process with PyTorch and Transformers takes more than the weights alone.
+    assert all(row["memory in GB, all told"] > 0.2 for row in (ours, theirs))
+    assert all(
+        row[f"{direction}: real-time factor"] > 0 for row in (ours, theirs) for direction in ("encode", "decode")
+    )
+
+
+def test_a_machine_that_is_held_to_avx2_says_so():
+    if "avx512" not in processor_features():
+        pytest.skip("this processor has no more than AVX2")
+    code = "from training.benchmarks.runner import machine; print(machine()['features'])"
+    environment = {**os.environ, **AVX2, "PYTHONPATH": str(CHECKOUT)}
+    told = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    assert told.stdout.strip() == "['avx2', 'held to AVX2']"
+
+
+@pytest.mark.parametrize("section", ["int8", "long"])
+def test_sections_that_cannot_be_held_to_avx2_are_refused(section, capsys, monkeypatch):
+    for name, value in AVX2.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        main([section, "--avx2", *QUICK])
+    assert f"no section {section} under --avx2" in capsys.readouterr().err
 
 
 def test_the_parts_of_a_step_make_up_the_whole():

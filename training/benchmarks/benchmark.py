@@ -22,6 +22,7 @@ from modeling_taae.evaluation.report import between, table
 from modeling_taae.evaluation.results import rounded
 from modeling_taae.files import write_bytes
 from training.benchmarks.inference import eight_bit_rows, latency_rows, long_audio_rows, speed_rows, startup_rows
+from training.benchmarks.peers import peer_rows
 from training.benchmarks.runner import machine, processor_text
 from training.benchmarks.tools import SECONDS, Bench
 from training.benchmarks.training_steps import gradient_rows, step_rows
@@ -31,12 +32,21 @@ SECTIONS: dict[str, tuple[str, Rows]] = {
     "gradients": ("Forward and backward of the codec itself", gradient_rows),
     "step": ("Where the time of a training step goes", step_rows),
     "speed": ("Encoding and decoding", speed_rows),
+    "peers": ("Beside other codecs of Transformers, at random weights", peer_rows),
     "int8": ("Encoding and decoding with weights and activations in 8 bits, in onnxruntime", eight_bit_rows),
     "long": ("Long recordings", long_audio_rows),
     "startup": ("Starting the command line", startup_rows),
     "latency": ("A frame of a stream through a causal model", latency_rows),
 }
 MARKERS = ("<!-- benchmark: written by training/benchmarks/benchmark.py -->\n", "<!-- /benchmark -->")
+# What keeps PyTorch and the libraries that it computes with from using more than AVX2.
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+# onnxruntime would use what it finds all the same, and an hour of the large model takes hours.
+NOT_HELD = {"int8", "long"}
+AVX2_MARKERS = (
+    "<!-- benchmark held to AVX2: written by training/benchmarks/benchmark.py -->\n",
+    "<!-- /benchmark held to AVX2 -->",
+)
 GPU_MARKERS = (
     "<!-- benchmark on a GPU: written by training/benchmarks/benchmark.py -->\n",
     "<!-- /benchmark on a GPU -->",
@@ -74,9 +84,18 @@ def cell(value: str | float | None) -> str:
 
 
 def place_of(results: dict[str, dict]) -> tuple[str, str]:
-    """Returns the place of the tables: those measured on a GPU have one of their own."""
-    on_gpu = any(section["environment"]["accelerator"] for section in results.values())
-    return GPU_MARKERS if on_gpu else MARKERS
+    """Returns the place of the tables: those measured on a GPU, or held to AVX2, have one of their own."""
+    environments = [section["environment"] for section in results.values()]
+    if any(environment["accelerator"] for environment in environments):
+        return GPU_MARKERS
+    return AVX2_MARKERS if any("held to AVX2" in told.get("features", ()) for told in environments) else MARKERS
+
+
+def hold_to_avx2(arguments: list[str]) -> None:
+    """Starts this command again as on a processor without AVX-512, AMX and bfloat16, unless it was started so."""
+    if os.environ.items() >= AVX2.items():
+        return
+    os.execve(sys.executable, [sys.executable, __file__, *arguments], {**os.environ, **AVX2})
 
 
 def with_tables(readme: Path, tables: str, markers: tuple[str, str] = MARKERS) -> str:
@@ -107,14 +126,22 @@ def main(arguments: list[str] | None = None) -> None:
         help="repeat each measurement for so long (default: %(default)s)",
     )
     parser.add_argument("--hour", action="store_true", help="also an hour of audio, which takes about that long")
+    parser.add_argument(
+        "--avx2", action="store_true", help="as on a processor without AVX-512, AMX and bfloat16, as most laptops have"
+    )
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
-    if unknown := sorted(set(options.sections) - SECTIONS.keys()):
-        parser.error(f"there is no section {unknown[0]}; choose from {', '.join(SECTIONS)}")
+    if options.avx2:
+        hold_to_avx2(arguments)
+    sections = [name for name in SECTIONS if not options.avx2 or name not in NOT_HELD]
+    if unknown := sorted(set(options.sections) - set(sections)):
+        held = " under --avx2" if options.avx2 else ""
+        parser.error(f"there is no section {unknown[0]}{held}; choose from {', '.join(sections)}")
     try:
         results = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
         if options.readme:
             with_tables(options.readme, "")  # finds out now whether it will do
-        wanted = [] if options.show else options.sections or list(SECTIONS)
+        wanted = [] if options.show else options.sections or sections
         torch.set_num_threads(options.threads)
         for name in tqdm(wanted, disable=None, unit="section"):
             results[name] = measure(Bench(options.hour, options.seconds), name)
