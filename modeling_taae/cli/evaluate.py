@@ -7,6 +7,7 @@ from .options import (
     AUDIO_ROOT_HELP,
     BOTTLENECK_HELP,
     CHANNEL_HELP,
+    COMPILE_HELP,
     LEVEL_HELP,
     SHORTEST,
     SUBSET_HELP,
@@ -81,6 +82,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     workers = "processes for metrics (default: all cores)"
     add("--workers", type=whole_number(1), default=os.cpu_count(), metavar="N", help=workers)
     add("--no-loudness", dest="loudness", action="store_false", help=LEVEL_HELP)
+    add("--compile", action="store_true", help=COMPILE_HELP)
     add("--no-speed", dest="speed", action="store_false", help="do not measure speed")
 
 

@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
     name = args.model or default_model()
     metrics, judges, missing = choose_judges(args.metrics, args.recognizer, args.speaker_model, args.device or "cpu")
     codec = load_codec(name, args.device)
+    codec = codec.compiled() if args.compile else codec
     peers, left_out = available_peers(args.peers, codec.model.device.type)
     for line in [*left_out, *missing]:
         print(f"taae: {line}", file=sys.stderr)

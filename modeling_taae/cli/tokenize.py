@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from .options import (
     AUDIO_ROOT_HELP,
     CHANNEL_HELP,
+    COMPILE_HELP,
     SHORTEST,
     SUBSET_HELP,
     add_encoding_options,
@@ -82,11 +83,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="of the model: bfloat16 is faster on a GPU and changes some tokens (default: float32)",
     )
-    add(
-        "--compile",
-        action="store_true",
-        help="compile the model's layers: a minute or more at first, then faster; changes some tokens by rounding",
-    )
+    add("--compile", action="store_true", help=COMPILE_HELP)
     add(
         "--readers",
         type=whole_number(1),

@@ -97,6 +97,7 @@ class TaaeSystem:
             "parameters": model.num_parameters(),
             "device": model.device.type,
             "dtype": str(model.dtype).removeprefix("torch."),
+            **({"compiled": True} if codec.is_compiled else {}),
             "file": f".taae of version {'2 (entropy-coded)' if coded else '1'}, header and checksum included",
         }
 

@@ -8,6 +8,7 @@ from support.tiny_models import make_model
 from modeling_taae import TaaeFeatureExtractor
 from modeling_taae.batching import encode_clips
 from modeling_taae.codec import Codec
+from modeling_taae.evaluation.codecs import TaaeSystem
 from modeling_taae.identity import model_identity
 
 
@@ -89,3 +90,9 @@ def test_more_graphs_than_expected_are_an_error_and_not_a_slow_corpus(codec, mon
     monkeypatch.setattr("modeling_taae.compilation.MOST_GRAPHS", 1)
     with pytest.raises(Exception, match="recompile_limit"):
         codec.compiled(Graphs()).encode(np.zeros(640, np.float32))
+
+
+def test_an_evaluation_says_that_layers_are_compiled(codec):
+    """So that rows of a run without are not used again."""
+    assert "compiled" not in TaaeSystem(codec, None, "tiny").facts
+    assert TaaeSystem(codec.compiled(Graphs()), None, "tiny").facts["compiled"] is True

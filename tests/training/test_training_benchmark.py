@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from support.training_runs import CHECKOUT, TINY, write_recipe
 
 from modeling_taae.configuration_taae import NAMED_SIZES
+from training.benchmarks import corpus as benchmark_corpus
 from training.benchmarks import inference as benchmark_inference
 from training.benchmarks import tools as benchmark_tools
 from training.benchmarks import training_steps as benchmark_training
@@ -108,6 +109,13 @@ def test_a_machine_that_is_held_to_avx2_says_so():
     environment = {**os.environ, **AVX2, "PYTHONPATH": str(CHECKOUT)}
     told = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
     assert told.stdout.strip() == "['avx2', 'held to AVX2']"
+
+
+def test_a_corpus_is_measured_with_and_without_compiled_layers(monkeypatch):
+    monkeypatch.setattr(benchmark_corpus, "CORPORA", {"cpu": (("tiny", torch.float32, 5),)})
+    plain, compiled = benchmark_corpus.corpus_rows(Bench())
+    assert (plain["layers"], compiled["layers"]) == ("as they are", "compiled")
+    assert plain["frames as on the CPU"] == 1.0 and compiled["frames as on the CPU"] > 0.9
 
 
 @pytest.mark.parametrize("section", ["int8", "long"])

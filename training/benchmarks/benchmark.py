@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's tra
 from modeling_taae.evaluation.report import between, table
 from modeling_taae.evaluation.results import rounded
 from modeling_taae.files import write_bytes
+from training.benchmarks.corpus import corpus_rows
 from training.benchmarks.inference import eight_bit_rows, latency_rows, long_audio_rows, speed_rows, startup_rows
 from training.benchmarks.peers import peer_rows
 from training.benchmarks.runner import machine, processor_text
@@ -32,6 +33,7 @@ SECTIONS: dict[str, tuple[str, Rows]] = {
     "gradients": ("Forward and backward of the codec itself", gradient_rows),
     "step": ("Where the time of a training step goes", step_rows),
     "speed": ("Encoding and decoding", speed_rows),
+    "corpus": ("Tokens of a corpus, clip by clip on a CPU, in blocks on a GPU", corpus_rows),
     "peers": ("Beside other codecs of Transformers, at random weights", peer_rows),
     "int8": ("Encoding and decoding with weights and activations in 8 bits, in onnxruntime", eight_bit_rows),
     "long": ("Long recordings", long_audio_rows),

@@ -30,7 +30,7 @@ class Peer:
     Args:
         name: what the table calls it.
         model: the model, in evaluation mode.
-        sampling_rate: in Hz.
+        sampling_rate: the sampling rate, in Hz.
         encode: takes audio (1, 1, samples) and returns what `decode` takes.
         decode: takes what `encode` returned.
     """
