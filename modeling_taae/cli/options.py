@@ -18,7 +18,7 @@ BOTTLENECK_HELP = (
 )
 AUDIO_ROOT_HELP = "folder outside of the source in which recordings may lie that its tables and lists name"
 CHANNEL_HELP = "read this channel of recordings alone, such as one speaker of two: 1, 2, ... (default: average all)"
-COMPILE_HELP = "compile the layers, for GPUs: a minute or more at first; moves some tokens by rounding (no gain on CPUs)"
+COMPILE_HELP = "compile the layers, for GPUs: a minute at first; moves some tokens by rounding (no gain on CPUs)"
 SUBSET_HELP = "of a data set on the Hub that has several, such as a language"
 LEVEL_HELP = "keep the level as it is (default: bring it to that of the model's training, such as -20 LUFS)"
 FORCE_HELP = "decode what another model encoded, to noise most likely"

@@ -111,6 +111,14 @@ def test_a_machine_that_is_held_to_avx2_says_so():
     assert told.stdout.strip() == "['avx2', 'held to AVX2']"
 
 
+def test_steps_are_measured_in_one_process_and_in_several(monkeypatch):
+    """With real runs of the real command, of as few steps as possible."""
+    monkeypatch.setattr(benchmark_training, "RECIPE", CHECKOUT / "training" / "recipes" / "nano_adversarial.yaml")
+    monkeypatch.setattr(benchmark_training, "RUN_STEPS", (1, 2))
+    monkeypatch.setattr(benchmark_training, "usable_cores", lambda: 2)
+    assert [row["processes"] for row in benchmark_training.process_rows(Bench())] == [1, 2]
+
+
 def test_a_corpus_is_measured_with_and_without_compiled_layers(monkeypatch):
     monkeypatch.setattr(benchmark_corpus, "CORPORA", {"cpu": (("tiny", torch.float32, 5),)})
     plain, compiled = benchmark_corpus.corpus_rows(Bench())

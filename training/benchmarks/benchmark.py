@@ -26,11 +26,12 @@ from training.benchmarks.inference import eight_bit_rows, latency_rows, long_aud
 from training.benchmarks.peers import peer_rows
 from training.benchmarks.runner import machine, processor_text
 from training.benchmarks.tools import SECONDS, Bench
-from training.benchmarks.training_steps import gradient_rows, step_rows
+from training.benchmarks.training_steps import gradient_rows, process_rows, step_rows
 
 Rows = Callable[[Bench], Iterator[dict]]
 SECTIONS: dict[str, tuple[str, Rows]] = {
     "gradients": ("Forward and backward of the codec itself", gradient_rows),
+    "processes": ("Processes that share the cores of a CPU in training", process_rows),
     "step": ("Where the time of a training step goes", step_rows),
     "speed": ("Encoding and decoding", speed_rows),
     "corpus": ("Tokens of a corpus, clip by clip on a CPU, in blocks on a GPU", corpus_rows),

@@ -2,7 +2,10 @@
 
 import io
 import json
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,6 +22,7 @@ from training.benchmarks.tools import BFLOAT16, FLOAT32, Bench, name_of, random_
 from training.discriminator import Adversary
 from training.losses import weighted_sum
 from training.optimization import trainable_parameters
+from training.precision import usable_cores
 from training.recipe import parse_recipe
 from training.trainer import Trainer
 
@@ -27,6 +31,7 @@ BATCHES = {
     "cpu": (("nano", 4, 1.28), ("240m", 1, 5.12)),
     "cuda": (("nano", 64, 1.28), ("240m", 8, 5.12), ("950m", 8, 5.12)),
 }
+BATCH_SIZE, RUN_STEPS = 8, (4, 24)  # of the runs in which processes share the cores
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "nano_adversarial.yaml"
 # Kernels by what they do, told by a part of their names; the first that fits counts.
 KINDS = {
@@ -75,8 +80,52 @@ def step_rows(bench: Bench) -> Iterator[dict]:
                 yield {"part": f"— {kind}", "milliseconds": 1000 * share * seconds, "share": share * seconds / whole}
 
 
+def process_rows(bench: Bench) -> Iterator[dict]:
+    """Steps of the command as users start it, with more and more processes that share the cores of a CPU.
+
+    The time of a step is that of a longer run less that of a shorter one, divided by the steps between them.
+    """
+    if bench.device.type != "cpu":
+        return
+    cores = usable_cores()
+    with tempfile.TemporaryDirectory() as name:
+        corpus = noise_corpus(Path(name))
+        for processes in (number for number in range(1, cores + 1) if BATCH_SIZE % number == 0):
+            times = {steps: run_seconds(corpus, processes, steps) for steps in RUN_STEPS}
+            fewer, more = RUN_STEPS
+            seconds = (times[more] - times[fewer]) / (more - fewer)
+            threads = f"{max(cores // processes, 1)} each"
+            yield {"size": "nano", "crops": BATCH_SIZE, "processes": processes, "threads": threads, "seconds": seconds}
+
+
+def run_seconds(corpus: Path, processes: int, steps: int) -> float:
+    """Returns the seconds that a training run takes from the command line, start and end included."""
+    with tempfile.TemporaryDirectory() as output:
+        options = {
+            "output_dir": output,
+            "data.corpora": json.dumps([{"source": str(corpus)}]),
+            "validation.corpus": "null",
+            "batch_size": BATCH_SIZE,
+            "max_steps": steps,
+            "optimizer.decay_steps": 1,
+            "checkpoint_every": 10 * steps,
+            "processes": processes,
+        }
+        command = [sys.executable, str(RECIPE.parents[1] / "train.py"), str(RECIPE.with_name("nano.yaml"))]
+        start = time.perf_counter()
+        pairs = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+        subprocess.run([*command, *pairs], check=True, capture_output=True)
+        return time.perf_counter() - start
+
+
 def make_trainer(folder: Path) -> Trainer:
     """A trainer of the recipe on a minute of noise."""
+    corpus = json.dumps([{"source": str(noise_corpus(folder))}])
+    return Trainer(parse_recipe([str(RECIPE), "--data.corpora", corpus, "--validation.corpus", "null"]))
+
+
+def noise_corpus(folder: Path) -> Path:
+    """Writes a minute of noise as a Parquet file, and returns it."""
     rows, generator = [], np.random.default_rng(0)
     for number in range(12):
         file = io.BytesIO()
@@ -84,10 +133,7 @@ def make_trainer(folder: Path) -> Trainer:
         rows.append({"bytes": file.getvalue(), "path": f"{number}.flac"})
     corpus = folder / "noise.parquet"
     Dataset.from_dict({"audio": rows}).to_parquet(corpus)
-    recipe = parse_recipe(
-        [str(RECIPE), "--data.corpora", json.dumps([{"source": str(corpus)}]), "--validation.corpus", "null"]
-    )
-    return Trainer(recipe)
+    return corpus
 
 
 def step_parts(trainer: Trainer) -> dict[str, Callable[[], object]]:
