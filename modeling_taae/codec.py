@@ -1,6 +1,8 @@
 """Loads a model with its feature extractor, and encodes and decodes single clips with them."""
 
+import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -10,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import AutoFeatureExtractor, AutoModel
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, logging
 
 from .compilation import room_for_graphs, with_compiled_layers
+from .configuration_taae import TaaeConfig
 from .entropy.prior import PRIOR_FILE, EntropyPrior, find_prior
 from .errors import TaaeInputError, one_line
 from .feature_extraction_taae import TaaeFeatureExtractor
@@ -21,6 +24,10 @@ from .modeling_taae import TaaeModel
 from .taae_file import TaaeFile, TaaeFileError, parse_bottleneck
 
 DEFAULT_MODEL = "taae-speech-16k-nano"
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+# Weights in a byte of a file at most, in formats of 4 bits.
+DENSEST = 2
+WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
 
 @dataclass
@@ -229,11 +236,35 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _download(name: str) -> str:
-    """Downloads a model from the Hub, or finds it in the cache; returns its folder."""
+    """Downloads a model from the Hub, or finds it in the cache; returns its folder.
+
+    Raises:
+        FileNotFoundError: if it can only be meant as a folder.
+    """
+    if not HUB_NAME.fullmatch(name):
+        raise FileNotFoundError("there is no such folder")
     from huggingface_hub import snapshot_download
 
     # In one go, because asking the Hub file by file takes minutes to fail where there is no network.
     return snapshot_download(name, allow_patterns=["*.json", "*.safetensors"])
+
+
+def check_size(folder: Path) -> None:
+    """Checks, before memory is taken for it, that a model is no larger than its weights on disk.
+
+    Raises:
+        ValueError: if its config asks for more, or cannot be.
+    """
+    try:
+        described = json.loads((folder / CONFIG_NAME).read_bytes())
+    except (OSError, ValueError):
+        return  # Transformers will tell what is wrong
+    if not isinstance(described, dict) or described.get("model_type") != TaaeConfig.model_type:
+        return
+    weights = TaaeConfig.from_dict(described).least_weights
+    there = DENSEST * sum(file.stat().st_size for file in folder.iterdir() if file.suffix in WEIGHT_SUFFIXES)
+    if there and weights > there:
+        raise ValueError(f"{CONFIG_NAME} describes {weights:,} weights at least, and its files hold {there:,} at most")
 
 
 def load_codec(name: str | None, device: str | None = None, loudness: bool = True) -> Codec:
@@ -251,6 +282,7 @@ def load_codec(name: str | None, device: str | None = None, loudness: bool = Tru
     name = name or default_model()
     try:
         folder = name if os.path.isdir(name) else _download(name)
+        check_size(Path(folder))
         with quiet_transformers():
             model, loading = AutoModel.from_pretrained(folder, trust_remote_code=False, output_loading_info=True)
             extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)

@@ -47,6 +47,8 @@ TUPLES = {
     "training_levels": (2, 2**16),
 }
 MOST_ENTRIES = 2**10
+# Of a model: transformer layers, and weights, which is ten times as many as the largest of the paper has.
+MOST_LAYERS, MOST_WEIGHTS = 2**10, 10**10
 # Above zero, to the bound.
 FLOATS = {"layer_scale_initial_scale": 1e6, "norm_eps": 1e6, "qk_norm_eps": 1e6, "rope_theta": 1e12}
 SHARES = ("training_noise_probability", "training_rounding_probability")
@@ -245,6 +247,12 @@ class TaaeConfig(PreTrainedConfig):
                 f"quantization_levels needs one entry per latent dimension ({self.latent_dim}); "
                 f"got {len(self.quantization_levels)}."
             )
+        layers, weights = sum(self.encoder_depths) + sum(self.decoder_depths), self.least_weights
+        if layers > MOST_LAYERS or weights > MOST_WEIGHTS:
+            raise ValueError(
+                f"encoder_depths, decoder_depths and hidden_sizes make {layers:,} transformer layers with {weights:,} "
+                f"weights; at most {MOST_LAYERS:,} layers and {MOST_WEIGHTS:,} weights are allowed."
+            )
         if not self.training_levels:
             raise ValueError("training_levels needs at least one grid.")
         shares = (self.training_noise_probability, self.training_rounding_probability)
@@ -252,6 +260,17 @@ class TaaeConfig(PreTrainedConfig):
             raise ValueError(
                 f"The shares of noise and of rounding must be at least 0 and at most 1 in sum; got {shares}."
             )
+
+    @property
+    def least_weights(self) -> int:
+        """Weights that a model has at least: those of its matrices and large convolutions."""
+        widths = self.hidden_sizes
+        layer = 4 + 3 * self.intermediate_ratio
+        weights = 2 * 7 * self.patch_size * widths[0]
+        for previous, width, stride in zip((widths[0], *widths), widths, self.strides, strict=False):
+            weights += 2 * 2 * stride * previous * width * (stride > 1)
+        depths = zip(widths, self.encoder_depths, self.decoder_depths, strict=True)
+        return weights + sum(layer * width**2 * (encoder + decoder) for width, encoder, decoder in depths)
 
     @property
     def hop_length(self) -> int:

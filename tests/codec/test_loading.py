@@ -1,6 +1,7 @@
 """Loading a codec: what is refused, and that nothing else in the process changes."""
 
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import torch
 from support.tiny_models import make_model
 from transformers.utils import logging
 
-from modeling_taae import TaaeFeatureExtractor
+from modeling_taae import TaaeConfig, TaaeFeatureExtractor, TaaeModel
 from modeling_taae.codec import load_codec
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.taae_file import TaaeFile
+
+MOST_MEMORY = 1 << 19  # KiB
 
 
 @pytest.fixture
@@ -50,13 +53,38 @@ def test_the_process_stays_as_it_was(folder: Path) -> None:
         ("config.json", {"norm_eps": float("nan")}, "norm_eps must be a number"),
         ("config.json", {"encoder_depths": [10**9, 1]}, "encoder_depths must be integers"),
         ("config.json", {"sampling_rate": 8000}, "config.json reads 8000 Hz"),
+        ("config.json", {"encoder_depths": [1024, 1]}, "1,0.. transformer layers .* at most 1,024 layers"),
+        ("config.json", {"hidden_sizes": [10**6, 10**6]}, "hidden_sizes must be integers of .* at most 65536"),
+        ("config.json", {"hidden_sizes": [2**16, 2**16]}, "at most 1,024 layers and 10,000,000,000 weights"),
+        ("config.json", {"strides": [4096, 4096], "hidden_sizes": [2**15, 2**15]}, "at most 1,024 layers and 10,000"),
+        ("config.json", {"patch_size": 2**20, "hidden_sizes": [1024, 1024]}, "at most 1,024 layers and 10,000,"),
+        ("config.json", {"hidden_sizes": [1024, 1024]}, "describes [0-9,]+ weights at least, and its files hold"),
+        ("config.json", {"intermediate_ratio": 1024}, "describes [0-9,]+ weights at least, and its files hold"),
     ],
 )
 def test_configs_that_cannot_be_or_do_not_agree(folder: Path, file: str, values: dict, message: str) -> None:
     edit(folder / file, **values)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(TaaeInputError, match=message) as caught:
         load_codec(str(folder), "cpu")
     assert "\n" not in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + MOST_MEMORY
+
+
+def test_every_size_has_the_weights_that_it_is_said_to_have_at_least() -> None:
+    for config in (*map(TaaeConfig.named, ("nano", "small", "240m")), make_model().config):
+        with torch.device("meta"):
+            model = TaaeModel(config)
+        matrices = [weight.numel() for weight in model.parameters() if weight.ndim > 1]
+        assert 0.9 * sum(matrices) < config.least_weights <= sum(matrices)
+
+
+@pytest.mark.parametrize("name", ["./x/y", "x/y/z", "/nowhere/at/all", "~/model", "..", "x/", "a b/c", "-x/y"])
+def test_what_can_only_be_a_folder_is_not_looked_for_on_the_hub(name: str, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
+    with pytest.raises(TaaeInputError, match="there is no such folder|not a TAAE model|no model could be loaded"):
+        load_codec(name, "cpu")
 
 
 @pytest.mark.parametrize(
