@@ -6,14 +6,15 @@ installed (see `audio/ffmpeg.py`).
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import numpy as np
 import soundfile
-import soxr
 
+from .audio.blocks import MOST_SAMPLES, TOLERANCE, Blocks, Mixer, Span, cut, one_channel, resample
 from .audio.ffmpeg import av_blocks
 from .audio.pieces import UNKNOWN_SIZE, Piece, Window, hidden_mpeg, pieces
 from .errors import TaaeInputError
@@ -35,19 +36,26 @@ WRITTEN_FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 
 # libsndfile reads a cut WAV or AIFF file silently; only its log tells the promised from the actual size of the samples.
 SIZE_OF_SAMPLES = re.compile(r"(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)")
-# A length that a file promises may be off by so many seconds.
-TOLERANCE = 0.2
 # FLAC from a pipe says nothing; libsndfile then promises more than any file can hold.
 UNKNOWN_FRAMES = 1 << 62
-LEAST_RATE, GREATEST_RATE = 1_000, 1_000_000  # in Hz
-# Samples of the longest recording that is read, 37 hours at 16 kHz: a small file may be made to expand to any length.
-MOST_SAMPLES = 1 << 31
 BLOCK_VALUES = 1 << 18  # samples of all channels together that are in memory at a time
-# Channels cancel each other out if less than this share of their power is left in their mean: one is out of phase.
-CANCELLED = 1e-3
+# How libsndfile calls samples that it finds without reading those before them.
+SEEKABLE = ("PCM_", "FLOAT", "DOUBLE")
 
-Blocks = Iterator[tuple[np.ndarray, int]]
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording that was read.
+
+    Args:
+        audio: (samples,) float32, at least one sample, all of them finite.
+        averaged: whether it has several channels, which were averaged to one and are not the same.
+    """
+
+    audio: np.ndarray
+    averaged: bool = False
 
 
 def read_audio(source: str | Path, sampling_rate: int = 16_000) -> np.ndarray:
@@ -63,8 +71,13 @@ def read_audio(source: str | Path, sampling_rate: int = 16_000) -> np.ndarray:
     Raises:
         TaaeInputError: if the file cannot be read, is no audio, is damaged or cut short, or holds no samples or NaNs.
     """
+    return read_recording(source, sampling_rate).audio
+
+
+def read_recording(source: str | Path, sampling_rate: int = 16_000, channel: int | None = None) -> Recording:
+    """Reads an audio file as [`read_audio`] does, or one channel of it, counted from 1."""
     with open_input(source) as file:
-        return decode_audio(file, display_name(source), sampling_rate)
+        return decode_recording(file, display_name(source), sampling_rate, channel)
 
 
 def decode_audio(
@@ -74,7 +87,19 @@ def decode_audio(
     channel: int | None = None,
     most_samples: int = MOST_SAMPLES,
 ) -> np.ndarray:
-    """Reads an open, seekable audio file as [`read_audio`] does.
+    """Reads an open, seekable audio file as [`read_audio`] does; arguments and errors as [`decode_recording`]."""
+    return decode_recording(content, name, sampling_rate, channel, most_samples).audio
+
+
+def decode_recording(
+    content: BinaryIO,
+    name: str,
+    sampling_rate: int = 16_000,
+    channel: int | None = None,
+    most_samples: int = MOST_SAMPLES,
+    span: Span | None = None,
+) -> Recording:
+    """Reads an open, seekable audio file, and tells whether channels were averaged.
 
     Args:
         content: the open file.
@@ -82,120 +107,34 @@ def decode_audio(
         sampling_rate: samples per second of the result, in Hz.
         channel: the one channel to read, from 1; None averages all.
         most_samples: samples of the longest recording that is read.
-
-    Returns:
-        (samples,) float32, at least one sample, all of them finite.
+        span: the part to read, as if it had been cut out into a file of its own; None reads all.
 
     Raises:
-        TaaeInputError: see [`read_audio`], or if the recording is longer.
+        TaaeInputError: see [`read_audio`], or if the recording is longer, or ends before the part does.
     """
+
+    def blocks() -> Blocks:
+        return _blocks(content, name) if span is None else cut(_blocks(content, name, span.start), span, name)
+
+    mixer = Mixer()
     if channel is None:
-        mixer = Mixer()
-        audio = resample(mixer.mix(_blocks(content, name)), name, sampling_rate, most_samples)
+        audio = resample(mixer.mix(blocks()), name, sampling_rate, most_samples)
         if mixer.cancelled:
             # One channel then has all there is: the others hold the same sound, turned round.
             channel = mixer.loudest
     if channel is not None:
-        blocks = one_channel(_blocks(content, name), channel, name)
-        audio = resample(blocks, name, sampling_rate, most_samples)
+        audio = resample(one_channel(blocks(), channel, name), name, sampling_rate, most_samples)
     if len(audio) == 0:
         raise TaaeInputError(f"{name}: holds no audio (zero length); expected at least one sample")
     if not np.isfinite(audio).all():
         raise TaaeInputError(f"{name}: contains NaN or infinite samples; repair the file or export it again")
-    return audio
+    return Recording(audio, channel is None and mixer.averaged)
 
 
-class Mixer:
-    """Averages channels, and notices where they cancel each other out."""
-
-    def __init__(self):
-        self.mixed_power, self.powers = 0.0, np.zeros(1)
-
-    def mix(self, blocks: Blocks) -> Blocks:
-        """Yields the mean of each block's channels, (samples,) float32, with its sampling rate."""
-        for block, rate in blocks:
-            mono = block.mean(axis=1)
-            if block.shape[1] > 1:
-                powers = np.square(block, dtype=np.float64).sum(axis=0)
-                self.powers = np.pad(self.powers, (0, max(len(powers) - len(self.powers), 0)))
-                self.powers[: len(powers)] += powers
-                self.mixed_power += float(np.square(mono, dtype=np.float64).sum())
-            yield mono, rate
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether hardly anything is left of the channels in their mean."""
-        return self.mixed_power < CANCELLED * float(self.powers.mean())
-
-    @property
-    def loudest(self) -> int:
-        """The channel with the greatest power, from 1."""
-        return 1 + int(self.powers.argmax())
-
-
-def one_channel(blocks: Blocks, channel: int, name: str) -> Blocks:
-    """Yields one channel of each block, (samples,) float32, with its sampling rate.
-
-    Args:
-        blocks: blocks (samples, channels) float32, each with its sampling rate.
-        channel: the channel, from 1.
-        name: the name that errors call them.
-
-    Raises:
-        TaaeInputError: if there are fewer channels.
-    """
-    for block, rate in blocks:
-        if channel > block.shape[1]:
-            channels = f"{block.shape[1]} channel{'s' if block.shape[1] > 1 else ''}"
-            raise TaaeInputError(f"{name}: has {channels}; expected at least {channel}, so choose another channel")
-        yield block[:, channel - 1], rate
-
-
-def resample(blocks: Blocks, name: str, sampling_rate: int, most_samples: int = MOST_SAMPLES) -> np.ndarray:
-    """Joins blocks of samples at one rate.
-
-    Args:
-        blocks: blocks (samples,) float32, each with its sampling rate in Hz.
-        name: the name that errors call them.
-        sampling_rate: samples per second of the result, in Hz.
-        most_samples: most samples of the result.
-
-    Returns:
-        (samples,) float32.
-
-    Raises:
-        TaaeInputError: if a rate is none of sound, or there are more samples.
-    """
-    parts, length = [np.zeros(0, dtype=np.float32)], 0
-    resampler, resampled_rate = None, sampling_rate
-
-    def keep(part: np.ndarray) -> None:
-        nonlocal length
-        length += len(part)
-        if length > most_samples:
-            seconds = most_samples / sampling_rate
-            raise TaaeInputError(f"{name}: is longer than {seconds:,.0f} s; cut it into shorter recordings")
-        parts.append(part)
-
-    for block, rate in blocks:
-        if not LEAST_RATE <= rate <= GREATEST_RATE:
-            raise TaaeInputError(
-                f"{name}: has a sampling rate of {rate:,} Hz; expected {LEAST_RATE:,} to {GREATEST_RATE:,} Hz, so "
-                "check how it was made"
-            )
-        if rate != resampled_rate:
-            if resampler is not None:
-                keep(resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True))
-            resampled_rate = rate
-            resampler = None if rate == sampling_rate else _resampler(rate, sampling_rate)
-        keep(block if resampler is None else resampler.resample_chunk(block))
-    if resampler is not None:
-        keep(resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True))
-    return np.concatenate(parts)
-
-
-def _resampler(rate: int, sampling_rate: int) -> soxr.ResampleStream:
-    return soxr.ResampleStream(rate, sampling_rate, 1, dtype="float32")
+def averaged_note(count: int) -> str:
+    """Returns a line about recordings whose channels were averaged."""
+    several = f"{count:,} recordings have several channels" if count > 1 else "1 recording has several channels"
+    return f"{several}, which were averaged; --channel (in a recipe, channel) reads one of them"
 
 
 class SequentialFile(soundfile.SoundFile):
@@ -208,8 +147,14 @@ class SequentialFile(soundfile.SoundFile):
         return False
 
 
-def _blocks(content: BinaryIO, name: str) -> Blocks:
-    """Yields the samples of all pieces of a file, (samples, channels) float32, each block with its sampling rate."""
+def _blocks(content: BinaryIO, name: str, unheard: float = 0.0) -> Blocks:
+    """Yields the samples of all pieces of a file, (samples, channels) float32, each block with its sampling rate.
+
+    Args:
+        content: the open file.
+        name: the name that errors call it.
+        unheard: seconds from the start that are not asked for: where that saves reading them, they come as zeros.
+    """
     found = pieces(content, name)
     for number, piece in enumerate(found):
         try:
@@ -221,7 +166,7 @@ def _blocks(content: BinaryIO, name: str) -> Blocks:
             yield from _other_blocks(content, name, error)
             return
         with file:
-            yield from _piece_blocks(file, piece, name)
+            yield from _piece_blocks(file, piece, name, unheard if len(found) == 1 else 0.0)
 
 
 def _open(piece: Piece) -> SequentialFile:
@@ -243,8 +188,8 @@ def _keeping_errors(content: Window, call: Callable[[], Result]) -> Result:
             raise content.error
 
 
-def _piece_blocks(file: SequentialFile, piece: Piece, name: str) -> Blocks:
-    """Yields the samples of one piece.
+def _piece_blocks(file: SequentialFile, piece: Piece, name: str, unheard: float = 0.0) -> Blocks:
+    """Yields the samples of one piece, or zeros for as many seconds at its start as are unheard.
 
     Raises:
         TaaeInputError: if it is damaged or holds less than it promises.
@@ -255,6 +200,10 @@ def _piece_blocks(file: SequentialFile, piece: Piece, name: str) -> Blocks:
         return file.read(block_length, dtype="float32", always_2d=True)
 
     try:
+        if unheard and file.frames < UNKNOWN_FRAMES and file.subtype.startswith(SEEKABLE):
+            length = min(int(unheard * file.samplerate), file.frames)
+            _keeping_errors(piece.content, lambda: file.seek(length))
+            yield np.broadcast_to(np.float32(0), (length, file.channels)), file.samplerate
         while len(block := _keeping_errors(piece.content, read)):
             length += len(block)
             yield block, file.samplerate

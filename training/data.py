@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,7 @@ from pyarrow import compute
 from tqdm import tqdm
 
 from modeling_taae import TaaeFeatureExtractor, __version__
-from modeling_taae.audio_io import to_pcm16
+from modeling_taae.audio_io import averaged_note, to_pcm16
 from modeling_taae.data.decode import decode_row, fault
 from modeling_taae.data.row import Row
 from modeling_taae.data.sources import Corpus
@@ -41,7 +41,13 @@ LONGEST_VALIDATION = 20  # seconds, of which all at once are scored
 DECODED_AT_ONCE = 4  # recordings, which can be hours long
 # Samples are int16, in bytes; there are none where `problem` says why. Columns are JSON.
 DECODED = Features(
-    {"id": Value("string"), "columns": Value("string"), "samples": Value("large_binary"), "problem": Value("string")}
+    {
+        "id": Value("string"),
+        "columns": Value("string"),
+        "samples": Value("large_binary"),
+        "problem": Value("string"),
+        "averaged": Value("bool"),
+    }
 )
 # Rows as streams of `datasets` can hold them.
 PICKLED = Features({"row": Value("binary")})
@@ -89,7 +95,21 @@ def rows_of(corpus: Corpus, units: Iterable[int]) -> Iterator[Row]:
         raise CorpusError(one_line(error)) from error
 
 
-def decode_to_pcm(row: Row, sampling_rate: int, target_loudness: float | None) -> tuple[np.ndarray, str]:
+class Pcm(NamedTuple):
+    """A decoded recording.
+
+    Args:
+        samples: (samples,) int16.
+        problem: what is wrong with the recording where there are none.
+        averaged: whether it has several channels, which were averaged.
+    """
+
+    samples: np.ndarray
+    problem: str = ""
+    averaged: bool = False
+
+
+def decode_to_pcm(row: Row, sampling_rate: int, target_loudness: float | None) -> Pcm:
     """Decodes a row.
 
     Args:
@@ -97,30 +117,34 @@ def decode_to_pcm(row: Row, sampling_rate: int, target_loudness: float | None) -
         sampling_rate: the rate to decode to, in Hz.
         target_loudness: the loudness to bring it to, in LUFS; None leaves it as it is.
 
-    Returns:
-        (samples,) int16, and what is wrong with the recording where there are none.
-
     Raises:
         CorpusError: if it cannot be read, though nothing is known against its content: another time it may be.
     """
     try:
-        samples = decode_row(row, sampling_rate)
+        recording = decode_row(row, sampling_rate)
     except TaaeInputError as error:
-        return np.zeros(0, np.int16), one_line(error).removeprefix(f"{row.id}: ")
+        return Pcm(np.zeros(0, np.int16), one_line(error).removeprefix(f"{row.id}: "))
     except OSError as error:
         raise CorpusError(
             f"{row.id}: cannot be read ({error.strerror or one_line(error)}); see to it, then start the run again"
         ) from error
+    samples = recording.audio
     if target_loudness is not None:
         samples = normalize_loudness(samples, sampling_rate, target_loudness)
-    return to_pcm16(samples), ""
+    return Pcm(to_pcm16(samples), averaged=recording.averaged)
 
 
 def decode_for_disk(row: Row, sampling_rate: int, target_loudness: float | None) -> dict[str, Any]:
     """Returns a row of a decoded corpus (see `DECODED`)."""
-    samples, problem = decode_to_pcm(row, sampling_rate, target_loudness)
-    columns = {name: value for name, value in row.columns.items() if isinstance(value, str | int)}
-    return {"id": row.id, "columns": json.dumps(columns), "samples": samples.tobytes(), "problem": problem}
+    samples, problem, averaged = decode_to_pcm(row, sampling_rate, target_loudness)
+    columns = json.dumps({name: value for name, value in row.columns.items() if isinstance(value, str | int)})
+    return {
+        "id": row.id,
+        "columns": columns,
+        "samples": samples.tobytes(),
+        "problem": problem,
+        "averaged": averaged,
+    }
 
 
 def decoded_rows(corpus: Corpus, source: str, decode: Callable[[Row], dict], workers: int) -> Iterator[dict]:
@@ -165,6 +189,7 @@ class DecodedCorpus:
     Attributes:
         decoded: all rows, those without samples included.
         problems: why recordings are left out.
+        averaged: the number of recordings whose channels were averaged.
         notes: lines about what lies in the corpus and is not read.
 
     Raises:
@@ -180,12 +205,13 @@ class DecodedCorpus:
                 decoded_rows,
                 features=DECODED,
                 gen_kwargs={"corpus": opened, "source": corpus.source, "decode": decode, "workers": workers},
-                fingerprint=f"taae-{__version__}-{opened.fingerprint()}-{target[0]}-{target[1]}",
+                fingerprint=f"taae-{__version__}-2-{opened.fingerprint()}-{target[0]}-{target[1]}",
                 writer_batch_size=DECODED_AT_ONCE,
             )
         except DatasetGenerationError as error:
             raise CorpusError(one_line(error.__cause__ or error)) from error
         self.problems = [problem for problem in self.decoded["problem"] if problem]
+        self.averaged = sum(self.decoded["averaged"])
         lengths = np.concatenate([compute.binary_length(chunk).to_numpy() for chunk in self.column.chunks] or [[]])
         if lengths.sum() == 0:
             raise CorpusError(
@@ -245,6 +271,11 @@ class TrainingCrops(torch.utils.data.Dataset):
         return sum(corpus.skipped for corpus in self.corpora)
 
     @property
+    def averaged(self) -> int:
+        """The number of recordings whose channels were averaged."""
+        return sum(corpus.averaged for corpus in self.corpora)
+
+    @property
     def reasons(self) -> str:
         """Why rows could not be decoded, and how many for each reason."""
         return counted([problem for corpus in self.corpora for problem in corpus.problems])
@@ -301,17 +332,19 @@ class StreamedCrops(torch.utils.data.IterableDataset):
         index = 0
         for epoch in itertools.count():
             self.rows.set_epoch(epoch)
-            start, tried = index, 0
+            start, tried, averaged = index, 0, 0
             problems: list[str] = []
             for row in self.rows:
                 if index >= self.first:
-                    samples, problem = decode_to_pcm(pickle.loads(row["row"]), *self.target)
-                    tried += 1
+                    samples, problem, is_averaged = decode_to_pcm(pickle.loads(row["row"]), *self.target)
+                    tried, averaged = tried + 1, averaged + is_averaged
                     problems += [problem] if problem else []
                     generator = np.random.default_rng((self.seed, self.process, index))
                     yield self.augmenter.draw(samples, generator, self.crop_length)
                 index += 1
             self._check_round(index - start, tried, problems)
+            if averaged and not epoch:
+                tqdm.write(averaged_note(averaged), file=sys.stderr)
 
     def _check_round(self, rows: int, tried: int, problems: list[str]) -> None:
         share = f"the share of process {self.process + 1} of {self.processes}"
@@ -375,7 +408,7 @@ def validation_clips(
     """
     opened = open_corpus(corpus, streaming)
     for row in itertools.islice(rows_of(opened, range(len(opened))), utterances):
-        samples, problem = decode_to_pcm(row, extractor.sampling_rate, extractor.target_loudness)
+        samples, problem, _ = decode_to_pcm(row, extractor.sampling_rate, extractor.target_loudness)
         clip = samples[: LONGEST_VALIDATION * extractor.sampling_rate].astype(np.float32) / INT16_FULL_SCALE
         if not problem and not fault(clip, extractor.sampling_rate, GATING_BLOCK):
             yield clip

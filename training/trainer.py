@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from modeling_taae import TaaeConfig
+from modeling_taae.audio_io import averaged_note
 from modeling_taae.files import as_json, write_bytes
 from training.auxiliary import AuxiliaryNetwork
 from training.batches import batches_of, batches_of_stream, shares
@@ -121,6 +122,8 @@ class Trainer:
                 self.accelerator.print(
                     f"{self.crops.skipped} recordings could not be decoded and are left out: {self.crops.reasons}."
                 )
+            if self.crops.averaged:
+                self.accelerator.print(f"{averaged_note(self.crops.averaged)}.")
         if recipe.validation.corpus is not None and self.accelerator.is_main_process:
             self.validator = Validator(recipe, self.extractor)
 

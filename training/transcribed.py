@@ -163,7 +163,7 @@ def first_utterances(
         if (text := text_of(row)) is None:
             continue
         has_texts = True
-        samples, problem = decode_to_pcm(row, extractor.sampling_rate, extractor.target_loudness)
+        samples, problem, _ = decode_to_pcm(row, extractor.sampling_rate, extractor.target_loudness)
         if not problem and len(samples) <= settings.max_seconds * extractor.sampling_rate:
             count -= 1
             yield samples.astype(np.float32) / INT16_FULL_SCALE, text

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from ..errors import TaaeInputError
     from ..transcode.files import encode_files
     from .files import plan
-    from .jobs import load_encoder, run_jobs
+    from .jobs import Reader, load_encoder, run_jobs
 
     jobs = plan(args, AUDIO_SUFFIXES, ".taae")
     for job in jobs:
@@ -39,6 +39,9 @@ def run(args: argparse.Namespace) -> int:
 
     def prepare() -> "Prepared":
         codec, bottleneck = load_encoder(args)
-        return codec, lambda there, on_error: encode_files(codec, there, bottleneck, on_error)
+        return codec, lambda there, on_error: encode_files(codec, there, bottleneck, on_error, reader)
 
-    return run_jobs(args, jobs, "encoding", prepare)
+    reader = Reader(args.channel)
+    status = run_jobs(args, jobs, "encoding", prepare)
+    reader.tell()
+    return status

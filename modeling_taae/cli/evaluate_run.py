@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..audio_io import averaged_note
 from ..codec import default_model, load_codec, model_name
 from ..data.utterances import Utterance, Utterances
 from ..errors import TaaeInputError
@@ -44,8 +45,9 @@ def run(args: argparse.Namespace) -> int:
         trials = (len(ours) + len(peers)) * bool(args.tandem) + len(ours) * len(args.packet_loss)
         check_codecs(len(ours) + len(peers) + trials)
     folder = Path(args.output)
+    utterances = chosen_utterances(args)
     results = evaluate_codecs(
-        chosen_data(args),
+        under_conditions(utterances, args),
         [*ours, *peers],
         metrics,
         judges,
@@ -62,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     write_results(folder, results)
     if args.mushra:
         write_listening_test(Path(args.mushra), results.samples)
+    if utterances.averaged:
+        print(f"taae: {averaged_note(utterances.averaged)}", file=sys.stderr)
     print(quality_table(results, intervals=False), f"\nTo read, see and hear: {folder / 'report.html'}", sep="\n")
     if results.problems:
         told = "".join(f"taae: {problem}\n" for problem in problem_lines(results, TOLD_PROBLEMS))
@@ -86,8 +90,8 @@ def check_options(args: argparse.Namespace) -> None:
         )
 
 
-def chosen_data(args: argparse.Namespace) -> Iterable[Utterance]:
-    """Returns the utterances, under conditions if the command line names any."""
+def chosen_utterances(args: argparse.Namespace) -> Utterances:
+    """Returns the utterances that the command line names, and tells what lies beside them."""
     utterances = Utterances(
         args.data,
         SAMPLING_RATE,
@@ -101,6 +105,11 @@ def chosen_data(args: argparse.Namespace) -> Iterable[Utterance]:
     )
     for note in utterances.notes:
         print(f"taae: {note}", file=sys.stderr)
+    return utterances
+
+
+def under_conditions(utterances: Utterances, args: argparse.Namespace) -> Iterable[Utterance]:
+    """Returns the utterances, under conditions if the command line names any."""
     if not (args.noise or args.reverb or args.lengths or args.music):
         return utterances
     noises = read_kind(args.noise, "noise") if args.noise else []

@@ -1,13 +1,41 @@
 """Runs a command that makes a file of each file."""
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
+import numpy as np
+
+from ..audio_io import averaged_note, read_recording
 from ..codec import Codec, chosen_bottleneck, load_codec
 from ..transcode.files import Job, OnError, layer_progress
 from .files import Failures
 from .progress import Progress
 from .startup import import_loudness
+
+
+class Reader:
+    """Reads the recordings of a command, and counts those whose channels it averages.
+
+    Args:
+        channel: the channel to read, from 1; None averages all.
+    """
+
+    def __init__(self, channel: int | None):
+        self.channel, self.averaged = channel, 0
+
+    def __call__(self, source: Path, sampling_rate: int) -> np.ndarray:
+        """Returns a recording at a sampling rate in Hz, (samples,) float32."""
+        recording = read_recording(source, sampling_rate, self.channel)
+        self.averaged += recording.averaged
+        return recording.audio
+
+    def tell(self) -> None:
+        """Says on standard error how many recordings were averaged, if any were."""
+        if self.averaged:
+            print(f"taae: {averaged_note(self.averaged)}", file=sys.stderr)
+
 
 # A codec, and a function that works through jobs with it and yields each one once it is done.
 Prepared = tuple[Codec, Callable[[list[Job], OnError], Iterable[Job]]]

@@ -90,6 +90,7 @@ def add_encoding_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_audio_inputs(parser: argparse.ArgumentParser) -> None:
-    """Adds the recordings to read, and `--skip-existing`."""
+    """Adds the recordings to read, the channel, and `--skip-existing`."""
     parser.add_argument("inputs", nargs="+", metavar="AUDIO", help=AUDIO_HELP)
+    parser.add_argument("--channel", type=whole_number(1), metavar="N", help=CHANNEL_HELP)
     parser.add_argument("--skip-existing", action="store_true", help=SKIP_HELP)

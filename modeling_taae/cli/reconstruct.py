@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from ..audio_io import AUDIO_SUFFIXES, audio_format
     from ..transcode.files import reconstruct_files
     from .files import plan
-    from .jobs import load_encoder, run_jobs
+    from .jobs import Reader, load_encoder, run_jobs
 
     jobs = plan(args, AUDIO_SUFFIXES, ".wav")
     for job in jobs:
@@ -37,6 +37,9 @@ def run(args: argparse.Namespace) -> int:
 
     def prepare() -> "Prepared":
         codec, bottleneck = load_encoder(args)
-        return codec, lambda there, on_error: reconstruct_files(codec, there, bottleneck, on_error)
+        return codec, lambda there, on_error: reconstruct_files(codec, there, bottleneck, on_error, reader)
 
-    return run_jobs(args, jobs, "reconstructing", prepare)
+    reader = Reader(args.channel)
+    status = run_jobs(args, jobs, "reconstructing", prepare)
+    reader.tell()
+    return status

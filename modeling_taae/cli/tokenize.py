@@ -36,8 +36,8 @@ RAY_AUTH_MODE=token in the environment.
 Sources
   folder     audio, Parquet and .tar files, however deep, with what tells about the audio: metadata.csv, .jsonl or
              .parquet with a column file_name; a.txt or a.json beside a.wav; the lists and folders of Common Voice,
-             LJSpeech, LibriSpeech, NeMo, Moshi and Kaldi; and what `save_to_disk` of `datasets` wrote. With --split,
-             it is read as a data set
+             LJSpeech, LibriSpeech, VCTK, NeMo, Moshi and Kaldi; and what `save_to_disk` of `datasets` wrote. A row
+             with an offset and a duration is about that part of its file. With --split, it is read as a data set
   list       .csv, .tsv, .jsonl or .json with a column of file names: only the files that it names
   .parquet   a column holds audio: the bytes or paths of files, the Audio feature of `datasets`, or samples beside
              their sampling_rate

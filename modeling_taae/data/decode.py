@@ -2,13 +2,14 @@
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import soundfile
 
-from ..audio_io import decode_audio
+from ..audio.blocks import Span
+from ..audio_io import Recording, decode_recording
 from ..errors import TaaeInputError
 from ..feature_extraction_taae import SILENCE_ENERGY
 from .origin import NOWHERE, Origin
@@ -19,8 +20,8 @@ ARRAY_KEYS, RATE_KEYS = ("array", "samples"), ("sampling_rate", "sample_rate", "
 HIGHEST_RATE = 768_000  # Hz; what claims more is no sampling rate
 
 
-def decode_row(row: Row, sampling_rate: int) -> np.ndarray:
-    """Decodes a row to (samples,) float32 at a rate in Hz.
+def decode_row(row: Row, sampling_rate: int) -> Recording:
+    """Decodes a row to one channel at a rate in Hz.
 
     Raises:
         TaaeInputError: if there is no audio, it cannot be decoded, or it names something that is not the corpus's.
@@ -28,13 +29,18 @@ def decode_row(row: Row, sampling_rate: int) -> np.ndarray:
     """
     if row.problem:
         raise TaaeInputError(f"{row.id}: {row.problem}")
-    return decode_cell(row.audio, row.id, sampling_rate, row.origin, row.channel)
+    return decode_cell(row.audio, row.id, sampling_rate, row.origin, row.channel, row.span)
 
 
 def decode_cell(
-    audio: Any, name: str, sampling_rate: int, origin: Origin = NOWHERE, channel: int | None = None
-) -> np.ndarray:
-    """Decodes audio as data sets hold it to (samples,) float32.
+    audio: Any,
+    name: str,
+    sampling_rate: int,
+    origin: Origin = NOWHERE,
+    channel: int | None = None,
+    span: Span | None = None,
+) -> Recording:
+    """Decodes audio as data sets hold it.
 
     Args:
         audio: the bytes of an audio file, its path or address, both in a dictionary with the keys `bytes` and `path`,
@@ -44,25 +50,30 @@ def decode_cell(
         sampling_rate: samples per second of the result, in Hz.
         origin: the place of the corpus, below which paths are opened.
         channel: the channel to read, from 1; None averages all.
+        span: the part to read; None for all of it.
 
     Raises:
         TaaeInputError: if there is no audio, it cannot be decoded, or it names something that is not the corpus's.
         OSError: if the file cannot be read.
     """
+
+    def decoded(content: BinaryIO) -> Recording:
+        return decode_recording(content, name, sampling_rate, channel, span=span)
+
     cell = plain_cell(audio)
     match cell:
         case Path():
             if not cell.is_file():
                 raise TaaeInputError(f"{name}: missing: there is no such file")
             with cell.open("rb") as file:
-                return decode_audio(file, name, sampling_rate, channel)
+                return decoded(file)
         case bytes():
-            return decode_audio(io.BytesIO(cell), name, sampling_rate, channel)
+            return decoded(io.BytesIO(cell))
         case None | "":
             raise TaaeInputError(f"{name}: missing: there is neither audio nor a path")
         case str():
             with origin.open(cell, name) as file:
-                return decode_audio(file, name, sampling_rate, channel)
+                return decoded(file)
         case list() | np.ndarray():
             kind = "samples without their rate"
         case dict():

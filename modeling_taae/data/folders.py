@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from .listings import (
     stems_of,
 )
 from .origin import CURE, is_below
-from .texts import BESIDE, files_beside
+from .texts import BESIDE, MICROPHONE, files_beside, texts_of
 
 # What there may be in folders. Not every decoder reads the second row of recordings; those that are not read are told.
 CONTAINERS = frozenset({".parquet", ".tar"})
@@ -66,12 +67,12 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
-def find(paths: list[Path], is_pattern: bool, audio_root: Path | None) -> Found:
+def find(paths: list[Path], pattern: str | None, audio_root: Path | None) -> Found:
     """Finds what there is to read.
 
     Args:
         paths: full paths of files and folders.
-        is_pattern: whether they match a pattern, so that nobody says that a list among them is one.
+        pattern: the pattern that they match, so that nobody says that a list among them is one; None for one path.
         audio_root: a folder outside of them in which recordings may lie that lists name.
 
     Raises:
@@ -82,17 +83,18 @@ def find(paths: list[Path], is_pattern: bool, audio_root: Path | None) -> Found:
         if path.is_dir():
             inside = sorted(search_directory(path, None))
             found.owners |= dict.fromkeys([*recordings_and_containers(inside), *saved_tables(inside)], path)
-            found.beside |= {str(file): file for file in inside if file.name.lower().endswith(BESIDE)}
+            found.beside |= texts_of(inside)
             wanted += [file for file in inside if file.name in METADATA]
             tried += possible_lists(inside)
             found.notes += notes_on(path, inside)
         elif is_list(path):
-            (tried if is_pattern else wanted).append(path)
+            (wanted if pattern is None else tried).append(path)
         else:
             found.owners[path] = path  # tried whatever it is called
             if path.suffix.lower() in PACKED - {".arrow"} and not is_archive(path):
                 found.problems[path] = "bad audio: it is packed, or a table of a kind that is not read; unpack it first"
     found.told += [(read_metadata(table), []) for table in wanted]
+    look_beside(found, paths, pattern)
     for table in tried:
         try:
             found.told.append((read_listing(table), []))
@@ -103,11 +105,40 @@ def find(paths: list[Path], is_pattern: bool, audio_root: Path | None) -> Found:
                 )
     resolve(found, [path if path.is_dir() else path.parent for path in paths], set(wanted), audio_root)
     found.lists = [*wanted, *(listing.table for listing, _ in found.told if listing.table not in wanted)]
+    found.lists += [file for listing, _ in found.told for file in listing.others]
     found.told.sort(key=lambda each: priority(each[0].table))
     for file in found.owners:
         if not file.is_file() and os.path.exists(file):
             found.problems.setdefault(file, "bad audio: it is no regular file")
     return found
+
+
+def look_beside(found: Found, paths: list[Path], pattern: str | None) -> None:
+    """Finds the texts of recordings that are named, or match a pattern, and tells of tables that are passed over.
+
+    Args:
+        found: the source, to which they are added.
+        paths: the source's paths.
+        pattern: the pattern that they match; texts may lie wherever its folder does. None for a recording of a name.
+    """
+    named = [path for path in paths if suffix_of(path) in RECORDINGS and not path.is_dir()]
+    if not named:
+        return
+    if pattern is None:
+        possible = [Path(f"{os.path.splitext(file)[0]}{suffix}") for file in named for suffix in BESIDE]
+        inside = [file for file in possible if file.is_file()]
+    else:
+        inside = list(search_directory(Path(os.path.abspath(fixed_part(pattern))), None))
+    found.beside |= texts_of(inside)
+    folders = dict.fromkeys(file.parent for file in named)
+    for table in (folder / name for folder in folders for name in sorted(METADATA)):
+        if table.is_file() and table not in paths:
+            found.notes.append(f"{table}: not read, because recordings are named beside it; name it, or its folder")
+
+
+def fixed_part(pattern: str) -> str:
+    """Returns the folder that all matches of a pattern lie in."""
+    return os.path.dirname(re.split(r"[*?[]", pattern)[0]) or "."
 
 
 def recordings_and_containers(inside: Iterable[Path]) -> list[Path]:
@@ -176,17 +207,31 @@ def notes_on(folder: Path, inside: list[Path]) -> list[str]:
     others = [(file, suffix) for file in inside if (suffix := suffix_of(file)) not in RECORDINGS]
     packed = [file for file, suffix in others if suffix in PACKED and file not in saved]
     texts = [file for file, suffix in others if suffix in OTHER_TEXTS]
+    microphones = {file: first_microphone(file) for file in inside if "_mic" in file.name}
+    repeated = [file for file, first in microphones.items() if first != file and first in microphones]
     untrusted = [file for file, suffix in others if suffix == ".tsv" and file.stem.lower() in UNTRUSTED_LISTS]
     notes = {
         "unpack them, or name archives and tables one by one": packed,
         "write what they tell into metadata.csv, with a column file_name": texts,
         "copy those that are right into metadata.csv": untrusted,
     }
-    return [
+    told = [
         f"{folder}: {len(files)} file{'s are' if len(files) > 1 else ' is'} not read ({names_of(files)}); {cure}"
         for cure, files in notes.items()
         if files
     ]
+    if repeated:
+        told.append(
+            f"{folder}: {len(repeated)} of the recordings are the speech of others once more, through another "
+            f"microphone ({names_of(repeated)}); to read each once, name those of one, as in '{folder}/**/*_mic1.*'"
+        )
+    return told
+
+
+def first_microphone(file: Path) -> Path:
+    """Returns the recording of the first microphone that belongs to one of another; the file itself, if it is none."""
+    stem, suffix = os.path.splitext(file.name)
+    return file.with_name(MICROPHONE.sub("_mic1", stem) + suffix)
 
 
 def names_of(files: list[Path]) -> str:

@@ -8,6 +8,7 @@ import codecs
 import csv
 import io
 import json
+import math
 import os
 import re
 from collections import Counter, deque
@@ -20,6 +21,7 @@ import pyarrow as pa
 from pyarrow import json as json_lines
 from pyarrow import parquet
 
+from ..audio.blocks import Span
 from ..audio_io import AUDIO_SUFFIXES
 from ..errors import TaaeInputError, as_text, one_line
 from .row import spelling
@@ -27,12 +29,17 @@ from .row import spelling
 METADATA = frozenset({"metadata.csv", "metadata.jsonl", "metadata.parquet"})
 LIST_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl", ".json"})
 KALDI_RECORDINGS, TRANSCRIPTS = "wav.scp", ".trans.txt"
-KALDI_COLUMNS = {"text": "text", "utt2spk": "speaker", "utt2lang": "language", "spk2gender": "gender"}
+KALDI_SEGMENTS = "segments"
+KALDI_COLUMNS = {"text": "text", "utt2spk": "speaker", "utt2lang": "language"}
+KALDI_GENDERS = "spk2gender"
 # How tables call the column of files, the best first.
 FILE_COLUMNS = (
     *("file_name", "filename", "audio_filepath", "audio_file", "audio_path", "file_path", "filepath", "file"),
     *("wav_filename", "wav_path", "wav", "path", "audio", "clip"),
 )
+# How tables call the times between which a row's part of a file lies, in seconds.
+OFFSETS, STARTS = ("offset",), ("start", "start_time", "begin", "begin_time", "segment_start")
+ENDS = ("end", "end_time", "stop", "stop_time", "segment_end")
 # Folders beside a table in which its files may be.
 PLACES = ("", "clips", "wavs", "wav", "audio")
 # Of the tables that tell about the same file, the last one counts; Common Voice has most clips in several.
@@ -50,9 +57,11 @@ class Listing:
     Args:
         table: the file.
         names: the recordings as the table spells them, a row each.
-        rows: the other columns, a dictionary for each recording.
+        rows: the other columns, a dictionary for each row.
         schema: the types of these columns, where the table tells.
         note: something that its owner should know; empty if there is nothing.
+        spans: the part of its recording that each row is about; None for all of it.
+        others: further files that were read for it.
     """
 
     table: Path
@@ -60,6 +69,12 @@ class Listing:
     rows: list[dict[str, Any]]
     schema: pa.Schema = field(default_factory=lambda: pa.schema([]))
     note: str = ""
+    spans: list[Span | None] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Finds the parts that rows tell of, where the table's reader has not."""
+        self.spans = self.spans or told_spans(self.names, self.rows)
 
 
 class NotAListError(ValueError):
@@ -79,13 +94,46 @@ def read_listing(table: Path) -> Listing:
         listing = reader_of(table)(table)
     except (ValueError, csv.Error, pa.ArrowException) as error:
         raise NotAListError(one_line(error)) from error
-    counts = Counter(listing.names)
-    if repeated := next((name for name, number in counts.items() if number > 1), None):
+    rows, parts = Counter(listing.names), Counter(zip(listing.names, listing.spans, strict=True))
+    alone = (name for (name, span), number in parts.items() if number > 1 or (span is None and rows[name] > 1))
+    if repeated := next(alone, None):
         raise NotAListError(
-            f"tells more than once about {as_text(os.path.basename(repeated))}; expected a row for each file, so cut "
-            "recordings into files of their own"
+            f"tells more than once about {as_text(os.path.basename(repeated))}; expected a row for each file, or for "
+            "each part of it, from an offset on for a duration, or from a start to an end"
         )
     return listing
+
+
+def told_spans(names: list[str], rows: list[dict[str, Any]]) -> list[Span | None]:
+    """Returns the parts of recordings that rows are about; None for a row that is about all of its recording.
+
+    A row with an offset and a duration is about a part, as NeMo has it. A start and an end may as well tell where a
+    file was cut from, so they count only where several rows are about one file.
+    """
+    counts = Counter(names)
+    return [told_span(row, counts[name] > 1) for name, row in zip(names, rows, strict=True)]
+
+
+def told_span(row: dict[str, Any], has_others: bool = False) -> Span | None:
+    """Returns the part that a row tells of, None if it is about all of its recording; see [`told_spans`]."""
+    told = {spelling(name): value for name, value in row.items()}
+    names = OFFSETS + STARTS if has_others else OFFSETS
+    start = next((seconds for name in names if (seconds := as_seconds(told.get(name))) is not None), None)
+    if start is None:
+        return None
+    length = as_seconds(told.get("duration"))
+    ends = [as_seconds(told.get(name)) for name in ENDS] if has_others else []
+    end = next((end for end in ends if end is not None), None if length is None else start + length)
+    return None if end is None or end <= start else Span(start, end)
+
+
+def as_seconds(value: Any) -> float | None:
+    """Returns a time as a number, None for what is no time."""
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        return None
+    return seconds if 0 <= seconds < math.inf and not isinstance(value, bool) else None
 
 
 def reader_of(table: Path) -> Callable[[Path], Listing]:
@@ -268,22 +316,69 @@ def read_transcripts_of_chapter(table: Path) -> Listing:
 
 
 def read_kaldi(table: Path) -> Listing:
-    """Reads the `wav.scp` of a Kaldi directory, with the texts, speakers and languages that lie beside it."""
+    """Reads the `wav.scp` of a Kaldi directory, with the segments, texts, speakers and languages beside it."""
     recordings = pairs_of(table)
-    rows: dict[str, dict[str, Any]] = {name: {"id": name} for name in recordings}
+    segments, note = kaldi_segments(table.parent / KALDI_SEGMENTS, recordings)
+    rows: dict[str, dict[str, Any]] = {name: {"id": name} for name in segments}
     for file, column in KALDI_COLUMNS.items():
-        if (table.parent / file).is_file():
-            for name, value in pairs_of(table.parent / file).items():
-                if name in rows:
-                    rows[name][column] = value
-    note = ""
-    if (table.parent / "segments").is_file():
-        note = f"{table.parent / 'segments'}: not read, so recordings stay whole; cut them into files of their own"
-    return Listing(table, list(recordings.values()), list(rows.values()), note=note)
+        for name, value in pairs_of(table.parent / file).items():
+            if name in rows:
+                rows[name][column] = value
+    genders = pairs_of(table.parent / KALDI_GENDERS)
+    for row in rows.values():
+        if row.get("speaker") in genders:
+            row["gender"] = genders[row["speaker"]]
+    names, spans = [recordings[name] for name, _ in segments.values()], [span for _, span in segments.values()]
+    others = [table.parent / file for file in (KALDI_SEGMENTS, *KALDI_COLUMNS, KALDI_GENDERS)]
+    return Listing(table, names, list(rows.values()), note=note, spans=spans, others=list(filter(Path.is_file, others)))
+
+
+def kaldi_segments(file: Path, recordings: Iterable[str]) -> tuple[dict[str, tuple[str, Span | None]], str]:
+    """Reads the utterances of a Kaldi directory: each one's recording, and the part of it.
+
+    Args:
+        file: the file `segments`; where there is none, recordings are utterances.
+        recordings: the recordings' names.
+
+    Returns:
+        The utterances, and a note on what is out of the ordinary.
+
+    Raises:
+        ValueError: if a line is no segment.
+    """
+    whole: dict[str, tuple[str, Span | None]] = {name: (name, None) for name in recordings}
+    if not file.is_file():
+        return whole, ""
+    segments: dict[str, tuple[str, Span | None]] = {}
+    unknown = 0
+    for name, value in pairs_of(file).items():
+        fields = value.split()
+        start, end = (as_seconds(each) for each in (fields + ["", "", ""])[1:3])
+        if fields[2:3] == ["-1"]:
+            end = math.inf
+        if start is None or end is None or end <= start:
+            raise ValueError(f"its segments have no start and end for {name}")
+        if fields[0] in whole:
+            segments[name] = fields[0], Span(start, end)
+        else:
+            unknown += 1
+    were_cut = {recording for recording, _ in segments.values()}
+    uncut = {name: each for name, each in whole.items() if name not in were_cut}
+    told = [
+        f"{count} {what}"
+        for count, what in (
+            (unknown, "segments are not read, because wav.scp does not name their recording"),
+            (len(uncut), "recordings have no segment and are read whole"),
+        )
+        if count
+    ]
+    return segments | uncut, f"{file}: {'; '.join(told)}" if told else ""
 
 
 def pairs_of(table: Path) -> dict[str, str]:
-    """Reads Kaldi's lines of a name and a value."""
+    """Reads Kaldi's lines of a name and a value; none where there is no such file."""
+    if not table.is_file():
+        return {}
     text, _ = decode_text(table.read_bytes())
     lines = (line.strip().partition(" ") for line in filled_lines(text.replace("\t", " ")))
     return {name: value.strip() for name, _, value in lines}

@@ -17,9 +17,10 @@ import pyarrow as pa
 from datasets import Audio, ClassLabel, Features, Image, Video
 from pyarrow import parquet
 
+from ..audio.blocks import Span
 from ..errors import TaaeInputError, one_line
 from .decode import RATE_KEYS, plain_cell
-from .listings import Listing
+from .listings import Listing, told_span
 from .origin import Origin
 from .row import Row, check_column, row_id
 from .texts import files_beside, told_beside
@@ -27,6 +28,7 @@ from .texts import files_beside, told_beside
 # Rows that a unit has at least, where the source leaves the choice. A run that is killed repeats its unfinished units.
 UNIT_ROWS = 128
 BATCH_ROWS = 16
+WHOLE = (None,)  # in place of the parts of a recording
 
 
 class Reader(Protocol):
@@ -72,7 +74,7 @@ def until_damage(rows: Iterator[Row], file: str) -> Iterator[Row]:
 
 
 class Recordings:
-    """Audio files, with what is told about them; those that are not there come as missing.
+    """Audio files or parts of them, with what is told about them; those that are not there come as missing.
 
     Args:
         files: their full paths, in order, with their names.
@@ -91,27 +93,33 @@ class Recordings:
         id_column: str | None,
         unit_rows: int = UNIT_ROWS,
     ):
-        self.files, self.problems, self.beside, self.id_column = list(files.items()), problems, beside, id_column
-        self.columns: dict[Path, dict[str, Any]] = {}
+        self.problems, self.beside, self.id_column = problems, beside, id_column
+        self.columns: dict[tuple[Path, Span | None], dict[str, Any]] = {}
+        spans: dict[Path, dict[Span, None]] = {}
         for listing, places in told:
-            for place, row in zip(places, listing.rows, strict=True):
-                self.columns[place] = self.columns.get(place, {}) | row
+            for place, span, row in zip(places, listing.spans, listing.rows, strict=True):
+                self.columns[place, span] = self.columns.get((place, span), {}) | row
+                if span is not None:
+                    spans.setdefault(place, {})[span] = None
+        self.parts = [(file, name, span) for file, name in files.items() for span in spans.get(file, WHOLE)]
         self.types = common_types([listing.schema for listing, _ in told])
         self.missing = {file for file in files if file not in problems and not os.path.lexists(file)}
-        self.unit_rows, self.known_rows = unit_rows, len(files)
+        self.unit_rows, self.known_rows = unit_rows, len(self.parts)
 
     def __len__(self) -> int:
-        return -(-len(self.files) // self.unit_rows)
+        return -(-len(self.parts) // self.unit_rows)
 
     def schema(self, unit: int) -> pa.Schema:
         """Returns the types of the tables' columns."""
         return self.types
 
     def rows(self, unit: int) -> Iterator[Row]:
-        """Yields so many files, whether or not they are audio."""
-        for file, name in self.files[unit * self.unit_rows :][: self.unit_rows]:
-            columns, problem = told_beside(files_beside(file, self.beside)) if self.beside else ({}, "")
-            columns |= self.columns.get(file, {})
+        """Yields so many files or parts, whether or not they are audio."""
+        for file, name, span in self.parts[unit * self.unit_rows :][: self.unit_rows]:
+            # A text beside a recording is about all of it.
+            beside = files_beside(file, self.beside) if self.beside and span is None else []
+            columns, problem = told_beside(beside)
+            columns |= self.columns.get((file, span), {})
             problem = self.problems.get(file, problem)
             if file in self.missing:
                 problem = problem or "missing: there is no such file"
@@ -119,7 +127,8 @@ class Recordings:
             if not problem and not os.path.lexists(file):
                 raise TaaeInputError(f"{file}: is gone since the run began; see to it, then run the same command again")
             audio = None if problem else file
-            yield Row(row_id(columns, self.id_column) or name, name, audio, columns, problem)
+            identifier = row_id(columns, self.id_column) or (f"{name}#{span}" if span else name)
+            yield Row(identifier, name, audio, columns, problem, span=span)
 
     def named_files(self) -> Iterator[Path]:
         """Yields nothing: all files are known."""
@@ -322,7 +331,10 @@ class Tables:
             columns = own.of(row)
             told = row_id(columns, self.id_column)
             identifier = f"{name}#{number}" if told is None else told
-            yield Row(identifier, name, audio, columns, origin=self.origins[file], is_numbered=told is None)
+            # Bytes are a recording of the row's own, whatever it was cut from.
+            span = told_span(columns) if isinstance(audio, str) else None
+            origin = self.origins[file]
+            yield Row(identifier, name, audio, columns, origin=origin, is_numbered=told is None, span=span)
 
     def named_files(self) -> Iterator[Path]:
         """Yields the files that cells name."""

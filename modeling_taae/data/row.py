@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..audio.blocks import Span
 from ..errors import TaaeInputError
 from .origin import NOWHERE, Origin
 
@@ -37,6 +38,7 @@ class Row:
         origin: the place below which paths are opened.
         is_numbered: whether the source has no id for it, and its place in a table serves instead.
         channel: the channel to read, from 1; None averages all.
+        span: the part of the recording to read; None for all of it.
     """
 
     id: str
@@ -47,6 +49,7 @@ class Row:
     origin: Origin = NOWHERE
     is_numbered: bool = False
     channel: int | None = None
+    span: Span | None = None
 
     @property
     def facts(self) -> dict[str, str]:

@@ -84,7 +84,8 @@ class Corpus:
         for name, paths in found.items():
             readers: list[Reader]
             if paths:
-                files = find([Path(os.path.abspath(path)) for path in paths], not os.path.exists(name), outside)
+                pattern = None if os.path.exists(name) else name
+                files = find([Path(os.path.abspath(path)) for path in paths], pattern, outside)
                 readers, fingerprint = open_files(name, files, taken, root, audio_column, id_column, outside, unit_rows)
                 self.notes += files.notes
             else:

@@ -5,9 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 from datasets import DatasetBuilder, IterableDataset, load_dataset, load_dataset_builder
 from datasets.fingerprint import Hasher
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from ..errors import TaaeInputError, one_line
 from .origin import Origin
@@ -16,6 +19,7 @@ from .row import Row, check_column, row_id
 
 # Parts of a data set that is kept on disk as one, so that several processes may read it.
 PARTS = 64
+TIMEOUT = 10.0  # seconds
 
 
 class StreamedRows:
@@ -91,6 +95,8 @@ def open_dataset(
         TaaeInputError: if there is no such data set, or it lacks a column.
     """
     try:
+        if not os.path.isdir(name):
+            check_there(name)
         builder = load_dataset_builder(name, subset)
         if streamed or builder.name != "parquet":
             rows = streamed_split(builder, split)
@@ -112,6 +118,24 @@ def open_dataset(
     origin = Origin(Path(name)) if os.path.isdir(name) else Origin(dataset=name)
     reader = StreamedRows(rows, origin, split, audio_column, id_column)
     return reader, Hasher.hash(builder.config.data_files)
+
+
+def check_there(name: str) -> None:
+    """Asks the Hub once whether it has a data set, for which `datasets` would try again and again.
+
+    Raises:
+        FileNotFoundError: if it has none.
+        OSError: if the Hub cannot be reached, and nothing of the data set was downloaded before.
+    """
+    try:
+        HfApi(datasets.config.HF_ENDPOINT).dataset_info(name, timeout=TIMEOUT)
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError("the Hub has no data set of that name, or none that you may see") from error
+    except HfHubHTTPError:
+        pass  # it answers: `datasets` will tell what is wrong
+    except Exception as error:  # of the library that connects
+        if not os.path.isdir(os.path.join(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___"))):
+            raise OSError(f"the Hub cannot be reached: {one_line(error)}") from error
 
 
 def streamed_split(builder: DatasetBuilder, split: str) -> IterableDataset:

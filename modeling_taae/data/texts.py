@@ -1,6 +1,7 @@
 """Texts in files of their own: beside a recording in a folder, or in its sample of an archive."""
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,10 @@ from .listings import decode_text
 TEXT_SUFFIXES = {"txt": "text", "text": "text", "transcript": "text", "cls": "cls"}
 # In folders also these; LibriTTS has a text in two forms, of which the one to be read aloud counts.
 BESIDE = (".normalized.txt", ".txt", ".text", ".transcript", ".lab", ".json")
+# Folders of texts, beside folders of recordings in which the same paths lead to what is spoken, as in VCTK.
+TEXT_FOLDERS = frozenset({"txt", "text", "texts", "transcript", "transcripts", "transcriptions", "lab", "labels"})
+# What VCTK's recordings through several microphones end in; they share a text.
+MICROPHONE = re.compile(r"_mic\d+$")
 LARGEST_TEXT = 1 << 24  # bytes
 # Lines of a .lab file that tell when which sound is spoken.
 ALIGNMENT = re.compile(r"[\d.]+\s+([\d.]+\s+)?\S+")
@@ -66,6 +71,35 @@ def files_beside(recording: Path, names: dict[str, Path]) -> list[Path]:
         recording: the audio file.
         names: all files of the corpus that may be such, by their full path.
     """
-    stem = str(recording.with_suffix(""))
-    found = [names[stem + suffix] for suffix in BESIDE if stem + suffix in names]
+    stem = os.path.splitext(recording)[0]
+    stems = dict.fromkeys([stem, MICROPHONE.sub("", stem)])
+    found = [names[stem + suffix] for stem in stems for suffix in BESIDE if stem + suffix in names]
     return [file for file in found if file.suffix == ".json"] + [file for file in found if file.suffix != ".json"][:1]
+
+
+def texts_of(inside: list[Path]) -> dict[str, Path]:
+    """Returns the files that may tell about recordings, by the full path that a recording's has but for its suffix.
+
+    A folder of texts has each of its files a second time, with the name of each folder beside it in its place.
+
+    Args:
+        inside: the files of a corpus.
+    """
+    texts = [file for file in inside if file.name.lower().endswith(BESIDE)]
+    names = {str(file): file for file in texts}
+    below = [(file, place) for file in texts if (place := text_folder(file.parent)) is not None]
+    if below:
+        roots = {place.parent for _, place in below}
+        beside: dict[Path, set[str]] = {}
+        for folder in {file.parent for file in inside}:
+            for root in roots.intersection(folder.parents):
+                beside.setdefault(root, set()).add(folder.relative_to(root).parts[0])
+        for file, place in below:
+            for other in beside[place.parent] - TEXT_FOLDERS:
+                names.setdefault(str(place.parent / other / file.relative_to(place)), file)
+    return names
+
+
+def text_folder(folder: Path) -> Path | None:
+    """Returns the folder of texts that a folder is or lies in; None if there is none."""
+    return next((each for each in (folder, *folder.parents) if each.name.lower() in TEXT_FOLDERS), None)

@@ -52,6 +52,9 @@ class Utterances:
         strict: whether recordings that are silent or too short to score come without their audio.
         audio_root, channel: see [`Corpus`].
 
+    Attributes:
+        averaged: recordings whose channels were averaged, as far as they were gone through last.
+
     Raises:
         TaaeInputError: if a source holds nothing.
     """
@@ -69,7 +72,7 @@ class Utterances:
         audio_root: str | None = None,
         channel: int | None = None,
     ):
-        self.sampling_rate, self.limit, self.strict = sampling_rate, limit, strict
+        self.sampling_rate, self.limit, self.strict, self.averaged = sampling_rate, limit, strict, 0
         self.texts = {} if transcripts is None else read_transcripts(transcripts)
         self.corpus = Corpus(
             sources,
@@ -93,6 +96,7 @@ class Utterances:
 
     def __iter__(self) -> Iterator[Utterance]:
         seen: Counter[str] = Counter()
+        self.averaged = 0
         for number, row in enumerate(islice(self.corpus, self.limit)):
             facts = row.facts
             facts.pop("id", None)
@@ -104,9 +108,10 @@ class Utterances:
 
     def _utterance(self, name: str, row: Row, facts: dict[str, str]) -> Utterance:
         try:
-            audio = decode_row(row, self.sampling_rate)
+            recording = decode_row(row, self.sampling_rate)
         except (TaaeInputError, OSError) as error:
             return Utterance(name, None, one_line(error).removeprefix(f"{row.id}: "), facts)
+        audio, self.averaged = recording.audio, self.averaged + recording.averaged
         if not self.strict:
             return Utterance(name, audio, "", facts)
         if problem := fault(audio, self.sampling_rate, GATING_BLOCK):

@@ -176,7 +176,7 @@ class CorpusEncoder:
         if row.problem:
             return Clip(row, problem=row.problem)
         try:
-            audio, row.audio = decode_row(row, self.sampling_rate), None
+            recording, row.audio = decode_row(row, self.sampling_rate), None
         except (TaaeInputError, PermissionError) as error:
             # Not a reject, as in the reader: it was there a moment ago.
             if isinstance(row.audio, Path) and not os.path.lexists(row.audio):
@@ -190,11 +190,12 @@ class CorpusEncoder:
             raise TaaeInputError(
                 f"{row.id}: cannot be read ({error.strerror or error}); see to it, then run the same command again"
             ) from error
+        audio = recording.audio
         if problem := fault(audio, self.sampling_rate, self.encoding.shortest):
             return Clip(row, problem=problem)
         if self.loudness is not None:
             audio = normalize_loudness(audio, self.sampling_rate, self.loudness)
-        return Clip(row, audio, len(audio))
+        return Clip(row, audio, len(audio), averaged=recording.averaged)
 
     def _reason(self, row: Row, error: Exception) -> str:
         """Returns why a clip was refused by the model, unless the machine is to blame, as for too little memory."""

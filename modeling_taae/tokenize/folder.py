@@ -41,11 +41,13 @@ class Assembled:
         shards: the files.
         columns: the names of their columns.
         rejected: the number of rejected rows for each kind of reason.
+        averaged: the number of rows whose channels were averaged.
     """
 
     shards: list[Shard]
     columns: list[str]
     rejected: dict[str, int]
+    averaged: int
 
     @property
     def fingerprint(self) -> str:
@@ -180,7 +182,7 @@ class TokenFolder:
         shards = self._place_shards(unnamed, split)
         lines = "".join(json.dumps(reject.to_json(), ensure_ascii=False) + "\n" for reject in contents.rejects)
         self.write(self.path / REJECTS, lines.encode())
-        return Assembled(shards, contents.schema.names, contents.reasons)
+        return Assembled(shards, contents.schema.names, contents.reasons, contents.averaged)
 
     def _write_shard(self, number: int, table: pa.Table) -> Shard:
         content, file = shard_bytes(table), self.parts / "shards" / f"{number}.parquet"

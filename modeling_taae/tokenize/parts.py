@@ -9,8 +9,10 @@ from pyarrow import parquet
 
 from .units import Clip
 
-# Columns of a part that shards do not get: the file that the row was read from, and why it has no tokens.
-SOURCE, PROBLEM = "__source__", "__problem__"
+# Columns of a part that shards do not get: the file that the row was read from, why it has no tokens, and whether its
+# channels were averaged.
+SOURCE, PROBLEM, AVERAGED = "__source__", "__problem__", "__averaged__"
+NOT_KEPT = (SOURCE, PROBLEM, AVERAGED)
 OUR_COLUMNS = ("id", "codes", "frames", "duration")
 RENAMED = "source_"
 
@@ -34,6 +36,7 @@ def part_table(clips: list[Clip], schema: pa.Schema, tokens_per_frame: int, samp
     columns = {
         SOURCE: pa.array([clip.row.source for clip in clips], pa.string()),
         PROBLEM: pa.array([clip.problem for clip in clips], pa.string()),
+        AVERAGED: pa.array([clip.averaged for clip in clips], pa.bool_()),
         "id": pa.array([clip.row.id for clip in clips], pa.string()),
         "codes": codes_array([clip.codes for clip in clips], tokens_per_frame),
         "frames": pa.array([0 if clip.codes is None else clip.codes.shape[1] for clip in clips], pa.int64()),
@@ -55,10 +58,10 @@ def kept_names(names: list[str]) -> dict[str, str]:
 
     A corpus that was tokenised by another codec has `codes`, and many have `duration`; neither is lost.
     """
-    taken, kept = {*OUR_COLUMNS, SOURCE, PROBLEM, *names}, {}
+    taken, kept = {*OUR_COLUMNS, *NOT_KEPT, *names}, {}
     for name in names:
         kept[name] = name
-        if name in OUR_COLUMNS or name in (SOURCE, PROBLEM):
+        if name in (*OUR_COLUMNS, *NOT_KEPT):
             while kept[name] in taken:
                 kept[name] = RENAMED + kept[name]
             taken.add(kept[name])

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from .. import __version__
+from ..audio_io import averaged_note
 from ..codec import Codec, default_model, load_codec
 from ..data.readers import UNIT_ROWS
 from ..data.sources import Corpus
@@ -135,8 +136,10 @@ def tokenize_corpus(
                 parts = CorpusEncoder(corpus, encoding, codec).parts(units)
             for part in speed.measured(parts, len(corpus), done=len(corpus) - len(units)):
                 folder.add(part)
-            manifest = make_manifest(plan, codec, model, corpus, folder.assemble(plan.split, shard_hours))
-            report = replace(speed.report(price_per_hour), notes=tuple(corpus.notes))
+            assembled = folder.assemble(plan.split, shard_hours)
+            manifest = make_manifest(plan, codec, model, corpus, assembled)
+            notes = [*corpus.notes, *([averaged_note(assembled.averaged)] if assembled.averaged else [])]
+            report = replace(speed.report(price_per_hour), notes=tuple(notes))
             finish(folder, manifest, report, license)
     return manifest
 

@@ -11,7 +11,7 @@ from pyarrow import compute, parquet
 
 from ..errors import TaaeInputError
 from .manifest import Reject
-from .parts import OUR_COLUMNS, PROBLEM, SOURCE
+from .parts import AVERAGED, NOT_KEPT, OUR_COLUMNS, PROBLEM, SOURCE
 
 
 @dataclass
@@ -22,11 +22,13 @@ class Contents:
         schema: the shards' schema.
         rejects: the rows without tokens so far.
         ids: the rows with tokens so far, with the number of rows that have each id in the source.
+        averaged: the rows so far whose channels were averaged.
     """
 
     schema: pa.Schema
     rejects: list[Reject] = field(default_factory=list)
     ids: Counter[str] = field(default_factory=Counter)
+    averaged: int = 0
 
     def add(self, part: pa.Table) -> pa.Table:
         """Takes the rejects from a part and returns the other rows, each with an id of its own."""
@@ -39,6 +41,8 @@ class Contents:
                 kept.append(number)
                 names.append(self._own_id(name))
         rows = part.take(pa.array(kept, pa.int64()))
+        if AVERAGED in part.column_names:  # parts of earlier versions do not tell
+            self.averaged += compute.sum(rows[AVERAGED]).as_py() or 0
         rows = rows.set_column(rows.column_names.index("id"), "id", pa.array(names, pa.string()))
         taken = [
             rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(len(rows), field.type)
@@ -88,7 +92,7 @@ def common_schema(schemas: Iterable[pa.Schema]) -> pa.Schema:
         TaaeInputError: if a column's types have nothing in common.
     """
     types: dict[str, pa.DataType] = {}
-    for field_ in (field_ for schema in schemas for field_ in schema if field_.name not in (SOURCE, PROBLEM)):
+    for field_ in (field_ for schema in schemas for field_ in schema if field_.name not in NOT_KEPT):
         known = types.setdefault(field_.name, field_.type)
         types[field_.name] = known if known == field_.type else common_type(field_.name, known, field_.type)
     # A column without any value could not be loaded together with data that have some.

@@ -23,6 +23,7 @@ class Clip:
         samples: the audio's length.
         problem: the reason why there are no tokens; empty while nothing is wrong.
         codes: (tokens_per_frame, frames) int64, once the clip is encoded.
+        averaged: whether several channels were averaged.
     """
 
     row: Row
@@ -30,6 +31,7 @@ class Clip:
     samples: int = 0
     problem: str = ""
     codes: np.ndarray | None = None
+    averaged: bool = False
 
 
 class Place(NamedTuple):

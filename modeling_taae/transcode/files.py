@@ -98,13 +98,17 @@ def decode_files(
 
 
 def reconstruct_files(
-    codec: Codec, jobs: Iterable[Job], bottleneck: str | list | tuple | None = None, on_error: OnError | None = None
+    codec: Codec,
+    jobs: Iterable[Job],
+    bottleneck: str | list | tuple | None = None,
+    on_error: OnError | None = None,
+    read: Callable[[Path, int], np.ndarray] = read_audio,
 ) -> Iterator[Job]:
     """Encodes audio files and writes what their tokens decode to; arguments, results and errors as [`encode_files`]."""
     rate, failing = codec.model.config.sampling_rate, _Failing(on_error)
     for job in jobs:
         with failing.reported(job):
-            encoded = codec.encode(read_audio(job.source, rate), bottleneck)
+            encoded = codec.encode(read(job.source, rate), bottleneck)
             write_audio(job.target, codec.decode(encoded), rate)
             yield job
 

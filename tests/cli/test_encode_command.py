@@ -1,17 +1,17 @@
 """`taae encode` on many files: the same bytes as one by one, and nothing lost to the files that are bad."""
 
 import os
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from support.audio_files import noise, sound_file
 
 from modeling_taae import batching, cli
+from modeling_taae.cli import jobs
 from modeling_taae.codec import Codec, load_codec
 from modeling_taae.taae_file import TaaeFile
-from modeling_taae.transcode import files as transcode
 
 SECONDS = [0.3, 1.2, 0.9, 1.0, 0.00005, 2.5, 1.1]
 
@@ -86,16 +86,15 @@ def test_a_block_that_fails_takes_no_other_with_it(block_seconds, capsys, monkey
 
 
 def test_an_interrupt_while_a_file_is_read(capsys, monkeypatch):
-    read = transcode.read_audio
+    read = jobs.read_recording
 
-    def interrupted(source, rate):
+    def interrupted(source, rate, channel):
         if source.name == "2.wav":
             raise KeyboardInterrupt
-        return read(source, rate)
+        return read(source, rate, channel)
 
-    encode = partial(transcode.encode_files, read=interrupted)
     with monkeypatch.context() as context:
-        context.setattr(transcode, "encode_files", encode)
+        context.setattr(jobs, "read_recording", interrupted)
         assert cli.main(["encode", "in", "-o", "out"], patience=600) == 130
     out, err = capsys.readouterr()
     assert out == "" and "the same command with --skip-existing makes the others" in err
@@ -103,3 +102,26 @@ def test_an_interrupt_while_a_file_is_read(capsys, monkeypatch):
     assert cli.main(["encode", "in", "-o", "out", "--skip-existing"]) == 0
     assert cli.main(["encode", "in", "-o", "whole"]) == 0
     assert contents("out") == contents("whole")
+
+
+def test_averaged_channels_are_counted_in_one_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one, two = noise(0.5), noise(0.5, seed=1)
+    for name, channels in {"a": [one, two], "b": [one, one], "c": [one], "d": [two, one, two]}.items():
+        Path("several").mkdir(exist_ok=True)
+        Path(f"several/{name}.wav").write_bytes(sound_file(np.stack(channels, 1)))
+    Path("one.wav").write_bytes(sound_file(one))
+    note = "2 recordings have several channels, which were averaged; --channel"
+    assert cli.main(["encode", "several", "-o", "averaged"]) == 0
+    assert capsys.readouterr().err.count(note) == 1
+    assert cli.main(["reconstruct", "several", "-o", "heard"]) == 0
+    assert capsys.readouterr().err.count(note) == 1
+    assert cli.main(["encode", "several", "one.wav", "-o", "first", "--channel", "1"]) == 0
+    assert "averaged" not in capsys.readouterr().err
+    assert cli.main(["encode", "one.wav"]) == 0
+    assert "averaged" not in capsys.readouterr().err
+    alone = Path("one.taae").read_bytes()
+    assert Path("first/a.taae").read_bytes() == Path("first/b.taae").read_bytes() == alone
+    assert Path("averaged/b.taae").read_bytes() == alone != Path("averaged/a.taae").read_bytes()
+    assert cli.main(["encode", "one.wav", "--channel", "2"]) == 2
+    assert "has 1 channel; expected at least 2" in capsys.readouterr().err

@@ -38,8 +38,8 @@ from modeling_taae.data.sources import Corpus
 from modeling_taae.data.streams import open_dataset
 from modeling_taae.data.utterances import Utterances
 from modeling_taae.errors import TaaeInputError
-from training.data import CorpusError, DecodedCorpus
-from training.recipe import CorpusConfig
+from training.data import CorpusError, DecodedCorpus, TrainingCrops
+from training.recipe import CorpusConfig, DataConfig
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def problems(*sources: str | Path, **options) -> dict[str, str]:
     found = {}
     for row in Corpus(list(map(str, sources)), **options):
         try:
-            assert len(decode_row(row, RATE)) > 0
+            assert len(decode_row(row, RATE).audio) > 0
         except TaaeInputError as error:
             found[row.id] = str(error).removeprefix(f"{row.id}: ")
     return found
@@ -252,8 +252,11 @@ class TestChannels:
         write(tmp_path / "in/b.wav", encoded(one, "WAV"))
         for channel, expected in ((None, (one + two) / 2), (1, one), (2, two)):
             row = next(iter(Corpus([str(tmp_path / "in")], channel=channel)))
-            assert np.abs(decode_row(row, RATE) - expected).max() < 1e-4
+            recording = decode_row(row, RATE)
+            assert np.abs(recording.audio - expected).max() < 1e-4 and recording.averaged == (channel is None)
         assert "has 1 channel; expected at least 2" in problems(tmp_path / "in", channel=2)["b.wav"]
+        assert DecodedCorpus(CorpusConfig(str(tmp_path / "in")), TaaeFeatureExtractor()).averaged == 1
+        assert TrainingCrops(DataConfig([CorpusConfig(str(tmp_path / "in"))]), TaaeFeatureExtractor(), 0).averaged == 1
         first, second = (
             DecodedCorpus(CorpusConfig(str(tmp_path / "in"), channel=n), TaaeFeatureExtractor()) for n in (1, 2)
         )
@@ -341,12 +344,38 @@ class TestDataSets:
             write(folder / "metadata.csv", lines(("file_name", "text"), *((f"{n}.flac", t) for n, t in NAMES.items())))
         reader, fingerprint = open_dataset(str(folder), "train", None, "audio", None, streamed)
         rows = [row for unit in range(len(reader)) for row in reader.rows(unit)]
-        assert {row.text(): len(decode_row(row, RATE)) / RATE for row in rows} == SPOKEN and fingerprint
+        assert {row.text(): len(decode_row(row, RATE).audio) / RATE for row in rows} == SPOKEN and fingerprint
 
     def test_what_is_neither_here_nor_there(self, tmp_path, monkeypatch):
-        def offline(*arguments, **options):
-            raise ConnectionError("Couldn't reach the Hub")
+        """One request tells, instead of minutes of further ones."""
+        asked = []
 
-        monkeypatch.setattr("modeling_taae.data.streams.load_dataset_builder", offline)
-        with pytest.raises(TaaeInputError, match=f"there is no folder of that name in {tmp_path}"):
-            Corpus(["speech/dutch"])
+        def unreachable(self, name, **options):
+            asked.append(name)
+            raise ConnectionError("Name or service not known")
+
+        monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unreachable)
+        message = (
+            f"the Hub cannot be reached: Name or service not known.; there is no folder of that name in {tmp_path}"
+        )
+        for name in ("speech/dutch", "dutch"):
+            with pytest.raises(TaaeInputError, match=message):
+                Corpus([name])
+        assert asked == ["speech/dutch", "dutch"]
+        for name in ("./speech/dutch", "speech/dutch/", "a/b/c", "~/speech", "../speech"):
+            with pytest.raises(TaaeInputError, match="no such file, folder or pattern"):
+                Corpus([name])
+        assert len(asked) == 2
+
+    def test_what_was_downloaded_before_is_read_without_the_hub(self, tmp_path, monkeypatch):
+        def unreachable(self, name, **options):
+            raise ConnectionError("Name or service not known")
+
+        def builder(name, subset):
+            raise ValueError("it was asked for")
+
+        monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unreachable)
+        monkeypatch.setattr("modeling_taae.data.streams.load_dataset_builder", builder)
+        (tmp_path / "cache/me___speech").mkdir(parents=True)
+        with pytest.raises(TaaeInputError, match="it was asked for"):
+            Corpus(["me/speech"])

@@ -145,6 +145,57 @@ def moshi(folder: Path) -> Path:
     return recordings(folder / "data").parent
 
 
+# Where the utterances lie in one long recording.
+STARTS = dict(zip(NAMES, (0.3, 1.0, 1.6), strict=True))
+
+
+def long_recording(file: Path) -> Path:
+    """All utterances in one recording, with something else before, between and behind them."""
+    audio = samples(2.8)
+    for name, start in STARTS.items():
+        clip = samples(SPOKEN[NAMES[name]])
+        audio[round(start * RATE) :][: len(clip)] = clip
+    return write(file, encoded(audio))
+
+
+def nemo_parts(folder: Path) -> Path:
+    long_recording(folder / "wavs/long.flac")
+    rows = [
+        {"audio_filepath": "wavs/long.flac", "offset": STARTS[n], "duration": SPOKEN[t], "text": t}
+        for n, t in NAMES.items()
+    ]
+    write(folder / "train_manifest.json", "\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def starts_and_ends(folder: Path) -> Path:
+    long_recording(folder / "long.flac")
+    rows = [("long.flac", STARTS[n], round(STARTS[n] + SPOKEN[t], 6), t) for n, t in NAMES.items()]
+    write(folder / "metadata.csv", lines(("file_name", "Start Time", "End Time", "text"), *rows))
+    return folder
+
+
+def kaldi_segments(folder: Path) -> Path:
+    long_recording(folder / "audio/long.flac")
+    write(folder / "wav.scp", "long audio/long.flac\n")
+    rows = [f"utt-{n} long {STARTS[n]} {STARTS[n] + SPOKEN[t]:.4f}\n" for n, t in NAMES.items()]
+    write(folder / "segments", "".join(rows))
+    write(folder / "text", "".join(f"utt-{n} {t}\n" for n, t in NAMES.items()))
+    return folder
+
+
+def paths_with_offsets(folder: Path) -> Path:
+    long_recording(folder / "long.flac")
+    return table(folder / "x.parquet", ["long.flac"] * 3, offset=list(STARTS.values()), duration=list(SPOKEN.values()))
+
+
+def vctk(folder: Path) -> Path:
+    for name, text in NAMES.items():
+        write(folder / f"txt/p1/p1_{name}.txt", f"{text}\n")
+        write(folder / f"wav48_silence_trimmed/p1/p1_{name}_mic1.flac", CLIPS[name])
+    return folder
+
+
 def pairs(folder: Path) -> Path:
     for name, text in NAMES.items():
         write(folder / f"{name}.txt", f"{text}\n")
@@ -278,6 +329,7 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
     for layout in (
         *(metadata_csv, latin_metadata, marked_metadata, wide_tsv, metadata_jsonl, common_voice, nemo_manifest),
         *(nemo_manifest_alone, moshi, pairs, libritts, ljspeech, librispeech, file_list, kaldi, csv_list),
+        *(nemo_parts, starts_and_ends, kaldi_segments, paths_with_offsets, vctk),
         *(bytes_and_paths, large_string_paths, categorical_paths, bare_bytes, decoded_rows, decoded_stereo),
         *(lists_of_floats, lists_of_integers, sorted_archive, unsorted_archive, packed_archive, mixture, saved),
         *(saved_splits, brackets, empty_shard),

@@ -1,0 +1,160 @@
+"""From the samples of a file, as they come in blocks, to one channel, one part and one rate."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import soxr
+
+from ..errors import TaaeInputError
+
+LEAST_RATE, GREATEST_RATE = 1_000, 1_000_000  # in Hz
+# Samples of the longest recording that is read, 37 hours at 16 kHz: a small file may be made to expand to any length.
+MOST_SAMPLES = 1 << 31
+# Channels cancel each other out if less than this share of their power is left in their mean: one is out of phase.
+CANCELLED = 1e-3
+# Of channels that are the same, but for what a lossy format made of them, more than this share is left.
+SAME = 1 - 1e-4
+# The end of a part may lie so many seconds behind the recording's: lengths in lists are rounded.
+TOLERANCE = 0.2
+
+Blocks = Iterator[tuple[np.ndarray, int]]
+
+
+@dataclass(frozen=True, order=True)
+class Span:
+    """A part of a recording: from a start to an end, in seconds; infinity for all that there is."""
+
+    start: float
+    end: float
+
+    def __str__(self) -> str:
+        return "-".join(f"{seconds:.6f}".rstrip("0").rstrip(".") for seconds in (self.start, self.end))
+
+
+def cut(blocks: Blocks, span: Span, name: str) -> Blocks:
+    """Yields the samples of a part: from number `round(start * rate)` to, but not with, `round(end * rate)`.
+
+    Args:
+        blocks: blocks (samples, channels) float32, each with its sampling rate in Hz.
+        span: the part.
+        name: the name that errors call the recording.
+
+    Raises:
+        TaaeInputError: if the recording ends before the part does.
+    """
+    began, position, rate = 0.0, 0, 1  # seconds at an earlier rate, then samples at this one
+    for block, block_rate in blocks:
+        if block_rate != rate:
+            began, position, rate = began + position / rate, 0, block_rate
+        first = max(round((span.start - began) * rate) - position, 0)
+        last = len(block) if span.end == np.inf else round((span.end - began) * rate) - position
+        if first < min(last, len(block)):
+            yield block[first:last], rate
+        position += len(block)
+        if last < len(block):
+            return
+    seconds = began + position / rate
+    if seconds <= span.start or np.inf > span.end > seconds + TOLERANCE:
+        raise TaaeInputError(
+            f"{name}: ends after {seconds:.2f} s, before the part from {span} s that a list tells of; put the list "
+            "right, or leave offsets out if files are cut already"
+        )
+
+
+class Mixer:
+    """Averages channels, and notices where they cancel each other out."""
+
+    def __init__(self):
+        self.mixed_power, self.powers = 0.0, np.zeros(1)
+
+    def mix(self, blocks: Blocks) -> Blocks:
+        """Yields the mean of each block's channels, (samples,) float32, with its sampling rate."""
+        for block, rate in blocks:
+            mono = block.mean(axis=1)
+            if block.shape[1] > 1:
+                powers = np.square(block, dtype=np.float64).sum(axis=0)
+                self.powers = np.pad(self.powers, (0, max(len(powers) - len(self.powers), 0)))
+                self.powers[: len(powers)] += powers
+                self.mixed_power += float(np.square(mono, dtype=np.float64).sum())
+            yield mono, rate
+
+    @property
+    def averaged(self) -> bool:
+        """Whether channels that are not the same have become one."""
+        return self.mixed_power < SAME * float(self.powers.mean())
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether hardly anything is left of the channels in their mean."""
+        return self.mixed_power < CANCELLED * float(self.powers.mean())
+
+    @property
+    def loudest(self) -> int:
+        """The channel with the greatest power, from 1."""
+        return 1 + int(self.powers.argmax())
+
+
+def one_channel(blocks: Blocks, channel: int, name: str) -> Blocks:
+    """Yields one channel of each block, (samples,) float32, with its sampling rate.
+
+    Args:
+        blocks: blocks (samples, channels) float32, each with its sampling rate.
+        channel: the channel, from 1.
+        name: the name that errors call them.
+
+    Raises:
+        TaaeInputError: if there are fewer channels.
+    """
+    for block, rate in blocks:
+        if channel > block.shape[1]:
+            channels = f"{block.shape[1]} channel{'s' if block.shape[1] > 1 else ''}"
+            raise TaaeInputError(f"{name}: has {channels}; expected at least {channel}, so choose another channel")
+        yield block[:, channel - 1], rate
+
+
+def resample(blocks: Blocks, name: str, sampling_rate: int, most_samples: int = MOST_SAMPLES) -> np.ndarray:
+    """Joins blocks of samples at one rate.
+
+    Args:
+        blocks: blocks (samples,) float32, each with its sampling rate in Hz.
+        name: the name that errors call them.
+        sampling_rate: samples per second of the result, in Hz.
+        most_samples: most samples of the result.
+
+    Returns:
+        (samples,) float32.
+
+    Raises:
+        TaaeInputError: if a rate is none of sound, or there are more samples.
+    """
+    parts, length = [np.zeros(0, dtype=np.float32)], 0
+    resampler, resampled_rate = None, sampling_rate
+
+    def keep(part: np.ndarray) -> None:
+        nonlocal length
+        length += len(part)
+        if length > most_samples:
+            seconds = most_samples / sampling_rate
+            raise TaaeInputError(f"{name}: is longer than {seconds:,.0f} s; cut it into shorter recordings")
+        parts.append(part)
+
+    for block, rate in blocks:
+        if not LEAST_RATE <= rate <= GREATEST_RATE:
+            raise TaaeInputError(
+                f"{name}: has a sampling rate of {rate:,} Hz; expected {LEAST_RATE:,} to {GREATEST_RATE:,} Hz, so "
+                "check how it was made"
+            )
+        if rate != resampled_rate:
+            if resampler is not None:
+                keep(resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True))
+            resampled_rate = rate
+            resampler = None if rate == sampling_rate else _resampler(rate, sampling_rate)
+        keep(block if resampler is None else resampler.resample_chunk(block))
+    if resampler is not None:
+        keep(resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True))
+    return np.concatenate(parts)
+
+
+def _resampler(rate: int, sampling_rate: int) -> soxr.ResampleStream:
+    return soxr.ResampleStream(rate, sampling_rate, 1, dtype="float32")
