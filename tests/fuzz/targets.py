@@ -209,13 +209,19 @@ def corpora(folder: Path) -> Attack:
             archive.addfile(info, io.BytesIO(content))
     rows = [{"id": str(n), "audio": {"bytes": recording(n, "FLAC"), "path": None}, "text": "a"} for n in range(3)]
     parquet.write_table(pa.Table.from_pylist(rows), valid / "speech.parquet")
+    parts = [{"audio_filepath": "speech.flac", "offset": n / 5, "duration": 0.5, "text": "a"} for n in range(3)]
+    (valid / "parts.jsonl").write_text("\n".join(map(json.dumps, parts)))
+    (valid / "table.csv").write_text("file_name,start,end,text\nspeech.wav,0,0.5,a\nspeech.wav,0.4,1,b\n")
     files = [path.name for path in valid.iterdir()]
+    (valid / "wav.scp").write_text("one speech.wav\ntwo speech.ogg\n")
+    (valid / "segments").write_text("a one 0 0.5\nb one 0.5 -1\nc two 0.1 0.9\n")
+    sources = dict.fromkeys(files) | {"wav.scp": None, "segments": "wav.scp"}  # read on their own, or by way of another
 
     def examine(copy: Path) -> str:
         outcome = RIGHT
-        for name in files:
+        for name, source in sources.items():
             if (copy / name).read_bytes() != (valid / name).read_bytes():
-                for utterance in Utterances([str(copy / name)], RATE):
+                for utterance in Utterances([str(copy / (source or name))], RATE):
                     require("\n" not in utterance.problem, f"a problem of several lines: {utterance.problem[:200]!r}")
                     outcome = REFUSED if utterance.problem else outcome
                     if utterance.audio is not None:
@@ -223,7 +229,7 @@ def corpora(folder: Path) -> Attack:
                         outcome = OTHER if outcome == RIGHT else outcome
         return outcome
 
-    return attack_folder(valid, folder / "damaged", files, examine)
+    return attack_folder(valid, folder / "damaged", list(sources), examine)
 
 
 def token_folders(folder: Path) -> Attack:
