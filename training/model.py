@@ -103,8 +103,19 @@ def prepare_model(model: TaaeModel, recipe: Recipe) -> TaaeModel:
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if recipe.compile:
-        # Layer by layer, which takes a fraction of the time of the whole: layers of one shape share their code.
-        for module in model.modules():
-            if isinstance(module, TaaeTransformerLayer):
-                module.compile()
+        compile_layers(model)
     return model
+
+
+def compile_layers(model: TaaeModel, backend: str = "inductor") -> None:
+    """Compiles a model's transformer layers for crops of one length, in place.
+
+    Layer by layer takes a fraction of the time of the whole: layers of one shape share their code.
+
+    Args:
+        model: the model.
+        backend: a backend of `torch.compile`.
+    """
+    for module in model.modules():
+        if isinstance(module, TaaeTransformerLayer):
+            module.compile(backend=backend)

@@ -20,12 +20,13 @@ from training.benchmarks import training_steps as benchmark_training
 from training.benchmarks.benchmark import AVX2, GPU_MARKERS, MARKERS, main, markdown
 from training.benchmarks.peers import peer_rows
 from training.benchmarks.tools import Bench, count_operations, random_model
+from training.model import compile_layers
 from training.precision import processor_features
 
 pytestmark = pytest.mark.slow
 
 RESULTS, README = CHECKOUT / "training" / "benchmarks" / "benchmark.json", CHECKOUT / "training" / "README.md"
-GPU_RESULTS = RESULTS.with_name("benchmark_gpu.json")
+GPU_RESULTS, AVX2_RESULTS = (RESULTS.with_name(f"benchmark_{name}.json") for name in ("gpu", "avx2"))
 QUICK = ("--threads", "1", "--seconds", "0")
 
 
@@ -39,6 +40,7 @@ def small(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(benchmark_tools, "SECONDS", 0.0)
     monkeypatch.setattr(benchmark_tools, "PEAK_SIZES", {"cpu": (64,)})
     monkeypatch.setattr(benchmark_training, "BATCHES", {"cpu": (("tiny", 2, 0.2),)})
+    monkeypatch.setattr(benchmark_training, "compile_layers", partial(compile_layers, backend="eager"))
     monkeypatch.setattr(benchmark_training, "RECIPE", write_recipe(tmp_path, "replaced"))
     monkeypatch.setattr(benchmark_inference, "SPEEDS", (("tiny", torch.float32), ("tiny", torch.bfloat16)))
     monkeypatch.setattr(benchmark_inference, "STREAMED", {"cpu": (("tiny", torch.float32),)})

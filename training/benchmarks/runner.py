@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from modeling_taae.errors import TaaeInputError, one_line
 from modeling_taae.evaluation.report import between
 from modeling_taae.evaluation.tables import environment
 from modeling_taae.files import write_bytes
-from training.precision import processor_features
+from training.benchmarks.tools import used_features
 
 Results = dict[str, Any]
 
@@ -79,10 +77,7 @@ class Measurement:
 
 def machine() -> dict[str, Any]:
     """Returns the machine, with those features of its processor that decide how fast matrix products are."""
-    features = list(processor_features())
-    if "avx512" in features and torch.backends.cpu.get_cpu_capability() == "AVX2":
-        features = ["avx2", "held to AVX2"]
-    return {**environment(), "features": features}
+    return {**environment(), "features": used_features()}
 
 
 def processor_text(told: dict[str, Any]) -> str:

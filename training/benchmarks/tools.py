@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_taae import TaaeConfig, TaaeModel
+from training.precision import BFLOAT16_FEATURES, processor_features
 
 REPEATS, SECONDS = 3, 3.0  # each measurement is repeated so often at least, and for so long
 PEAK_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192, 16_384)}  # of square matrices
@@ -20,6 +21,13 @@ Result = TypeVar("Result")
 def name_of(dtype: torch.dtype) -> str:
     """A precision as users write it."""
     return str(dtype).removeprefix("torch.")
+
+
+def used_features() -> list[str]:
+    """Returns the features that matrix products use, which may be held to fewer than the processor has."""
+    features = list(processor_features())
+    held = "avx512" in features and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    return ["avx2", "held to AVX2"] if held else features
 
 
 @dataclass
@@ -50,6 +58,11 @@ class Bench:
         left, right = torch.randn(2, size, size, device=self.device).to(dtype)
         return 2 * size**3 / min(self.times(lambda: left @ right))
 
+    def has(self, size: str, dtype: torch.dtype) -> bool:
+        """Returns whether a size is worth measuring in a precision: one that is emulated takes minutes for a clip."""
+        native = self.device.type != "cpu" or BFLOAT16_FEATURES & set(used_features())
+        return bool(dtype != BFLOAT16 or native or size == "nano")
+
     def seconds(self, function: Callable[[], object]) -> float:
         """Median seconds of a call, after one that does not count."""
         return median(self.times(function))
@@ -74,9 +87,18 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def effort(self, function: Callable[[], object], dtype: torch.dtype) -> dict[str, float]:
-        """Columns of a table: operations of a call, its time, and the share of the peak that it reaches."""
-        operations, seconds = count_operations(function), self.seconds(function)
+    def effort(
+        self, function: Callable[[], object], dtype: torch.dtype, operations: int | None = None
+    ) -> dict[str, float]:
+        """Returns columns of a table: operations of a call, its time, and the share of the peak that it reaches.
+
+        Args:
+            function: the call.
+            dtype: the precision of its matrix products.
+            operations: the operations of a call; None counts them.
+        """
+        operations = count_operations(function) if operations is None else operations
+        seconds = self.seconds(function)
         return {"GFLOP": operations / 1e9, "seconds": seconds, "share of peak": operations / seconds / self.peak(dtype)}
 
     def audio(self, clips: int, seconds: float) -> torch.Tensor:

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -18,9 +19,10 @@ from datasets import Dataset
 from torch.autograd.profiler_util import FunctionEventAvg
 from torch.profiler import ProfilerActivity, profile
 
-from training.benchmarks.tools import BFLOAT16, FLOAT32, Bench, name_of, random_model
+from training.benchmarks.tools import BFLOAT16, FLOAT32, Bench, count_operations, name_of, random_model
 from training.discriminator import Adversary
 from training.losses import weighted_sum
+from training.model import compile_layers
 from training.optimization import trainable_parameters
 from training.precision import usable_cores
 from training.recipe import parse_recipe
@@ -28,7 +30,7 @@ from training.trainer import Trainer
 
 # Sizes with the crops of a batch and their seconds, by type of device.
 BATCHES = {
-    "cpu": (("nano", 4, 1.28), ("240m", 1, 5.12)),
+    "cpu": (("nano", 4, 1.28), ("nano", 16, 1.28), ("240m", 1, 5.12)),
     "cuda": (("nano", 64, 1.28), ("240m", 8, 5.12), ("950m", 8, 5.12)),
 }
 BATCH_SIZE, RUN_STEPS = 8, (4, 24)  # of the runs in which processes share the cores
@@ -48,13 +50,22 @@ def gradient_rows(bench: Bench) -> Iterator[dict]:
         model = random_model(size, FLOAT32, bench.device).train().apply_weight_norm()
         audio = bench.audio(crops, seconds)
         gradient = torch.randn_like(audio)
-        for dtype in (FLOAT32, BFLOAT16):
-            # As the recipes do: on short crops on a CPU, bfloat16 is quicker with attention spelt out.
-            attention = "eager" if dtype == BFLOAT16 and bench.device.type == "cpu" else "sdpa"
-            model.set_attn_implementation(attention)
-            effort = bench.effort(lambda: pass_through(model, audio, gradient, dtype), dtype)  # noqa: B023
-            batch = f"{crops} of {seconds:g} s"
-            yield {"size": size, "precision": name_of(dtype), "attention": attention, "crops": batch, **effort}
+        precisions = [dtype for dtype in (FLOAT32, BFLOAT16) if bench.has(size, dtype)]
+        operations: dict[torch.dtype, int] = {}
+        for layers in ("as they are", "compiled"):
+            if layers == "compiled":
+                torch.compiler.reset()  # graphs of other sizes would count
+                compile_layers(model)
+            for dtype in precisions:
+                # As the recipes do: on short crops on a CPU, bfloat16 is quicker with attention spelt out.
+                attention = "eager" if dtype == BFLOAT16 and bench.device.type == "cpu" else "sdpa"
+                model.set_attn_implementation(attention)
+                call = partial(pass_through, model, audio, gradient, dtype)
+                if dtype not in operations:  # compiled, they could not be counted
+                    operations[dtype] = count_operations(call)
+                what = {"size": size, "precision": name_of(dtype), "attention": attention, "layers": layers}
+                effort = bench.effort(call, dtype, operations[dtype])
+                yield {**what, "crops": f"{crops} of {seconds:g} s", **effort}
 
 
 def pass_through(model: torch.nn.Module, audio: torch.Tensor, gradient: torch.Tensor, dtype: torch.dtype) -> None:
