@@ -5,9 +5,12 @@ installed (see `audio/ffmpeg.py`).
 """
 
 import io
+import os
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from mimetypes import MimeTypes
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -16,7 +19,8 @@ import soundfile
 
 from .audio.blocks import MOST_SAMPLES, TOLERANCE, Blocks, Mixer, Span, cut, one_channel, resample
 from .audio.ffmpeg import av_blocks
-from .audio.pieces import UNKNOWN_SIZE, Piece, Window, hidden_mpeg, pieces
+from .audio.pieces import UNKNOWN_SIZE, Piece, hidden_mpeg, pieces
+from .audio.window import Window
 from .errors import TaaeInputError
 from .files import display_name, is_standard_stream, open_input, write_bytes
 
@@ -31,6 +35,12 @@ FFMPEG_SUFFIXES = frozenset(
     | {".wma", ".wv"}
 )
 AUDIO_SUFFIXES = SNDFILE_SUFFIXES | FFMPEG_SUFFIXES
+
+# Further suffixes of sound, beside those that `mimetypes` knows.
+OTHER_SOUND = frozenset(
+    {".aa3", ".aax", ".adts", ".dff", ".dsf", ".f4a", ".flv", ".gsm", ".m2ts", ".m4p", ".m4r", ".mpc", ".mts", ".nist"}
+    | {".oma", ".pcm", ".qcp", ".raw", ".rmvb", ".sd2", ".sln", ".spx", ".tta", ".vob", ".vox"}
+)
 
 WRITTEN_FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 
@@ -135,6 +145,26 @@ def averaged_note(count: int) -> str:
     """Returns a line about recordings whose channels were averaged."""
     several = f"{count:,} recordings have several channels" if count > 1 else "1 recording has several channels"
     return f"{several}, which were averaged; --channel (in a recipe, channel) reads one of them"
+
+
+def unread_sound(files: Iterable[Path], read: Collection[str]) -> str:
+    """Returns a line about sound files and films of kinds that are not read; empty if there are none.
+
+    Args:
+        files: the files.
+        read: the suffixes that are read, in lower case.
+    """
+    kinds = MimeTypes()  # without the system's own list: the same everywhere
+    found: Counter[str] = Counter()
+    for suffix, number in Counter(os.path.splitext(file.name)[1].lower() for file in files).items():
+        kind = kinds.guess_type(f"a{suffix}", strict=False)[0] or ""
+        if suffix not in read and (suffix in OTHER_SOUND or kind.startswith(("audio/", "video/"))):
+            found[suffix] += number
+    if not found:
+        return ""
+    names = ", ".join(f"{number} {suffix}" for suffix, number in sorted(found.items()))
+    files_are = "sound files are of kinds that are" if found.total() > 1 else "sound file is of a kind that is"
+    return f"{found.total()} {files_are} not read ({names}); convert them first, for example with ffmpeg"
 
 
 class SequentialFile(soundfile.SoundFile):

@@ -4,12 +4,15 @@ PyAV is the extra `audio`. Only the kinds of files below are tried: among FFmpeg
 what they name.
 """
 
+import io
+import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
 
 from ..errors import TaaeInputError, one_line
+from .window import read_at
 
 # Names of FFmpeg's readers.
 FORMATS = (
@@ -34,6 +37,8 @@ def av_blocks(content: BinaryIO, name: str) -> Iterator[tuple[np.ndarray, int]]:
     """
     import av
 
+    if is_joined_mp4(content):
+        raise TaaeInputError(f"{name}: is several MP4 files, of which only one would be read; take them apart")
     content.seek(0)
     try:
         # The files that a file names are never opened.
@@ -70,3 +75,21 @@ def _promised_seconds(container) -> float:  # noqa: ANN001  # of a package that 
         return float(stream.duration * stream.time_base)
     # The whole file is as long as its longest track, which may be a picture.
     return (container.duration or 0) / 1e6 if len(container.streams) == 1 else 0.0
+
+
+def is_joined_mp4(content: BinaryIO) -> bool:
+    """Returns whether a file is several of MP4 or its like: with two indices, of which FFmpeg reads the first.
+
+    A file in fragments may well repeat its index.
+    """
+    size, position, kinds = content.seek(0, io.SEEK_END), 0, []
+    while position < size and len(head := read_at(content, position, 16)) == 16:
+        length, kind = struct.unpack(">I4s", head[:8])
+        if not kinds and kind != b"ftyp":
+            return False
+        kinds.append(kind)
+        length = struct.unpack(">Q", head[8:])[0] if length == 1 else length
+        if length < 8:  # as long as the file
+            break
+        position += length
+    return kinds.count(b"moov") > 1 and b"moof" not in kinds

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from ..errors import TaaeInputError
+from .containers import ENDS, parts_of, without_tags
 from .mpeg import LONGEST_SEARCH, mpeg_pieces
+from .window import Window, read_at
 
 # An Ogg page: capture pattern, version, flags, position in samples, serial number, page number, checksum, segments.
 OGG_PAGE = struct.Struct("<4sBBqIIIB")
@@ -42,60 +44,10 @@ class Piece:
         counted: the bytes behind a header that counts them, for readers that expect fewer samples than there are.
     """
 
-    content: "Window"
+    content: Window
     promises: bool = True
     samples: int = 0
-    counted: "Window | None" = None
-
-
-class Window(io.RawIOBase):
-    """A range of a file, with another header in front and another end behind it, as a file of its own.
-
-    libsndfile calls it from C, where an exception would be printed and lost. Errors are therefore kept in `error`, and
-    what follows reads as the end of the file.
-    """
-
-    def __init__(self, content: BinaryIO, start: int, end: int, header: bytes = b"", trailer: bytes = b""):
-        self.content, self.start, self.header, self.trailer = content, start, header, trailer
-        self.trailer_start = len(header) + max(end - start, 0)
-        self.length, self.position = self.trailer_start + len(trailer), 0
-        self.error: BaseException | None = None
-
-    def seekable(self) -> bool:
-        """Returns true."""
-        return True
-
-    def tell(self) -> int:
-        """Returns the position in the piece."""
-        return self.position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Moves to a position in the piece; one beyond its ends becomes that end."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.length}[whence]
-        self.position = min(max(base + offset, 0), self.length)
-        return self.position
-
-    def read(self, size: int = -1) -> bytes:
-        """Reads up to so many bytes; nothing after an error."""
-        end = self.length if size < 0 else min(self.position + size, self.length)
-        data = self.header[self.position : end]
-        position, stop = self.position + len(data), min(end, self.trailer_start)
-        try:
-            if self.error is None and position < stop:
-                self.content.seek(self.start + position - len(self.header))
-                data += self.content.read(stop - position)
-        except BaseException as error:  # an interrupt as well, which would be lost in C
-            self.error = error
-        if self.error is None and end > self.trailer_start:
-            data += self.trailer[max(self.position - self.trailer_start, 0) : end - self.trailer_start]
-        self.position += len(data)
-        return data
-
-    def readinto(self, buffer) -> int:  # noqa: ANN001  # a buffer of any kind
-        """Reads into a buffer and returns the number of bytes."""
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+    counted: Window | None = None
 
 
 def pieces(content: BinaryIO, name: str) -> list[Piece]:
@@ -110,10 +62,12 @@ def pieces(content: BinaryIO, name: str) -> list[Piece]:
     if beginning.startswith(OGG_MAGIC):
         return _ogg_chains(content, size, name)
     if beginning.startswith(b"fLaC"):
-        starts = [*_flac_starts(content), size]
+        starts = [*_flac_starts(content), without_tags(content, size)]
         return [Piece(Window(content, *ends)) for ends in zip(starts, starts[1:], strict=False)]
     if beginning[:4] in (b"RIFF", b"RF64") and beginning[8:] == b"WAVE":
-        return list(_wav_pieces(content, size))
+        return list(_wav_pieces(content, size, name))
+    if parts := parts_of(content, size, name):
+        return [Piece(Window(content, *part)) for part in parts]
     return _mpeg(content, name) or [Piece(Window(content, 0, size))]
 
 
@@ -142,7 +96,7 @@ def _ogg_chains(content: BinaryIO, size: int, name: str) -> list[Piece]:
     """
     position, in_header, starts, last_pages = 0, False, [0], [(0, 0)]
     while position < size:
-        header = _read_at(content, position, OGG_PAGE.size)
+        header = read_at(content, position, OGG_PAGE.size)
         if not header.startswith(OGG_MAGIC):
             if (position := _find(content, OGG_MAGIC, position)) < 0:
                 break
@@ -157,9 +111,7 @@ def _ogg_chains(content: BinaryIO, size: int, name: str) -> list[Piece]:
             last_pages.append((position, end))
         last_pages[-1], in_header, position = (position, end), begins, end
     return [
-        Piece(
-            Window(content, start, last[0], trailer=_marked_end(_read_at(content, last[0], last[1] - last[0]))), False
-        )
+        Piece(Window(content, start, last[0], trailer=_marked_end(read_at(content, last[0], last[1] - last[0]))), False)
         for start, last in zip(starts, last_pages, strict=True)
     ]
 
@@ -231,11 +183,14 @@ class _Wav:
         return struct.unpack_from("<I", self.format_chunk, 16)[0] if len(self.format_chunk) >= 20 else 0
 
 
-def _wav_pieces(content: BinaryIO, size: int, start: int = 0) -> Iterator[Piece]:
+def _wav_pieces(content: BinaryIO, size: int, name: str, start: int = 0) -> Iterator[Piece]:
     """Yields joined WAV files one by one, and the samples that a header does not count.
 
     A header is written before the samples, and again at the end with their number. Where that was prevented, the number
     is 0 or that of an earlier moment; beyond 4 GiB it is what is left over of it in 32 bits.
+
+    Raises:
+        TaaeInputError: if a file of another kind follows.
     """
     wav = _read_wav(content, start, size)
     if wav is None:
@@ -246,9 +201,12 @@ def _wav_pieces(content: BinaryIO, size: int, start: int = 0) -> Iterator[Piece]
     if following is not None:  # whatever comes next is in order, and may be another file
         yield Piece(Window(content, start, following))
         if following < size:
-            yield from _wav_pieces(content, size, following)
+            yield from _wav_pieces(content, size, name, following)
         return
-    tag_follows = _read_at(content, data_end, 8).startswith(APPENDED_TAGS)
+    follows = read_at(content, data_end, 8)
+    if follows.startswith((OGG_MAGIC, b"fLaC", *(magic[:8] for magic in ENDS))):
+        raise TaaeInputError(f"{name}: is several files of different kinds, one after another; take them apart")
+    tag_follows = follows.startswith(APPENDED_TAGS)
     left_over = size - data_end
     if data_end >= size or tag_follows or left_over <= WAV_TOLERANCE * wav.bytes_per_second:
         yield Piece(Window(content, start, size))
@@ -268,15 +226,10 @@ def finished_header(format_chunk: bytes, data_size: int) -> bytes:
     return CHUNK.pack(b"RF64", full) + b"WAVE" + sizes + format_chunk + CHUNK.pack(b"data", full)
 
 
-def _read_at(content: BinaryIO, position: int, length: int) -> bytes:
-    content.seek(position)
-    return content.read(length)
-
-
 def _read_wav(content: BinaryIO, start: int, size: int) -> _Wav | None:
     """Reads the chunks up to the samples; None where a file is so damaged that only libsndfile can tell."""
     wav, position = _Wav(), start + 12
-    while len(head := _read_at(content, position, CHUNK.size)) == CHUNK.size:
+    while len(head := read_at(content, position, CHUNK.size)) == CHUNK.size:
         chunk, length = CHUNK.unpack(head)
         if chunk == b"data":
             wav.data_start, wav.data_size = position + CHUNK.size, length
@@ -286,9 +239,9 @@ def _read_wav(content: BinaryIO, start: int, size: int) -> _Wav | None:
                 wav.data_size = size - wav.data_start  # from a pipe
             return wav if wav.format_chunk else None
         if chunk == b"fmt ":
-            wav.format_chunk = head + _read_at(content, position + CHUNK.size, min(length, 1 << 12))
+            wav.format_chunk = head + read_at(content, position + CHUNK.size, min(length, 1 << 12))
         elif chunk == b"ds64" and length >= 28:
-            wav.sizes64 = _read_at(content, position + CHUNK.size, 28)
+            wav.sizes64 = read_at(content, position + CHUNK.size, 28)
         position += CHUNK.size + length + length % 2
     return None
 
@@ -299,10 +252,10 @@ def _after_chunks(content: BinaryIO, position: int, size: int) -> int | None:
     None if what is there is no row of chunks, and so samples, a tag, or nothing that is known.
     """
     while position < size:
-        position += position % 2 and _read_at(content, position, 1) == b"\0"
+        position += position % 2 and read_at(content, position, 1) == b"\0"
         if position >= size:
             break
-        head = _read_at(content, position, 12)
+        head = read_at(content, position, 12)
         if head[:4] in (b"RIFF", b"RF64") and head[8:] == b"WAVE":
             return position
         if len(head) < CHUNK.size or not re.fullmatch(rb"[ -~]{4}", head[:4]):

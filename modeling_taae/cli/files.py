@@ -1,11 +1,9 @@
 """The files that a command reads and writes, and what becomes of each."""
 
 import argparse
-import mimetypes
 import os
 import sys
 import traceback
-from collections import Counter
 from pathlib import Path
 
 from ..errors import TaaeInputError, describe, one_line
@@ -65,20 +63,11 @@ def tell_unreadable(inputs: list[str], suffixes: frozenset[str], output: str | N
     """Counts and names, on standard error, sound files and films in folders of recordings that cannot be read."""
     if ".wav" not in suffixes:
         return
-    kinds = mimetypes.MimeTypes()  # without the system's own list: the same everywhere
+    from ..audio_io import unread_sound
+
     for root in map(Path, inputs):
-        found: Counter[str] = Counter()
-        for path in search_directory(root, None, output) if root.is_dir() else ():
-            kind = kinds.guess_type(path.name, strict=False)[0] or ""
-            if path.suffix.lower() not in suffixes and kind.startswith(("audio/", "video/")):
-                found[path.suffix.lower()] += 1
-        if found:
-            names = ", ".join(f"{number} {suffix}" for suffix, number in sorted(found.items()))
-            print(
-                f"taae: {root}: {found.total()} sound files are of kinds that are not read ({names}); convert them "
-                "first, for example with ffmpeg",
-                file=sys.stderr,
-            )
+        if root.is_dir() and (line := unread_sound(search_directory(root, None, output), suffixes)):
+            print(f"taae: {root}: {line}", file=sys.stderr)
 
 
 def plan_jobs(inputs: list[str], output: str | None, suffixes: frozenset[str], target_suffix: str) -> list[Job]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..audio_io import AUDIO_SUFFIXES
+from ..audio_io import AUDIO_SUFFIXES, unread_sound
 from ..errors import TaaeInputError, as_text, one_line
 from ..files import search_directory
 from .archives import is_archive
@@ -220,6 +220,8 @@ def notes_on(folder: Path, inside: list[Path]) -> list[str]:
         for cure, files in notes.items()
         if files
     ]
+    if line := unread_sound(inside, RECORDINGS | CONTAINERS):
+        told.append(f"{folder}: {line}")
     if repeated:
         told.append(
             f"{folder}: {len(repeated)} of the recordings are the speech of others once more, through another "

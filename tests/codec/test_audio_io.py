@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -214,7 +215,76 @@ class TestWav:
         assert "is truncated" in refusal(data[: len(data) // 2])
 
 
+RARER = ["AIFF", "AU", "CAF", "W64", "VOC", "NIST"]
+ID3 = b"TAG".ljust(128, b"\0")
+# Header and footer are alike; the size that they tell is that of items and footer.
+APE_ENDS = b"APETAGEX" + struct.pack("<IIIIQ", 2000, 1032, 1, 1 << 31, 0)
+APE = APE_ENDS + b"item".ljust(1000, b"x") + APE_ENDS
+
+
+def with_bytes(data: bytes, mark: bytes, offset: int, content: bytes) -> bytes:
+    """A file with other bytes at so many behind a mark."""
+    place = data.index(mark) + offset
+    return data[:place] + content + data[place + len(content) :]
+
+
+class TestRarerKinds:
+    @pytest.mark.parametrize("kind", RARER)
+    def test_joined(self, kind):
+        files = [sound_file(noise(seconds, seed=seed), kind=kind) for seed, seconds in enumerate((1.0, 0.7, 0.5))]
+        assert np.array_equal(decode(b"".join(files)), np.concatenate([*map(decode, files)]))
+
+    @pytest.mark.parametrize("kind", RARER)
+    def test_cut_short(self, kind):
+        data = sound_file(noise(), kind=kind)
+        assert "is truncated" in refusal(data[: len(data) // 2])
+
+    @pytest.mark.parametrize("kind", RARER)
+    @pytest.mark.parametrize("tag", [ID3, APE, APE + ID3], ids=["ID3", "APE", "both"])
+    def test_tags_behind_them_are_no_sound(self, kind, tag):
+        data = sound_file(noise(), kind=kind)
+        assert np.array_equal(decode(data + tag), decode(data))
+
+    @pytest.mark.parametrize("kind", ["AIFF", "CAF", "VOC"])
+    def test_samples_behind_the_end_are_told(self, kind):
+        message = refusal(sound_file(noise(), kind=kind) + b"\1\2" * 8192)
+        assert "holds 16,384 bytes behind the end that its header tells" in message
+
+    @pytest.mark.parametrize("size", [0, 8000, 0xFFFFFFFF])
+    def test_au_whose_header_was_never_finished(self, size):
+        data = sound_file(noise(), kind="AU")
+        assert np.array_equal(decode(with_bytes(data, b".snd", 8, struct.pack(">I", size))), decode(data))
+
+    def test_aiff_and_caf_whose_header_was_never_finished(self):
+        aiff = with_bytes(sound_file(noise(), kind="AIFF"), b"COMM", 10, bytes(4))
+        assert "was never finished" in refusal(with_bytes(aiff, b"SSND", 4, struct.pack(">I", 8)))
+        caf = sound_file(noise(), kind="CAF")
+        assert np.array_equal(decode(with_bytes(caf, b"data", 4, b"\xff" * 8)), decode(caf))
+
+    @pytest.mark.parametrize("kind", RARER)
+    @pytest.mark.parametrize("filling", [b"\0", b"\xff"])
+    def test_sizes_of_nothing_end_as_well(self, kind, filling):
+        data = sound_file(noise(), kind=kind)
+        for place in range(4, 40, 4):
+            with suppress(TaaeInputError):
+                decode(data[:place] + filling * 4 + data[place + 4 :])
+
+    @pytest.mark.parametrize("kind", ["FLAC", "OGG", "AIFF", "AU"])
+    def test_a_file_of_another_kind_behind_a_wav_is_no_noise(self, kind):
+        message = refusal(sound_file(noise()) + sound_file(noise(), kind=kind))
+        assert "several files of different kinds" in message
+
+    @pytest.mark.parametrize("tag", [ID3, APE], ids=["ID3", "APE"])
+    def test_flac_with_a_tag_behind_it(self, tag):
+        data = sound_file(noise(), kind="FLAC")
+        assert np.array_equal(decode(data + tag), decode(data))
+
+
 class TestFfmpeg:
+    def test_joined_mp4_is_told(self):
+        data = ffmpeg_file(noise(), RATE, "ipod", "aac")
+        assert "is several MP4 files, of which only one would be read" in refusal(data + data)
+
     CASES = [
         ("ipod", "aac", 44_100),
         ("mp4", "aac", 16_000),

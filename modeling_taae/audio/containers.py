@@ -1,0 +1,148 @@
+"""Finds where sound files of the rarer kinds end. What lies behind, libsndfile passes over, or takes for samples.
+
+AIFF, AU, CAF, W64, VOC and NIST SPHERE have a header that tells a length. A file may be several of a kind, one after
+another; its header may never have been finished; or it was cut off.
+"""
+
+import re
+import struct
+from collections.abc import Callable
+from typing import BinaryIO, NamedTuple
+
+from ..errors import TaaeInputError
+from .window import read_at
+
+AU_MAGIC, W64_MAGIC = b".snd", b"riff\x2e\x91\xcf\x11"
+VOC_MAGIC, NIST_MAGIC = b"Creative Voice File\x1a", b"NIST_1A\n"
+UNKNOWN = 0xFFFFFFFF  # the size in AU files from a pipe
+# In these, libsndfile reads samples up to the end of the file, whatever the header says.
+READ_ON = (W64_MAGIC, NIST_MAGIC)
+# Fewer bytes than these, behind the end or missing, are padding.
+PADDING = 1 << 12
+NIST_FIELD = re.compile(rb"(sample_count|sample_n_bytes|channel_count) -i (\d+)")
+# Tags that programs append to any sound file: ID3 of version 1, and APE, whose footer tells its size.
+ID3_TAG, ID3_SIZE, APE_TAG, APE_SIZE = b"TAG", 128, b"APETAGEX", 32
+
+
+class Part(NamedTuple):
+    """A range of a file that is a sound file by itself, with another header if need be."""
+
+    start: int
+    end: int
+    header: bytes = b""
+
+
+def without_tags(content: BinaryIO, size: int) -> int:
+    """Returns where a file of some size ends without the tags that were appended to it."""
+    while size > 0:
+        footer = read_at(content, max(size - APE_SIZE, 0), APE_SIZE)
+        if read_at(content, max(size - ID3_SIZE, 0), 3) == ID3_TAG:
+            size -= ID3_SIZE
+        elif footer.startswith(APE_TAG):
+            length, _, flags = struct.unpack_from("<III", footer, 12)
+            size -= max(length, APE_SIZE) + APE_SIZE * (flags >> 31)
+        else:
+            return size
+    return 0
+
+
+def parts_of(content: BinaryIO, size: int, name: str) -> list[Part]:
+    """Finds the files of one of these kinds that a file consists of; none if it is of another kind.
+
+    Args:
+        content: the open file.
+        size: its size in bytes.
+        name: the name that errors call it.
+
+    Raises:
+        TaaeInputError: if it ends early, or holds something that its header does not tell of.
+    """
+    beginning = read_at(content, 0, len(VOC_MAGIC))
+    kind = next((magic for magic in ENDS if beginning.startswith(magic)), None)
+    if kind is None:
+        return []
+    parts, start, rest = [], 0, without_tags(content, size)
+    while start < size:
+        end = ENDS[kind](content, start, size)
+        if end > size + PADDING:
+            raise TaaeInputError(f"{name}: is truncated (it promises more than is there); copy or download it again")
+        end += end < size and end % 2 and read_at(content, end, 1) == b"\0"
+        is_joined = end > start and read_at(content, end, len(kind)) == kind
+        if not is_joined and rest - end > PADDING and kind not in READ_ON:
+            if kind != AU_MAGIC:
+                raise TaaeInputError(
+                    f"{name}: holds {rest - end:,} bytes behind the end that its header tells, so the header was never "
+                    "finished, or something was appended; convert it, for example with ffmpeg"
+                )
+            header = read_at(content, start, 8) + struct.pack(">I", UNKNOWN)
+            return [*parts, Part(start + len(header), size, header)]
+        parts.append(Part(start, end if is_joined or rest <= end else size))
+        start = end if is_joined else size
+    return parts
+
+
+def _aiff_end(content: BinaryIO, start: int, size: int) -> int:
+    position = start + 12
+    while position < size:
+        head = read_at(content, position, 8)
+        if len(head) < 8 or head.startswith(b"FORM") or not re.fullmatch(rb"[ -~\xa9]{4}", head[:4]):
+            break
+        length = struct.unpack(">I", head[4:])[0]
+        if position + 8 + length > size and not head.startswith(b"SSND"):
+            break  # no chunk
+        position += 8 + length + length % 2
+    return position
+
+
+def _au_end(content: BinaryIO, start: int, size: int) -> int:
+    offset, length = struct.unpack(">II", read_at(content, start + 4, 8).ljust(8, b"\0"))
+    return size if length == UNKNOWN else start + offset + length
+
+
+def _caf_end(content: BinaryIO, start: int, size: int) -> int:
+    position = start + 8
+    while position < size:
+        head = read_at(content, position, 12)
+        if len(head) < 12 or head.startswith(b"caff") or not re.fullmatch(rb"[ -~]{4}", head[:4]):
+            break
+        length = struct.unpack(">q", head[4:])[0]
+        if length < 0:  # not known, and then the last one
+            return size
+        if position + 12 + length > size and not head.startswith(b"data"):
+            break  # no chunk
+        position += 12 + length
+    return position
+
+
+def _w64_end(content: BinaryIO, start: int, size: int) -> int:
+    return start + struct.unpack("<Q", read_at(content, start + 16, 8).ljust(8, b"\0"))[0]
+
+
+def _voc_end(content: BinaryIO, start: int, size: int) -> int:
+    position = start + struct.unpack("<H", read_at(content, start + 20, 2).ljust(2, b"\0"))[0]
+    while position < size:
+        head = read_at(content, position, 4)
+        if len(head) < 4 or head[0] == 0:
+            return position + 1
+        position += 4 + int.from_bytes(head[1:], "little")
+    return position
+
+
+def _nist_end(content: BinaryIO, start: int, size: int) -> int:
+    header = read_at(content, start, 1 << 10)
+    told = {field: int(number) for field, number in NIST_FIELD.findall(header)}
+    length = re.match(rb"NIST_1A\n *(\d+)\n", header)
+    if length is None or len(told) < 3 or b"shorten" in header:
+        return size
+    return start + int(length[1]) + told[b"sample_count"] * told[b"channel_count"] * told[b"sample_n_bytes"]
+
+
+# Where a file ends by its header, by what it begins with.
+ENDS: dict[bytes, Callable[[BinaryIO, int, int], int]] = {
+    b"FORM": _aiff_end,
+    AU_MAGIC: _au_end,
+    b"caff": _caf_end,
+    W64_MAGIC: _w64_end,
+    VOC_MAGIC: _voc_end,
+    NIST_MAGIC: _nist_end,
+}
