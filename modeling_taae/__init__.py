@@ -1,7 +1,7 @@
 """TAAE: speech in 400 bit/s. Importing this package registers the model type `"taae"` with the Auto classes.
 
-PyTorch and Transformers take seconds to import, so the package waits for whoever needs them: its public names load on
-first use, and the model type is registered together with the import of Transformers (see `registration.py`).
+PyTorch and Transformers take seconds to import, so they are imported only when needed: the public names load on first
+use, and the model type is registered when Transformers is imported (see `registration.py`).
 """
 
 from importlib import import_module
@@ -30,7 +30,7 @@ register_with_transformers()
 
 
 def __getattr__(name: str) -> Any:
-    """Loads a public name, or a file of the model, on first use."""
+    """Loads a public name, or a module of the model, on first use."""
     if name in _FILES:
         value = globals()[name] = getattr(import_module(f".{_FILES[name]}", __name__), name)
         return value

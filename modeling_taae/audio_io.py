@@ -1,7 +1,7 @@
-"""Audio in and out: what a file holds becomes mono float32 whatever its header guesses, and targets are written whole.
+"""Reads audio files as mono float32, even if their headers are wrong, and writes audio files in one step.
 
-libsndfile reads what it knows, piece by piece (see `audio/pieces.py`); FFmpeg reads the rest where the extra `audio` is
-installed (see `audio/ffmpeg.py`).
+libsndfile reads the formats it supports, piece by piece (see `audio/pieces.py`). FFmpeg reads other formats if the
+extra `audio` is installed (see `audio/ffmpeg.py`).
 """
 
 import io
@@ -24,8 +24,8 @@ from .audio.window import Window
 from .errors import TaaeInputError
 from .files import display_name, is_standard_stream, open_input, write_bytes
 
-# What a directory is searched for: files that libsndfile reads, and files that need FFmpeg. A file that is named
-# outright is tried whatever it is called.
+# Suffixes that are searched for in a directory: of files that libsndfile reads, and of files that need FFmpeg. A file
+# that is named explicitly is tried whatever its suffix.
 SNDFILE_SUFFIXES = frozenset(
     {".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".snd", ".sph", ".voc"}
     | {".w64", ".wav", ".wave"}
@@ -44,12 +44,12 @@ OTHER_SOUND = frozenset(
 
 WRITTEN_FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 
-# libsndfile reads a cut WAV or AIFF file silently; only its log tells the promised from the actual size of the samples.
+# libsndfile reads a truncated WAV or AIFF file silently; only its log gives the promised and the actual size.
 SIZE_OF_SAMPLES = re.compile(r"(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)")
-# FLAC from a pipe says nothing; libsndfile then promises more than any file can hold.
+# FLAC from a pipe gives no length; libsndfile then reports more frames than any file can hold.
 UNKNOWN_FRAMES = 1 << 62
-BLOCK_VALUES = 1 << 18  # samples of all channels together that are in memory at a time
-# How libsndfile calls samples that it finds without reading those before them.
+BLOCK_VALUES = 1 << 18  # samples in memory at a time, over all channels
+# libsndfile's names of encodings in which it can seek without reading the samples before.
 SEEKABLE = ("PCM_", "FLOAT", "DOUBLE")
 
 Result = TypeVar("Result")
@@ -79,7 +79,7 @@ def read_audio(source: str | Path, sampling_rate: int = 16_000) -> np.ndarray:
         (samples,) float32, at least one sample, all of them finite.
 
     Raises:
-        TaaeInputError: if the file cannot be read, is no audio, is damaged or cut short, or holds no samples or NaNs.
+        TaaeInputError: if the file cannot be read, is no audio, is damaged or truncated, or holds no samples or NaNs.
     """
     return read_recording(source, sampling_rate).audio
 
@@ -113,11 +113,11 @@ def decode_recording(
 
     Args:
         content: the open file.
-        name: the name that errors call it.
+        name: the file's name in error messages.
         sampling_rate: samples per second of the result, in Hz.
-        channel: the one channel to read, from 1; None averages all.
+        channel: the one channel to read, counted from 1; None averages all.
         most_samples: samples of the longest recording that is read.
-        span: the part to read, as if it had been cut out into a file of its own; None reads all.
+        span: the part to read, as if it had been cut into its own file; None reads all.
 
     Raises:
         TaaeInputError: see [`read_audio`], or if the recording is longer, or ends before the part does.
@@ -130,7 +130,7 @@ def decode_recording(
     if channel is None:
         audio = resample(mixer.mix(blocks()), name, sampling_rate, most_samples)
         if mixer.cancelled:
-            # One channel then has all there is: the others hold the same sound, turned round.
+            # One channel then has the whole signal: the others hold the same one with inverted polarity.
             channel = mixer.loudest
     if channel is not None:
         audio = resample(one_channel(blocks(), channel, name), name, sampling_rate, most_samples)
@@ -168,9 +168,7 @@ def unread_sound(files: Iterable[Path], read: Collection[str]) -> str:
 
 
 class SequentialFile(soundfile.SoundFile):
-    """A sound file that is read from its start to its end: seeking, as soundfile does after each read, fails in FLAC
-    of unknown length.
-    """
+    """A sound file without seeking: soundfile seeks after each read, which fails in FLAC of unknown length."""
 
     def seekable(self) -> bool:
         """Returns false."""
@@ -189,7 +187,7 @@ def _blocks(content: BinaryIO, name: str, unheard: float = 0.0) -> Blocks:
     for number, piece in enumerate(found):
         try:
             file = _open(piece)
-        # soundfile raises TypeError for a headerless .raw file, whose rate it would have to be told.
+        # soundfile raises TypeError for a .raw file without a header, because it needs the rate as an argument.
         except (soundfile.SoundFileError, TypeError) as error:
             if number:
                 raise _unreadable(name, error) from error
@@ -203,14 +201,14 @@ def _open(piece: Piece) -> SequentialFile:
     file = _keeping_errors(piece.content, lambda: SequentialFile(piece.content))
     if piece.counted is None or file.frames >= piece.samples:
         return file
-    # libsndfile would stop at the length that it guesses.
+    # libsndfile would stop at its estimated length.
     file.close()
     piece.content = piece.counted
     return SequentialFile(piece.content)
 
 
 def _keeping_errors(content: Window, call: Callable[[], Result]) -> Result:
-    """Calls libsndfile; an error of the file it reads from comes before what libsndfile makes of it."""
+    """Calls libsndfile, and raises an error of the file it reads from instead of libsndfile's own."""
     try:
         return call()
     finally:
@@ -222,7 +220,7 @@ def _piece_blocks(file: SequentialFile, piece: Piece, name: str, unheard: float 
     """Yields the samples of one piece, or zeros for as many seconds at its start as are unheard.
 
     Raises:
-        TaaeInputError: if it is damaged or holds less than it promises.
+        TaaeInputError: if it is damaged or shorter than its header says.
     """
     length, block_length = 0, max(BLOCK_VALUES // file.channels, 1)
 
@@ -245,10 +243,10 @@ def _piece_blocks(file: SequentialFile, piece: Piece, name: str, unheard: float 
 
 
 def _other_blocks(content: BinaryIO, name: str, error: Exception) -> Blocks:
-    """Yields the samples of a file that libsndfile does not know.
+    """Yields the samples of a file that libsndfile cannot read.
 
     Raises:
-        TaaeInputError: if it is no audio, or of a kind that needs an extra which is not installed.
+        TaaeInputError: if it is no audio, or needs an extra that is not installed.
     """
     if found := hidden_mpeg(content, name):
         for piece in found:
@@ -261,7 +259,7 @@ def _other_blocks(content: BinaryIO, name: str, error: Exception) -> Blocks:
         raise _unreadable(
             name,
             error,
-            "; M4A, MP4, WebM, AMR, WMA and others need an extra, which `pip install 'modeling_taae[audio]'` brings",
+            "; M4A, MP4, WebM, AMR, WMA and others need the extra `audio`: pip install 'modeling_taae[audio]'",
         ) from error
 
 
@@ -279,7 +277,7 @@ def _is_cut(log: str) -> bool:
 
 
 def audio_format(target: str | Path) -> str:
-    """Returns the format in which [`write_audio`] writes a target: that of its suffix, or WAV for `-`.
+    """Returns the format in which [`write_audio`] writes a target: from its suffix, or WAV for `-`.
 
     Raises:
         TaaeInputError: if the suffix is neither .wav nor .flac.
@@ -288,7 +286,7 @@ def audio_format(target: str | Path) -> str:
         return "WAV"
     suffix = Path(target).suffix.lower()
     if suffix not in WRITTEN_FORMATS:
-        raise TaaeInputError(f"{target}: is no name for audio; expected one that ends in .wav or .flac, so change -o")
+        raise TaaeInputError(f"{target}: is no name for audio; expected one that ends in .wav or .flac; change -o")
     return WRITTEN_FORMATS[suffix]
 
 

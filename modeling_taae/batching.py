@@ -62,7 +62,7 @@ def encode_clips(
             None raises the error.
 
     Yields:
-        Each clip's key with its tokens; on a GPU in another order than they came.
+        Each clip's key with its tokens; on a GPU the order differs from that of the clips.
     """
 
     def shape(samples: int) -> BlockShape:
@@ -80,7 +80,7 @@ def encode_clips(
         else:
             yield from zip([key for key, _ in block], encoded, strict=True)
             return
-        # One of them is to blame; the others get the tokens that they would have got without it.
+        # One clip caused the error; encoded one by one, the others get the same tokens as without it.
         for clip in block:
             yield from encode([clip], rows, samples)
 
@@ -126,7 +126,7 @@ def blocks(
 
 
 def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """Yields items, of which a thread reads the next one while the caller works on the last."""
+    """Yields items; a thread reads the next one while the caller works on the last."""
     iterator, end = iter(items), cast(Item, object())
     with ThreadPoolExecutor(1) as thread:
         ahead = thread.submit(next, iterator, end)

@@ -1,4 +1,4 @@
-"""Speech in the messages of a chat, in the forms in which `datasets`, Transformers and other interfaces write it."""
+"""Reads speech from chat messages, in the formats of `datasets`, Transformers and other chat interfaces."""
 
 from base64 import b64encode
 from collections.abc import Mapping
@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from transformers.audio_utils import load_audio
 
-# Types of a message's parts that are speech, and the keys under which such a part may hold it. Besides codes, these are
-# the ways of Transformers and of other chat interfaces.
+# Types of message parts that are speech, and the keys that may hold it. All but `audio_codes` are conventions of
+# Transformers and of other chat interfaces.
 SPEECH_TYPES = ("audio", "input_audio", "audio_url")
 PART_KEYS = ("audio_codes", "audio", "path", "url", "base64", "audio_url", "input_audio")
 NESTED_KEYS = ("url", "data")
 
 
 def speech_of(part: dict) -> tuple[str, Any]:
-    """Returns the key under which a part of a message holds its speech, and what it holds there."""
+    """Returns the key that holds the speech of a message part, and its value."""
     for key in PART_KEYS:
         speech = part.get(key)
         if key not in ("audio", "audio_codes") and isinstance(speech, Mapping):
@@ -27,15 +27,15 @@ def speech_of(part: dict) -> tuple[str, Any]:
 
 
 def waveform_of(speech: Any, model_rate: int, passed_rate: int | None) -> Any:
-    """Returns the speech of a part as the feature extractor takes it, with its rate where that is known.
+    """Returns the speech of a part in a form that the feature extractor takes, with its sampling rate if known.
 
     Args:
         speech: samples with or without their rate, or a file's name, address or content.
-        model_rate: the rate to which files are brought, in Hz.
+        model_rate: the rate to which files are resampled, in Hz.
         passed_rate: the rate of samples that come without one, in Hz.
     """
     if isinstance(speech, Mapping) and "array" not in speech:
-        # A cell of `datasets` that is not decoded yet.
+        # An audio cell of `datasets` that is not decoded yet.
         speech = next((speech[key] for key in ("bytes", "path") if speech.get(key) is not None), speech)
     if isinstance(speech, bytes):
         speech = b64encode(speech).decode()
@@ -49,7 +49,7 @@ def waveform_of(speech: Any, model_rate: int, passed_rate: int | None) -> Any:
 
 
 def _load(source: str, sampling_rate: int) -> np.ndarray:
-    """Returns the waveform of a file, by its name, its address or its content in base64."""
+    """Returns the waveform of a file, given as its name, its address or its content in base64."""
     try:
         return load_audio(source, sampling_rate)
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""Checks of the values that tensors hold, in eager and in compiled models alike.
+"""Checks the values of tensors, in eager and in compiled models alike.
 
-A compiled graph cannot raise an error that depends on values. There, a check is an operator that the graph calls. Two
-kinds of graphs go without: those that `torch.export` makes, which hold no Python, and CUDA graphs, which cannot look at
+A compiled graph cannot raise an error that depends on values, so there a check is an operator that the graph calls. Two
+kinds of graphs go without checks: graphs of `torch.export`, which hold no Python, and CUDA graphs, which cannot read
 values.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def check_latents(latents: Tensor, _: Sequence[int]) -> None:
-    """Checks that latents, (batch, latent_dim, frames), are not NaN, of which rounding would make ordinary tokens.
+    """Checks that latents, (batch, latent_dim, frames), are not NaN, which rounding would turn into ordinary tokens.
 
     Raises:
         ValueError: naming the item and the frame.
@@ -22,8 +22,8 @@ def check_latents(latents: Tensor, _: Sequence[int]) -> None:
     if wrong.any():
         item, frame = wrong.nonzero()[0].tolist()
         raise ValueError(
-            f"The latents of item {item} are NaN from frame {frame} on. Does the audio have samples that are NaN, "
-            "infinite or far beyond full scale, 1, or the model such weights?"
+            f"The latents of item {item} are NaN from frame {frame} on. Check whether the audio has samples that are "
+            "NaN, infinite or far beyond full scale (1), and whether the model's weights are finite."
         )
 
 
@@ -45,7 +45,7 @@ def check_tokens(tokens: Tensor, codebook_sizes: Sequence[int]) -> None:
 
 
 def check_right_padding(mask: Tensor, _: Sequence[int]) -> None:
-    """Checks that a mask, (batch, steps) bool, is true and then false for each item.
+    """Checks that a mask, (batch, steps) bool, is true first and false after that, for each item.
 
     Raises:
         ValueError: if it is not.
@@ -57,7 +57,7 @@ def check_right_padding(mask: Tensor, _: Sequence[int]) -> None:
 
 
 CHECKS = {function.__name__: function for function in (check_latents, check_tokens, check_right_padding)}
-# The package and a model's own copy of the code may be loaded side by side.
+# The name is unique to this module, because the package and a model folder's copy of the code may be loaded together.
 OPERATOR = f"taae::check_{re.sub(r'[^a-zA-Z0-9]', '_', __name__)}"
 
 
@@ -74,15 +74,15 @@ def _(values: Tensor, name: str, sizes: list[int]) -> Tensor:
 
 
 def checked(values: Tensor, name: str, sizes: Sequence[int] = ()) -> Tensor | int:
-    """Runs a check and returns 0, to be added to something that is used: a compiler leaves out what nothing needs.
+    """Runs a check and returns 0. Add the 0 to a used value: a compiler removes operators whose result is unused.
 
     Args:
-        values: the tensor to look at.
-        name: the name of a function above.
+        values: the tensor to check.
+        name: the name of a check above.
         sizes: the codebook sizes, for tokens.
 
     Raises:
-        ValueError: what the check raises.
+        ValueError: if the check fails.
     """
     if torch.compiler.is_exporting():
         return 0

@@ -76,11 +76,11 @@ class Codec:
 
     @cached_property
     def file_identity(self) -> str:
-        """Returns the identity that files carry: that of the first model with these tokens, whose heirs read them."""
+        """Returns the identity written into files: that of the oldest model with the same tokens."""
         return next(iter(listed_ancestors(self.model)), self.identity)
 
     def token_source(self, bottleneck: str | list | tuple | None = None) -> TokenSource:
-        """Returns what manifests and language models note about the tokens of a bottleneck.
+        """Returns the source of a bottleneck's tokens, as manifests and language models record it.
 
         Args:
             bottleneck: see `TaaeModel.encode`.
@@ -90,7 +90,7 @@ class Codec:
 
     @cached_property
     def prior(self) -> EntropyPrior | None:
-        """The prior that entropy-coded files are written and read with, if the model has one.
+        """The prior for writing and reading entropy-coded files, if the model has one.
 
         Raises:
             TaaeInputError: if it cannot be read, or was trained on the tokens of other weights.
@@ -104,7 +104,7 @@ class Codec:
         return prior
 
     def encode(self, audio: np.ndarray, bottleneck: str | list | tuple | tuple | None = None) -> TaaeFile:
-        """Encodes one clip, (samples,) float32 at the model's rate, at its own length."""
+        """Encodes one clip, (samples,) float32 at the model's rate, without padding beyond whole frames."""
         return self.encode_block([audio], 1, len(audio), bottleneck)[0]
 
     def encode_block(
@@ -142,10 +142,10 @@ class Codec:
         ]
 
     def decode(self, encoded: TaaeFile) -> np.ndarray:
-        """Decodes one clip: (samples,) float32, as long as what was encoded.
+        """Decodes one clip: (samples,) float32, as long as the encoded audio.
 
         Raises:
-            TaaeInputError: if the model has no such tokens or bottleneck.
+            TaaeInputError: if the model does not have these tokens or this bottleneck.
         """
         self.check_format(encoded.sampling_rate, encoded.hop_length)
         codes = torch.from_numpy(encoded.audio_codes)[None].to(self.model.device)
@@ -155,18 +155,18 @@ class Codec:
         except ValueError as error:
             raise TaaeInputError(f"the tokens do not fit this model ({error}); choose another with --model") from error
         audio = decoded.audio_values[0, 0, : encoded.num_samples].float().cpu().numpy()
-        # With odd strides, a model that is not causal returns a little less than whole frames.
+        # With odd strides, a model that is not causal returns slightly less than whole frames.
         return np.pad(audio, (0, encoded.num_samples - len(audio)))
 
     def check_format(self, sampling_rate: int, hop_length: int) -> None:
-        """Checks that tokens stand for as much sound as this model makes of them.
+        """Checks that tokens have this model's sampling rate and hop length.
 
         Args:
-            sampling_rate: the rate that came with the tokens, in Hz.
-            hop_length: the samples of a token frame that came with them.
+            sampling_rate: the sampling rate stored with the tokens, in Hz.
+            hop_length: the samples per frame stored with the tokens.
 
         Raises:
-            TaaeInputError: if the model has another rate or another frame.
+            TaaeInputError: if the model's sampling rate or hop length is another one.
         """
         config = self.model.config
         if (sampling_rate, hop_length) != (config.sampling_rate, config.hop_length):
@@ -176,14 +176,14 @@ class Codec:
             )
 
     def check_identity(self, source: str, identity: str) -> None:
-        """Checks that tokens are this model's, or those of one that it shares its tokens with.
+        """Checks that tokens were made by this model, or by a model with the same tokens.
 
         Args:
-            source: the words that an error calls the input by.
-            identity: the identity that came with the tokens.
+            source: the input's name in error messages.
+            identity: the identity stored with the tokens.
 
         Raises:
-            TaaeFileError: if they are another's.
+            TaaeFileError: if they were made by another model.
         """
         if identity != self.identity and identity not in self.ancestors:
             raise TaaeFileError(
@@ -212,7 +212,7 @@ def default_model() -> str:
 
 @contextmanager
 def exact_convolutions() -> Iterator[None]:
-    """Has cuDNN convolve in float32: TF32, to which it rounds by default, changes tokens."""
+    """Makes cuDNN convolve in float32: its default, TF32, changes tokens."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -223,7 +223,7 @@ def exact_convolutions() -> Iterator[None]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keeps Transformers from telling about the loading of a model, which is told here if it fails."""
+    """Silences Transformers' messages while a model is loaded; the caller reports failures itself."""
     verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -245,7 +245,7 @@ def _download(name: str) -> str:
         raise FileNotFoundError("there is no such folder")
     from huggingface_hub import snapshot_download
 
-    # In one go, because asking the Hub file by file takes minutes to fail where there is no network.
+    # All files in one call: without a network, asking the Hub file by file takes minutes to fail.
     return snapshot_download(name, allow_patterns=["*.json", "*.safetensors"])
 
 
@@ -272,12 +272,12 @@ def load_codec(name: str | None, device: str | None = None, loudness: bool = Tru
 
     Args:
         name: a folder, a name on the Hub, or None for [`default_model`].
-        device: a device as torch spells it; None for CUDA where there is one, else the CPU.
-        loudness: false to leave clips as loud as they are, whatever the extractor's config says.
+        device: a torch device, such as `"cuda:0"`; None for CUDA if available, else the CPU.
+        loudness: whether to normalise loudness as the extractor's config says; false leaves clips unchanged.
 
     Raises:
         TaaeInputError: if there is no such model or device, it is not a TAAE model with all its weights, or its feature
-            extractor is not of its rate and hop length.
+            extractor has another sampling rate or hop length.
     """
     name = name or default_model()
     try:
@@ -286,7 +286,7 @@ def load_codec(name: str | None, device: str | None = None, loudness: bool = Tru
         with quiet_transformers():
             model, loading = AutoModel.from_pretrained(folder, trust_remote_code=False, output_loading_info=True)
             extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
-    # Readers of damaged files raise errors of many types.
+    # Damaged files make their readers raise errors of many types.
     except Exception as error:
         raise TaaeInputError(
             f"{name}: no model could be loaded from there ({one_line(error)}); expected a folder with config.json, "
@@ -297,8 +297,8 @@ def load_codec(name: str | None, device: str | None = None, loudness: bool = Tru
     prepared, read = ((part.sampling_rate, part.hop_length) for part in (extractor, model.config))
     if prepared != read:
         raise TaaeInputError(
-            f"{name}: preprocessor_config.json prepares {prepared[0]} Hz in frames of {prepared[1]} samples, and "
-            f"config.json reads {read[0]} Hz in frames of {read[1]}; copy the folder anew, or choose "
+            f"{name}: preprocessor_config.json prepares {prepared[0]} Hz in frames of {prepared[1]} samples, but "
+            f"config.json reads {read[0]} Hz in frames of {read[1]}; copy the folder again, or choose "
             "another with --model"
         )
     if not loudness:
@@ -306,7 +306,7 @@ def load_codec(name: str | None, device: str | None = None, loudness: bool = Tru
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         model.to(device).eval()
-    # torch says AssertionError where it was built without the device's backend.
+    # torch raises AssertionError if it was built without the device's backend.
     except (RuntimeError, AssertionError) as error:
         raise TaaeInputError(
             f"--device {device}: cannot be used ({one_line(error)}); expected a device of this machine, such as cpu"
@@ -315,7 +315,7 @@ def load_codec(name: str | None, device: str | None = None, loudness: bool = Tru
 
 
 def model_name(model: str) -> str:
-    """Returns what tables call a model: the last part of its folder or Hub name; its run's for a `model` folder."""
+    """Returns a model's name for tables: the last part of its folder or Hub name, or the run's name for `RUN/model`."""
     if not Path(model).is_dir():
         return model.split("/")[-1]
     folder = Path(model).resolve()

@@ -4,7 +4,7 @@ import math
 
 from transformers import PreTrainedConfig
 
-# The sizes the paper trains (its section on scaling), and `nano`, a size for phones, browsers and two CPU cores.
+# The sizes that the paper trains (its section on scaling), and two smaller ones for phones, browsers and CPUs.
 NAMED_SIZES: dict[str, dict] = {
     "950m": {},
     "480m": {"encoder_depths": (4, 10), "decoder_depths": (4, 10)},
@@ -28,7 +28,7 @@ NAMED_SIZES: dict[str, dict] = {
 }
 
 
-# The range of each number, bounds included. Beyond the upper ones no machine holds the model.
+# The range of each integer, bounds included. No machine holds a model beyond the upper bounds.
 INTEGERS = {
     "sampling_rate": (1, 10**6),
     "patch_size": (1, 2**20),
@@ -36,7 +36,7 @@ INTEGERS = {
     "intermediate_ratio": (1, 2**10),
     "latent_dim": (1, 2**10),
 }
-# The same for each entry of a tuple, of which there are at most so many.
+# The same for each entry of a tuple. A tuple has at most MOST_ENTRIES entries.
 TUPLES = {
     "hidden_sizes": (1, 2**16),
     "strides": (1, 2**12),
@@ -47,9 +47,9 @@ TUPLES = {
     "training_levels": (2, 2**16),
 }
 MOST_ENTRIES = 2**10
-# Of a model: transformer layers, and weights, which is ten times as many as the largest of the paper has.
+# Limits of a model's transformer layers and weights; the paper's largest model has a tenth of these weights.
 MOST_LAYERS, MOST_WEIGHTS = 2**10, 10**10
-# Above zero, to the bound.
+# The upper bound of each positive number.
 FLOATS = {"layer_scale_initial_scale": 1e6, "norm_eps": 1e6, "qk_norm_eps": 1e6, "rope_theta": 1e12}
 SHARES = ("training_noise_probability", "training_rounding_probability")
 SWITCHES = ("causal", "use_snake", "use_dilated_conv", "use_conformer", "soft_clip")
@@ -57,7 +57,7 @@ SWITCHES = ("causal", "use_snake", "use_dilated_conv", "use_conformer", "soft_cl
 
 class TaaeConfig(PreTrainedConfig):
     r"""
-    Everything that fixes the shape and the arithmetic of a [`TaaeModel`]. The defaults are the published 950M model.
+    Configuration of a [`TaaeModel`]. The defaults are the published 950M model.
 
     Args:
         sampling_rate (`int`, defaults to 16000):
@@ -68,8 +68,9 @@ class TaaeConfig(PreTrainedConfig):
             Width of each block, in encoder order. The input convolution gives the first block's width; a block of
             stride 1 keeps the width of the block before it.
         strides (`tuple[int, ...]`, defaults to `(1, 2)`):
-            Downsampling factor of each block, in encoder order; the decoder upsamples by the same factors, reversed. Of
-            a model that is not causal they are even or 1: the reference loses a step at each odd one, and so does this.
+            Downsampling factor of each block, in encoder order; the decoder upsamples by the same factors, reversed.
+            Choose 1 or even strides for a model that is not causal: with an odd one the decoder gives one step fewer,
+            as the reference implementation does.
         encoder_depths, decoder_depths (`tuple[int, ...]`, default to `(8, 20)`):
             Transformer layers of each block, both in encoder order (the decoder runs them reversed). 0 is allowed.
         head_dim (`int`, defaults to 128):
@@ -77,25 +78,25 @@ class TaaeConfig(PreTrainedConfig):
         intermediate_ratio (`int`, defaults to 4):
             Width of the gated feed-forward layer as a multiple of the block's width.
         sliding_window (`tuple[int, int]` or `int`, defaults to `(63, 64)`):
-            Keys that a query sees to its left and to its right, inclusive, besides its own; one number stands for both.
-            With `causal=True` the right half is ignored.
+            Keys that a query sees to its left and to its right, besides its own; one number sets both. With
+            `causal=True` the right half is ignored.
         causal (`bool`, defaults to `False`):
             The paper's streaming variant (appendix A.4): frame t depends on frames up to t only.
         latent_dim (`int`, defaults to 6):
             Dimensions of the bottleneck.
         quantization_levels (`int` or `tuple[int, ...]`, defaults to 17):
-            Levels of the training grid per latent dimension; one number stands for all dimensions.
+            Levels of the training grid per latent dimension; one number sets all dimensions.
         bottleneck (`str` or list of stages, defaults to `"1x46656_400bps"`):
-            What `encode` and `decode` use when they are not told: a preset's name, `"native"` for the training grid,
-            or a list of `(levels of each dimension, scale)` stages.
+            Default of `encode` and `decode`: a preset's name, `"native"` for the training grid, or a list of
+            `(levels of each dimension, scale)` stages.
         layer_scale_initial_scale (`float` or `None`, defaults to 1e-5):
             Initial value of the LayerScale vectors; `None` leaves LayerScale out.
         norm_eps (`float`, defaults to 1e-2):
-            Epsilon of the layer norms. So large a value keeps silence from being blown up to unit variance.
+            Epsilon of the layer norms. The large value keeps silence from being scaled up to unit variance.
         qk_norm_eps (`float`, defaults to 1e-6):
             Epsilon of the layer norms over each head of queries and keys.
         rope_theta (`float`, defaults to 10000.0):
-            Base of the rotary position embedding, which turns the first half of each head.
+            Base of the rotary position embedding, which rotates the first half of each head.
         use_snake (`bool`, defaults to `False`):
             Snake activations before the resampling convolutions and before the last convolution of each side.
         use_dilated_conv (`bool`, defaults to `False`):
@@ -105,15 +106,15 @@ class TaaeConfig(PreTrainedConfig):
         soft_clip (`bool`, defaults to `False`):
             Hyperbolic tangent on the decoded audio.
         training_levels (`tuple[int, ...]`, defaults to `(5, 6, 9, 17)`):
-            Grids that training draws from, per item, so that one model serves several bottlenecks.
+            Numbers of levels that training draws from, per item, so that one model serves several bottlenecks.
         training_noise_probability (`float`, defaults to 0.5):
             Share of training items whose latents get uniform noise of half a quantisation step to either side.
         training_rounding_probability (`float`, defaults to 0.5):
-            Share of training items whose latents are rounded, with a straight-through gradient. What is left over
-            from both shares stays continuous.
+            Share of training items whose latents are rounded, with a straight-through gradient. The other items stay
+            continuous.
         token_ancestors (`dict`, *optional*):
-            Models with the same tokens that this one was fine-tuned from: their identities as `"models"`, oldest first,
-            and the identity of their `"encoder"`, without which the list is void.
+            Models that this one was fine-tuned from and whose tokens it shares: their identities as `"models"`, oldest
+            first, and the identity of their common `"encoder"`. The list is ignored if this model's encoder differs.
 
     Example:
 
@@ -154,7 +155,7 @@ class TaaeConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         if self._is_integer(self.quantization_levels) and self._is_integer(self.latent_dim):
-            # A latent_dim beyond its range is refused below.
+            # A latent_dim beyond its range is rejected below.
             self.quantization_levels = (self.quantization_levels,) * min(self.latent_dim, MOST_ENTRIES)
         if self._is_integer(self.sliding_window):
             self.sliding_window = (self.sliding_window, self.sliding_window)
@@ -167,7 +168,7 @@ class TaaeConfig(PreTrainedConfig):
         return isinstance(value, int) and not isinstance(value, bool)
 
     def _check_types(self) -> None:
-        """Checks each field's type and range, and makes tuples of lists and floats of integers where these belong.
+        """Checks each field's type and range, and converts lists to tuples and integers to floats where needed.
 
         Raises:
             ValueError: naming the field, its value and what it should be.
@@ -211,7 +212,7 @@ class TaaeConfig(PreTrainedConfig):
 
     @classmethod
     def named(cls, name: str, **overrides) -> "TaaeConfig":
-        """The configuration of a named size, such as `"950m"` or `"nano"`, with fields overridden.
+        """Returns the configuration of a named size, such as `"950m"` or `"nano"`, with fields overridden.
 
         Raises:
             ValueError: if there is no size of that name.
@@ -230,11 +231,16 @@ class TaaeConfig(PreTrainedConfig):
         blocks = len(self.strides)
         if blocks == 0 or any(len(getattr(self, name)) != blocks for name in per_block):
             lengths = ", ".join(f"{name} {len(getattr(self, name))}" for name in per_block)
-            raise ValueError(f"Each of these needs one entry per block, and at least one block; got {lengths}.")
+            raise ValueError(
+                f"{', '.join(per_block)} need one entry per block and at least one block; they have {lengths}."
+            )
         for width in self.hidden_sizes:
             head_dim = min(self.head_dim, width)
             if width % head_dim or head_dim % 4:
-                raise ValueError(f"A width of {width} cannot be split into heads of {head_dim}, a multiple of 4.")
+                raise ValueError(
+                    f"A block of width {width} cannot be split into heads of {head_dim} dimensions: head_dim must "
+                    "divide the width and be a multiple of 4."
+                )
         for previous, width, stride in zip(self.hidden_sizes, self.hidden_sizes[1:], self.strides[1:], strict=False):
             if stride == 1 and width != previous:
                 raise ValueError(
@@ -258,7 +264,8 @@ class TaaeConfig(PreTrainedConfig):
         shares = (self.training_noise_probability, self.training_rounding_probability)
         if sum(shares) > 1:
             raise ValueError(
-                f"The shares of noise and of rounding must be at least 0 and at most 1 in sum; got {shares}."
+                "training_noise_probability and training_rounding_probability must be at least 0 and at most 1 in sum; "
+                f"got {shares}."
             )
 
     @property
@@ -284,7 +291,7 @@ class TaaeConfig(PreTrainedConfig):
 
     @property
     def attention_window(self) -> tuple[int, int]:
-        """Keys seen to the left and to the right of a query, causality included."""
+        """Keys that a query sees to its left and right; none to the right if the model is causal."""
         window = self.sliding_window
         left, right = (window, window) if isinstance(window, int) else window
         return (left, 0) if self.causal else (left, right)

@@ -1,10 +1,11 @@
-"""What is wrong with a user's input, in one line."""
+"""Errors in a user's input, and text that is safe to print in one line."""
 
 import os
 import unicodedata
 from pathlib import Path
 
-# Characters that end lines, move a terminal's cursor or turn text around; letters of all scripts are none of them.
+# Categories of characters that end lines or move a terminal's cursor, and characters that change the text's direction.
+# No letter of any script is among them.
 CONTROLS = frozenset({"Cc", "Cs", "Zl", "Zp"})
 TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -14,7 +15,7 @@ class TaaeInputError(ValueError):
 
 
 def as_text(path: str | Path) -> str:
-    """A path as tables and pages can hold it: bytes of its name that are no UTF-8 become \\xNN."""
+    """Returns a path as valid text for tables and pages: bytes that are not UTF-8 become \\xNN."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
@@ -30,5 +31,5 @@ def printable(text: object) -> str:
 
 
 def describe(error: Exception) -> str:
-    """Returns one line about an error that no one foresaw."""
+    """Returns one line about an unexpected error."""
     return f"{type(error).__name__}: {one_line(error)}; run again with --debug for the traceback"

@@ -1,4 +1,4 @@
-"""From waveforms to the inputs of [`TaaeModel`]: loudness, padding to whole token frames, and masks."""
+"""Prepares waveforms for [`TaaeModel`]: loudness, padding to whole token frames, and masks."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ from transformers.utils import PaddingStrategy, TensorType, logging
 
 logger = logging.get_logger(__name__)
 
-# ITU-R BS.1770 gates blocks of this length, in seconds: a shorter clip has no integrated loudness.
+# Length of a gating block of ITU-R BS.1770, in seconds: a shorter clip has no integrated loudness.
 GATING_BLOCK = 0.4
-# Mean square of near-silence, about -60 dB of full scale. Normalising it would amplify nothing but noise.
+# Mean square of near-silence, about -60 dB of full scale. Normalising it would only amplify noise.
 SILENCE_ENERGY = 1e-6
-# Where the peak ends up if the gain alone would make it reach full scale.
+# The peak after normalisation if the gain would otherwise take it to full scale.
 LIMITED_PEAK = 0.95
 # Full scale of the integer types in which audio readers return PCM.
 PCM_FULL_SCALE = {"int16": 2**15, "int32": 2**31}
@@ -26,15 +26,15 @@ Clip: TypeAlias = np.ndarray | torch.Tensor | Sequence[float]
 
 
 def integrated_loudness(audio: np.ndarray, sampling_rate: int) -> float | None:
-    """Returns the gated loudness of a mono clip after ITU-R BS.1770-4.
+    """Returns the gated loudness of a mono clip as ITU-R BS.1770-4 defines it.
 
     Args:
         audio: samples, (samples,) float, full scale at 1.
         sampling_rate: samples per second, in Hz.
 
     Returns:
-        The loudness in LUFS; None where there is none to speak of: a clip shorter than one gating block of 0.4 s,
-        near-silence (mean square below 1e-6), or no block above the absolute gate, as with a mere offset.
+        The loudness in LUFS. None for a clip that has none: it is shorter than one gating block of 0.4 s, it is
+        near-silent (mean square below 1e-6), or no block passes the absolute gate, as with a constant offset.
 
     Raises:
         ImportError: if pyloudnorm is not installed.
@@ -56,13 +56,13 @@ def integrated_loudness(audio: np.ndarray, sampling_rate: int) -> float | None:
 def normalize_loudness(audio: np.ndarray, sampling_rate: int, target: float) -> np.ndarray:
     """Brings a mono clip to a target loudness with one gain for the whole clip.
 
-    A clip without a measurable loudness (see [`integrated_loudness`]) is returned unchanged. Where the gain would make
-    the peak reach full scale, the peak becomes 0.95 instead and the clip stays below the target.
+    A clip without a measurable loudness (see [`integrated_loudness`]) is returned unchanged. If the gain would take the
+    peak to full scale, the peak becomes 0.95 instead and the clip stays below the target.
 
     Args:
         audio: samples, (samples,) float, full scale at 1.
         sampling_rate: samples per second, in Hz.
-        target: loudness to reach, in LUFS.
+        target: the loudness after normalisation, in LUFS.
 
     Returns:
         (samples,) float of the input's dtype.
@@ -95,8 +95,8 @@ class TaaeFeatureExtractor(SequenceFeatureExtractor):
         hop_length (`int`, defaults to 640):
             Samples per token frame; inputs are padded to a multiple of it.
         target_loudness (`float` or `None`, defaults to -20.0):
-            Loudness in LUFS to which each clip is brought (ITU-R BS.1770, gated; see [`normalize_loudness`]), or
-            `None` to leave the clips as they are.
+            Loudness in LUFS to which each clip is normalised (ITU-R BS.1770, gated; see [`normalize_loudness`]);
+            `None` leaves the clips unchanged.
 
     Example:
 
@@ -120,7 +120,7 @@ class TaaeFeatureExtractor(SequenceFeatureExtractor):
         target_loudness: float | None = -20.0,
         **kwargs,
     ):
-        # AutoProcessor passes its padding_side, which is meant for a tokenizer, to all parts.
+        # AutoProcessor passes padding_side, which is meant for a tokenizer, to all its parts.
         kwargs["padding_side"] = "right"
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         self.hop_length = hop_length
@@ -143,29 +143,29 @@ class TaaeFeatureExtractor(SequenceFeatureExtractor):
         """
         Args:
             audio: One mono clip or a list of them. A clip is a 1-D array, tensor or list of floats with full scale at
-                1, or an array of int16 or int32 PCM; or what `datasets` gives, a dictionary with `"array"` and
-                `"sampling_rate"` or a decoder.
-            sampling_rate: The audio's samples per second, in Hz. Leaving it out is allowed and warned about, but for
-                clips that bring their own rate.
+                1, an array of int16 or int32 PCM, or an audio cell of `datasets`: a dictionary with `"array"` and
+                `"sampling_rate"`, or a decoder.
+            sampling_rate: The audio's samples per second, in Hz. Without it the model's rate is assumed, with a
+                warning, unless the clips bring their own rate.
             padding: `True` or `"longest"` pads to the longest clip of the batch, `"max_length"` to `max_length`, both
-                up to the next multiple of `hop_length`; `False` leaves equally long clips as they are.
-            max_length: In samples; taken up to the next multiple of `hop_length`.
+                up to the next multiple of `hop_length`; `False` does not pad and needs clips of equal length.
+            max_length: Length in samples, rounded up to a multiple of `hop_length`.
             truncation: Whether longer clips are cut to `max_length`. Loudness is measured before the cut.
             return_tensors: `"pt"` or `"np"`.
-            raw_audio: Another name of `audio`, under which other codecs' extractors take it.
-            pad_to_multiple_of: Samples of which the padded length is to be a multiple, besides `hop_length`.
+            raw_audio: Another name of `audio`, used by the extractors of other codecs.
+            pad_to_multiple_of: Samples of which the padded length is also a multiple, besides `hop_length`.
             return_attention_mask: `False` leaves out the mask, which the model needs for clips of different lengths.
-            device: Where the tensors go; loudness is always computed on the CPU.
+            device: Device of the returned tensors; loudness is always computed on the CPU.
 
         Returns:
             `input_values` (batch, 1, samples) float32 and `padding_mask` (batch, samples) int32, 1 where a sample is
             real and 0 where it is padding.
 
         Raises:
-            TypeError: if the audio or a clip is of a type that holds no samples, such as a path.
-            ValueError: if the rate is not the model's, the list or a clip is empty, a clip is not 1-D, it has samples
-                that are NaN, infinite or of a type without a known full scale, or clips stay of unequal length.
-            ImportError: if loudness is to be normalised and pyloudnorm is not installed.
+            TypeError: if the audio or a clip holds no samples, such as a path.
+            ValueError: if the rate is not the model's, the list or a clip is empty, a clip is not 1-D, its samples are
+                NaN, infinite or of a type without a known full scale, or the clips have different lengths unpadded.
+            ImportError: if pyloudnorm is not installed and loudness is normalised.
         """
         if (audio is None) == (raw_audio is None):
             raise TypeError("Pass the audio as audio or as raw_audio, not as both: one clip or a list of clips.")
@@ -189,7 +189,7 @@ class TaaeFeatureExtractor(SequenceFeatureExtractor):
         truncation: bool,
         multiple: int,
     ) -> dict[str, np.ndarray]:
-        """Returns clips and their mask padded to one length, a multiple of so many samples."""
+        """Returns the clips and their mask, padded to one length that is a multiple of `multiple` samples."""
         padded = self.pad(
             BatchFeature({"input_values": clips}),
             padding=padding,
@@ -201,8 +201,8 @@ class TaaeFeatureExtractor(SequenceFeatureExtractor):
         lengths = sorted({len(clip) for clip in padded["input_values"]})
         if len(lengths) > 1:
             raise ValueError(
-                f"The clips have from {lengths[0]} to {lengths[-1]} samples, and are to stay so; for one batch pass "
-                "padding=True, or truncation=True and a max_length."
+                f"The clips have from {lengths[0]} to {lengths[-1]} samples, so they do not fit one batch unpadded: "
+                "pass padding=True, or truncation=True and a max_length."
             )
         return {
             "input_values": np.stack(padded["input_values"])[:, None, :],
@@ -213,7 +213,7 @@ class TaaeFeatureExtractor(SequenceFeatureExtractor):
         """Checks the settings, which may come from a file.
 
         Raises:
-            ValueError: naming the setting, its value and what it should be.
+            ValueError: if one is wrong; names it, its value and what is expected.
         """
         loudness, padding = self.target_loudness, self.padding_value
         wanted = {
@@ -228,7 +228,7 @@ class TaaeFeatureExtractor(SequenceFeatureExtractor):
                 raise ValueError(f"{name} must be {expected}, not {getattr(self, name)!r}.")
 
     def _read_clips(self, audio: Clip | Sequence[Clip], sampling_rate: int | None) -> list[np.ndarray]:
-        """Returns each clip as (samples,) float32, after checking its own rate or the one that was passed."""
+        """Returns each clip as (samples,) float32 after checking its sampling rate, its own or the one passed."""
         clips, rates = [], []
         for position, clip in _enumerate_clips(audio):
             samples, own_rate = _unpack(clip)
@@ -243,11 +243,11 @@ class TaaeFeatureExtractor(SequenceFeatureExtractor):
     def _check_sampling_rate(self, sampling_rate: int | None) -> None:
         if sampling_rate is None:
             logger.warning(
-                f"No sampling_rate was passed to {type(self).__name__}, so the audio is taken to have "
-                f"{self.sampling_rate} Hz. Pass it, so that audio of another rate is noticed."
+                f"No sampling_rate was passed to {type(self).__name__}, so {self.sampling_rate} Hz is assumed. Pass "
+                "sampling_rate, so that audio of another rate is noticed."
             )
         elif not _is_number(sampling_rate):
-            raise TypeError(f"sampling_rate is a number of samples per second, not {sampling_rate!r}.")
+            raise TypeError(f"sampling_rate must be a number of samples per second, not {sampling_rate!r}.")
         elif sampling_rate != self.sampling_rate:
             raise ValueError(
                 f"The audio has {sampling_rate} Hz, but the model reads {self.sampling_rate} Hz; resample it first, "
@@ -264,7 +264,7 @@ def _is_count(value: object) -> bool:
 
 
 def _enumerate_clips(audio: Clip | Sequence[Clip]) -> list[tuple[str, Clip]]:
-    """Returns each clip with the words that an error calls it by."""
+    """Returns each clip with its name for error messages."""
     if not isinstance(audio, (list, tuple)):
         return [("The audio", audio)]
     if len(audio) == 0:
@@ -277,12 +277,12 @@ def _enumerate_clips(audio: Clip | Sequence[Clip]) -> list[tuple[str, Clip]]:
 def _unpack(clip: Clip | Mapping) -> tuple[Clip, int | None]:
     """Returns a clip's samples and its own sampling rate, None if it brings none.
 
-    Decoders of `datasets` answer to the keys of its dictionaries; they mix channels down to one.
+    Decoders of `datasets` have the same keys as its dictionaries; they mix channels down to one.
     """
     if isinstance(clip, Mapping) and "array" not in clip:
         raise TypeError(
-            f"A clip as a dictionary holds 'array' and 'sampling_rate', not {', '.join(map(str, clip))}; decode it "
-            "first."
+            f"A clip given as a dictionary holds 'array' and 'sampling_rate', not {', '.join(map(str, clip))}; decode "
+            "it first."
         )
     if isinstance(clip, Mapping) or hasattr(clip, "get_all_samples"):
         return clip["array"], clip["sampling_rate"]
@@ -293,7 +293,7 @@ def _as_waveform(clip: Clip, position: str) -> np.ndarray:
     """Returns one clip as (samples,) float32 with full scale at 1; errors begin with `position`."""
     if isinstance(clip, torch.Tensor):
         clip = clip.detach().cpu()
-        # NumPy knows no bfloat16.
+        # NumPy has no bfloat16.
         clip = clip.float() if clip.is_floating_point() else clip
     elif isinstance(clip, (str, bytes, PathLike)) or not (hasattr(clip, "__len__") or hasattr(clip, "ndim")):
         cure = (

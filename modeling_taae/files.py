@@ -1,4 +1,4 @@
-"""Bytes and JSON in and out: standard streams and pipes are files, and targets are replaced in one step."""
+"""Reads and writes bytes and JSON: handles standard streams and pipes like files, and replaces targets in one step."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from typing import BinaryIO
 from .errors import TaaeInputError, one_line
 
 STANDARD_STREAM = "-"
-# Seconds after which nobody can still be writing a temporary file, whose content is in memory before it is made.
+# Seconds after which a temporary file counts as left behind. Its content is in memory before, so writing is quick.
 LEFT_BEHIND = 3600
 
 
@@ -24,7 +24,7 @@ def is_standard_stream(path: str | Path) -> bool:
 
 
 def display_name(path: str | Path) -> str:
-    """Returns the name that messages call an input."""
+    """Returns an input's name for messages."""
     return "standard input" if is_standard_stream(path) else str(path)
 
 
@@ -65,7 +65,7 @@ def open_input(source: str | Path) -> BinaryIO:
         file.seek(0)
     except OSError as error:
         reason = error.strerror or error
-        raise TaaeInputError(f"{source}: cannot be read ({reason}); expected a file, so check the path") from error
+        raise TaaeInputError(f"{source}: cannot be read ({reason}); expected a file; check the path") from error
     if empty:
         raise TaaeInputError(f"{display_name(source)}: is empty (0 bytes); expected a file with content")
     return file
@@ -82,9 +82,9 @@ def read_bytes(source: str | Path) -> bytes:
 
 
 def write_bytes(target: str | Path, data: bytes) -> None:
-    """Writes a file in one step: whoever looks finds the old content or the new one, never a part.
+    """Writes a file in one step, so that readers see the old content or the new one, never a part of it.
 
-    Folders on the way are made. `-` is standard output; devices and pipes are written to directly.
+    Missing folders are made. `-` is standard output; devices and pipes are written to directly.
 
     Raises:
         TaaeInputError: if the target cannot be written.
@@ -100,10 +100,10 @@ def write_bytes(target: str | Path, data: bytes) -> None:
         if path.exists() and not path.is_file():
             path.write_bytes(data)
         else:
-            # Through links: what they point to is replaced, not the link.
+            # Follow links: replace the file that a link points to, not the link.
             _replace(Path(os.path.realpath(path)), data)
     except OSError as error:
-        # Making folders below a file says "File exists".
+        # Making a folder below a file raises "File exists".
         reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror or error
         raise TaaeInputError(f"{target}: cannot be written ({reason}); choose another target with -o") from error
 
@@ -114,7 +114,7 @@ def _replace(path: Path, data: bytes) -> None:
     try:
         with open(temporary, "wb") as file:
             file.write(data)
-        if is_there:  # what was private stays so
+        if is_there:  # a private file stays private
             temporary.chmod(path.stat().st_mode)
         os.replace(temporary, path)
     finally:
@@ -122,9 +122,9 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def _temporary_file(path: Path, mode: int) -> Path:
-    """Makes an empty file in the target's folder: a rename is atomic within one file system only.
+    """Makes an empty file in the target's folder, because a rename is atomic only within one file system.
 
-    Its name follows from the target's, so that one which a killed process left behind is found and replaced.
+    Its name depends on the target's, so that a file left behind by a killed process is found and replaced.
     """
     own_name = path.with_name(f".{uuid.uuid5(uuid.NAMESPACE_URL, path.name).hex}.tmp")
     with suppress(FileNotFoundError):
@@ -140,15 +140,15 @@ def _temporary_file(path: Path, mode: int) -> Path:
 
 
 def search_directory(root: Path, suffixes: frozenset[str] | None, output: str | None = None) -> Iterator[Path]:
-    """Yields files below a folder, however deep and through links, with one of these suffixes, in no particular order.
+    """Yields the files below a folder that have one of these suffixes, at any depth and through links, in no order.
 
     Args:
         root: the folder.
         suffixes: the suffixes in lower case; None for all files.
-        output: a folder to leave out, where it is one below the other: what an earlier run made is no input.
+        output: a folder below it to leave out, because files of an earlier run are no input.
 
     Raises:
-        TaaeInputError: if a folder below it, or itself, cannot be read.
+        TaaeInputError: if the folder or one below it cannot be read.
     """
 
     def refuse(error: OSError) -> None:
@@ -159,13 +159,13 @@ def search_directory(root: Path, suffixes: frozenset[str] | None, output: str | 
     seen = set() if output is None else {os.path.realpath(output)} - {os.path.realpath(root)}
     for folder, below, names in os.walk(root, onerror=refuse, followlinks=True):
         place = os.path.realpath(folder)
-        if place in seen:  # links may lead back to where they are
+        if place in seen:  # links may form a loop
             below.clear()
             continue
         seen.add(place)
         below.sort()
         for path in (Path(folder, name) for name in names):
-            # Hidden files are not meant: macOS leaves a ._speech.wav without audio beside each file on foreign disks.
+            # Hidden files are left out: on foreign disks macOS puts a ._speech.wav without audio beside each file.
             if (suffixes is None or path.suffix.lower() in suffixes) and not path.name.startswith("."):
                 yield path
 
@@ -184,5 +184,5 @@ def read_json(path: Path) -> dict:
 
 
 def as_json(content: dict) -> bytes:
-    """Returns a dictionary as the content of a file for programs and people."""
+    """Returns a dictionary as indented JSON in UTF-8."""
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()

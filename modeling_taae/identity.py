@@ -1,10 +1,10 @@
-"""Identities: which model made something, and which models share their tokens.
+"""Identities of models and of their tokens, to tell which tokens a model can decode.
 
-- The *model identity* stands for all weights and for the configuration, as far as that changes tokens or sound.
-- The *token identity* stands for what makes tokens: the encoder, the loudness it is given, and the bottleneck's grid.
-  A model whose decoder was fine-tuned beside a frozen encoder has another model identity and the same token identity.
-- Files from before there was a token identity name a model alone. A fine-tuned model therefore lists the models it
-  descends from, with the identity of their encoder: [`ancestors_of`] believes the list while the encoder is that one.
+- The *model identity* covers all weights, and the configuration as far as it changes tokens or sound.
+- The *token identity* covers everything that tokens depend on: the encoder, the loudness of its input, and the
+  bottleneck's grid. Fine-tuning only the decoder changes the model identity but not the token identity.
+- Older files hold only a model identity. A fine-tuned model therefore lists the models it descends from, with the
+  identity of their encoder. [`ancestors_of`] uses the list only if the model still has that encoder.
 
 All are the first 16 hexadecimal digits of a SHA-256.
 """
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from .modeling_taae import TaaeModel
 
 DIGITS = 16
-# What a configuration says that names and shapes of weights do not show. The first ones change tokens.
+# Fields of the configuration that names and shapes of weights do not show. ENCODER_FIELDS change tokens.
 ENCODER_FIELDS = ("sampling_rate", "causal", "sliding_window", "norm_eps", "qk_norm_eps", "rope_theta")
 FIELDS = (*ENCODER_FIELDS, "quantization_levels", "soft_clip")
-# Models published before the configuration was part of their identity, by that of their weights, and whether they are
-# causal. Their identities stay what they were; all else in their configurations is as usual.
+# Models published before the configuration was part of the identity: the identity of their weights, and whether they
+# are causal. Their identities must not change; the other fields of their configurations have the default values.
 PUBLISHED_CAUSAL = {"1108e1ea49cb8d3f": False, "aaf4996f312a3b4d": False, "7c9739c563e5dd83": True}
 ENCODER = "encoder."
 
@@ -37,11 +37,10 @@ def weights_identity(tensors: "Mapping[str, Tensor]") -> str:
 
 
 def model_identity(model: "TaaeModel") -> str:
-    """Returns the identity of a model, which tells it from others that give other tokens or another sound.
+    """Returns the identity of a model; models that give other tokens or another sound have another one.
 
-    Equal values give the same identity whether they are stored in float32 or less, and whether weight norm is split
-    into direction and magnitude or fused. A configuration counts where it differs from the usual values, so that models
-    with these have the identity of their weights.
+    The precision in which equal values are stored makes no difference, nor does weight norm, split or fused. Only
+    configuration fields that differ from their defaults count, so a model with the defaults has its weights' identity.
 
     Args:
         model: a model on any device, with its weights loaded.
@@ -63,9 +62,9 @@ def tokens_identity(
     """Returns the identity of the tokens that a model makes.
 
     Args:
-        model: the model, of which the decoder does not count.
-        target_loudness: the loudness that the feature extractor brings clips to, in LUFS, or None.
-        bottleneck: the bottleneck, as for `TaaeModel.encode`; stages count, not names.
+        model: the model; its decoder does not count.
+        target_loudness: the loudness to which the feature extractor normalises clips, in LUFS, or None.
+        bottleneck: the bottleneck, as for `TaaeModel.encode`; its stages count, not its name.
 
     Raises:
         ValueError: if the model has no such bottleneck.
@@ -78,7 +77,7 @@ def tokens_identity(
 
 
 def listed_ancestors(model: "TaaeModel") -> tuple[str, ...]:
-    """Returns the identities that a model's configuration lists as those of its ancestors with the same tokens."""
+    """Returns the identities of the ancestors with the same tokens that a model's configuration lists."""
     listed = model.config.token_ancestors
     return tuple(listed["models"]) if listed and listed["encoder"] == encoder_identity(model) else ()
 
@@ -86,8 +85,8 @@ def listed_ancestors(model: "TaaeModel") -> tuple[str, ...]:
 def ancestors_of(model: "TaaeModel") -> tuple[str, ...]:
     """Returns the identities of the models whose tokens a model shares, oldest first; the last one is its own.
 
-    Before the configuration was part of it, a model had the identity of its weights: that one is among them, unless it
-    is a published model's, whose configuration is known.
+    The identity of the weights is among them, because formerly it was the model's identity; a published model's is left
+    out, because it belongs to a known configuration.
     """
     weights, own = _identities(model)
     before = () if weights in PUBLISHED_CAUSAL else (weights,)
@@ -95,20 +94,20 @@ def ancestors_of(model: "TaaeModel") -> tuple[str, ...]:
 
 
 def list_ancestors(model: "TaaeModel") -> None:
-    """Writes into a model's configuration whose tokens it shares, before it is fine-tuned.
+    """Writes into a model's configuration, before it is fine-tuned, which models share its tokens.
 
-    Training does not need to know whether the encoder will change: if it does, the list is void.
+    Training need not know whether the encoder will change: if it does, the list is ignored.
     """
     model.config.token_ancestors = {"encoder": encoder_identity(model), "models": list(ancestors_of(model))}
 
 
 @dataclass(frozen=True)
 class TokenSource:
-    """What made some tokens, as far as it is known.
+    """The origin of tokens.
 
     Args:
         identity: the model's identity.
-        token_identity: the identity of the tokens; None in what was made before there was one.
+        token_identity: the identity of the tokens; None for tokens made before it existed.
         ancestors: the identities of the models with the same tokens, oldest first, as [`ancestors_of`] returns them.
     """
 
@@ -117,18 +116,18 @@ class TokenSource:
     ancestors: tuple[str, ...] = ()
 
     def agrees_with(self, other: "TokenSource") -> bool:
-        """Returns whether tokens of both mean the same: they have one token identity, or a model in common."""
+        """Returns whether tokens of both mean the same: they share the token identity, or a model."""
         if self.token_identity is not None and self.token_identity == other.token_identity:
             return True
         return not {self.identity, *self.ancestors}.isdisjoint({other.identity, *other.ancestors})
 
     def to_json(self) -> dict[str, Any]:
-        """Returns what [`~TokenSource.from_json`] reads."""
+        """Returns the dictionary that [`~TokenSource.from_json`] reads."""
         return {"identity": self.identity, "token_identity": self.token_identity, "ancestors": list(self.ancestors)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "TokenSource":
-        """Reads a source from a dictionary that may hold other keys, and lacks the newer ones if it is old."""
+        """Reads a source from a dictionary, which may hold other keys; old ones lack the newer keys."""
         return cls(content["identity"], content.get("token_identity"), tuple(content.get("ancestors") or ()))
 
 
@@ -150,7 +149,7 @@ def _identities(model: "TaaeModel") -> tuple[str, str]:
 
 
 def _unusual(config: TaaeConfig, names: tuple[str, ...], usually_causal: bool = False) -> bytes:
-    """Returns the fields whose values are not the usual ones, a line each."""
+    """Returns the fields whose values are not the default ones, a line each."""
     usual = TaaeConfig(latent_dim=config.latent_dim, causal=usually_causal)
     values = {name: getattr(config, name) for name in names}
     if config.causal:  # the window's right half is ignored

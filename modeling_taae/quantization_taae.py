@@ -15,8 +15,8 @@ from .checks_taae import checked
 
 NATIVE = "native"
 
-# Levels per dimension and scale of each stage (the paper's table of bit rates). One model serves them all: a grid of
-# 2^n + 1 levels is a sum of coarser grids of 2^m + 1 levels at scales divided by powers of two.
+# Levels per dimension and scale of each stage (the paper's table of bit rates). One model serves all presets: a grid of
+# 2^n + 1 levels is a sum of coarser grids of 2^m + 1 levels whose scales are divided by powers of two.
 BOTTLENECK_PRESETS: dict[str, tuple[tuple[tuple[int, ...], float], ...]] = {
     "1x46656_400bps": (((6,) * 6, 1.0),),
     "2x15625_700bps": (((5,) * 6, 1.0), ((5,) * 6, 1 / 4)),
@@ -26,7 +26,7 @@ BOTTLENECK_PRESETS: dict[str, tuple[tuple[tuple[int, ...], float], ...]] = {
 
 @dataclass(frozen=True)
 class FiniteScalarQuantizer:
-    """One stage: `levels[d]` evenly spaced values from -scale to scale in dimension d.
+    """Quantises each dimension d to `levels[d]` evenly spaced values from -scale to scale: one stage.
 
     Args:
         levels: levels of each dimension, each at least 2.
@@ -54,7 +54,7 @@ class FiniteScalarQuantizer:
         return math.prod(self.levels)
 
     def _step(self, device: torch.device) -> Tensor:
-        # Rounded to float32, as the grid of the reference is: six levels are 0.4000000060 apart, not 0.4.
+        # Rounded to float32, like the grid of the reference: six levels are 0.4000000060 apart, not 0.4.
         step = [2 * self.scale / (level - 1) for level in self.levels]
         return torch.tensor(step, dtype=torch.float32, device=device)[:, None]
 
@@ -63,32 +63,32 @@ class FiniteScalarQuantizer:
         return torch.tensor(basis, dtype=torch.int64, device=device)[:, None]
 
     def quantize(self, values: Tensor) -> Tensor:
-        """Digits of the nearest grid points, ties to even: (batch, dim, frames) float -> the same shape, int64."""
+        """Returns the digits of the nearest grid points, ties to even: (batch, dim, frames) float -> int64."""
         digits = torch.round((values + self.scale) / self._step(values.device).to(values.dtype)).to(torch.int64)
         highest = torch.tensor(self.levels, device=values.device)[:, None] - 1
         return digits.clamp(min=torch.zeros_like(highest), max=highest)
 
     def dequantize(self, digits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Codes of digits: (batch, dim, frames) int64 -> the same shape, computed in `dtype`."""
+        """Returns the codes of digits: (batch, dim, frames) int64 -> the same shape, computed in `dtype`."""
         return digits.to(dtype) * self._step(digits.device).to(dtype) - self.scale
 
     def pack(self, digits: Tensor) -> Tensor:
-        """Tokens of digits, dimension 0 least significant: (batch, dim, frames) int64 -> (batch, frames) int64."""
+        """Packs digits into tokens, dimension 0 least significant: (batch, dim, frames) -> (batch, frames), int64."""
         return (digits * self._basis(digits.device)).sum(dim=1)
 
     def unpack(self, tokens: Tensor) -> Tensor:
-        """Digits of tokens: (batch, frames) int64 -> (batch, dim, frames) int64."""
+        """Unpacks tokens into digits: (batch, frames) int64 -> (batch, dim, frames) int64."""
         levels = torch.tensor(self.levels, dtype=torch.int64, device=tokens.device)[:, None]
         return tokens[:, None, :] // self._basis(tokens.device) % levels
 
 
 @dataclass(frozen=True)
 class ResidualFSQ:
-    """A sum of quantisation stages, each of which quantises what the stages before it left (section 3.2.1).
+    """Sums quantisation stages, each of which quantises the residual of the stages before it (section 3.2.1).
 
     Args:
-        stages: the stages, coarsest first, all of the same number of dimensions.
-        training_grid: whether this is the grid of training, which the reference computes in float32 for float32
+        stages: the stages, coarsest first, all with the same number of dimensions.
+        training_grid: whether this is the training grid. As in the reference, it is computed in float32 for float32
             latents; every other bottleneck is computed in float64.
     """
 
@@ -102,11 +102,11 @@ class ResidualFSQ:
 
     @property
     def bits_per_frame(self) -> float:
-        """Information in one frame of tokens were all of them equally likely, in bit."""
+        """Bits of one frame if all tokens were equally likely."""
         return sum(math.log2(size) for size in self.codebook_sizes)
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Tokens of latents.
+        """Quantises latents to tokens.
 
         Args:
             latents: (batch, latent_dim, frames) before the hyperbolic tangent, of any floating dtype.
@@ -115,7 +115,7 @@ class ResidualFSQ:
             (batch, tokens_per_frame, frames) int64.
 
         Raises:
-            ValueError: if latents are NaN, of which rounding would make tokens like any others.
+            ValueError: if latents are NaN, which rounding would turn into ordinary tokens.
         """
         in_float32 = self.training_grid and latents.dtype == torch.float32
         values = latents if in_float32 or _has_float64(latents.device) else latents.cpu()
@@ -128,11 +128,11 @@ class ResidualFSQ:
         return torch.stack(tokens, dim=1).to(latents.device) + checked(latents, "check_latents")
 
     def decode(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Codes of tokens: the sum over the stages.
+        """Returns the codes of tokens: the sum over the stages.
 
         Args:
             tokens: (batch, tokens_per_frame, frames) of an integer dtype.
-            mask: (batch, frames), true where a frame is real; the tokens of other frames are not looked at.
+            mask: (batch, frames), true where a frame is real; the tokens of other frames are ignored.
 
         Returns:
             (batch, latent_dim, frames) float32.
@@ -165,13 +165,13 @@ class ResidualFSQ:
 def resolve_bottleneck(
     bottleneck: str | list | tuple | None, quantization_levels: tuple[int, ...], default: str | list | tuple = NATIVE
 ) -> ResidualFSQ:
-    """The bottleneck that a user's argument stands for.
+    """Returns the bottleneck for a user's argument.
 
     Args:
         bottleneck: a preset's name, `"native"` for the training grid, a list of `(levels of each dimension, scale)`
             stages, or None for `default`.
         quantization_levels: levels of the training grid, one per latent dimension.
-        default: what None stands for.
+        default: the bottleneck for None.
 
     Raises:
         ValueError: if the name is unknown, or stages do not fit the number of latent dimensions.
@@ -209,7 +209,7 @@ def straight_through(codes: Tensor, latents: Tensor) -> Tensor:
     """Returns codes unchanged, with the gradient that they would have without rounding (section 3.2).
 
     Args:
-        codes: (batch, latent_dim, frames), what a bottleneck makes of the latents.
+        codes: (batch, latent_dim, frames), the codes that a bottleneck gives for the latents.
         latents: the same shape, before the hyperbolic tangent.
     """
     values = torch.tanh(latents.to(codes.dtype))
@@ -217,22 +217,23 @@ def straight_through(codes: Tensor, latents: Tensor) -> Tensor:
 
 
 def dither(latents: Tensor, levels: tuple[int, ...], noise_probability: float, rounding_probability: float) -> Tensor:
-    """The bottleneck of training: noise or rounding on a grid drawn at random, per item of the batch (section 3.2).
+    """Applies the training bottleneck: noise or rounding on a randomly drawn grid, per batch item (section 3.2).
 
-    Noise is uniform over one step of the grid and differs per element; rounding passes the gradient straight through;
-    items that draw neither stay continuous.
+    Noise is uniform over one step of the grid and differs per element. Rounding passes the gradient straight through.
+    Items that draw neither stay continuous.
 
     Args:
         latents: (batch, latent_dim, frames) before the hyperbolic tangent.
-        levels: the grids to draw from, as their numbers of levels.
-        noise_probability, rounding_probability: shares of the items.
+        levels: numbers of levels of the grids to draw from.
+        noise_probability: share of the items that get noise.
+        rounding_probability: share of the items that are rounded.
 
     Returns:
         Codes of the same shape in float32, differentiable with respect to the latents.
     """
     values = torch.tanh(latents.to(torch.float32))
     per_item = (values.shape[0], 1, 1)
-    # Made where it is used: a copy from the CPU could not be part of a CUDA graph.
+    # Created on the device: a copy from the CPU could not be part of a CUDA graph.
     choices = torch.stack([torch.full((), level, dtype=torch.float32, device=values.device) for level in levels])
     step = 2 / (choices[torch.randint(len(levels), per_item, device=values.device)] - 1)
     noisy = values + (torch.rand_like(values) - 0.5) * step

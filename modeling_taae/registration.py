@@ -1,7 +1,7 @@
-"""Registers the model type with Transformers' Auto classes, without importing Transformers for it.
+"""Registers the model type with Transformers' Auto classes without importing Transformers.
 
-Nobody can ask an Auto class for a model before Transformers is imported. So where it is not yet, a finder on
-`sys.meta_path` waits for its import, registers right behind it, and is gone.
+Nobody can use an Auto class before Transformers is imported. If it is not imported yet, a finder on `sys.meta_path`
+waits for its import, registers right after it, and removes itself.
 """
 
 import sys
@@ -26,12 +26,12 @@ def register() -> None:
     AutoModel.register(TaaeConfig, TaaeModel, exist_ok=True)
     AutoModelForAudioTokenization.register(TaaeConfig, TaaeModel, exist_ok=True)
     AutoFeatureExtractor.register(TaaeConfig, TaaeFeatureExtractor, exist_ok=True)
-    # A language model's folder names its processor, which is found by that name. A codec's own folder has no tokenizer:
-    # there AutoProcessor gives the feature extractor, as it does for other codecs.
+    # A language model's folder names its processor, which is found by that name. A codec's folder has no tokenizer, so
+    # there AutoProcessor returns the feature extractor, as it does for other codecs.
     AutoProcessor.register(TaaeProcessor, TaaeProcessor, exist_ok=True)
     AutoProcessor.register(TaaeConfig, TaaeFeatureExtractor, exist_ok=True)
 
-    # Folders that `save_pretrained` writes carry the code as well, for `trust_remote_code=True`.
+    # Folders that `save_pretrained` writes also hold the code, for `trust_remote_code=True`.
     TaaeConfig.register_for_auto_class()
     TaaeModel.register_for_auto_class("AutoModel")
     TaaeFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
@@ -39,7 +39,7 @@ def register() -> None:
 
 
 def register_with_transformers() -> None:
-    """Registers now if Transformers is imported, else as soon as it is."""
+    """Registers now if Transformers is imported, else as soon as it is imported."""
     if "transformers" in sys.modules:
         register()
     else:
@@ -47,15 +47,15 @@ def register_with_transformers() -> None:
 
 
 class RegistrationFinder(MetaPathFinder):
-    """Registers once Transformers is loaded and no file of the model is half loaded, whichever was asked for first."""
+    """Registers once Transformers is loaded and no module of the model is being loaded."""
 
     def __init__(self):
-        self.loading = 0  # of the modules that it watches, those that are being executed
+        self.loading = 0  # watched modules that are being executed
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Finds the modules to watch as the other finders do, and has their execution watched."""
+        """Finds the watched modules with the other finders, and wraps their execution."""
         if name != "transformers" and not (name.startswith(f"{PACKAGE}.") and name.endswith("_taae")):
             return None
         found = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)

@@ -1,7 +1,7 @@
-"""The grammar of speech within text: generation is kept on it, and what was generated is read by it.
+"""The grammar of speech within text, for generating and for parsing.
 
-A sequence is text and spans. A span is the begin marker, one token or more in the order of the layout (see
-[`SpeechVocabulary`]), and the end marker.
+A sequence consists of text and spans of speech. A span is the begin marker, one or more tokens in the order of the
+layout (see [`SpeechVocabulary`]), and the end marker.
 """
 
 import torch
@@ -13,16 +13,16 @@ from .speech_vocabulary_taae import SpeechVocabulary
 
 
 class SpeechGrammar(LogitsProcessor):
-    """Lets a language model generate only what can be read back, and only codes that audio can have.
+    """Restricts a language model to sequences that can be parsed, with codes that audio can have.
 
-    Within a span these are the tokens of the stage whose turn it is, and the end marker where all frames are complete;
-    outside, everything but speech tokens. Rows of the embeddings that no token has are never chosen. Everything is
-    computed from the ids so far, so that batches, prompts padded on the left and beams need no care. A prompt may end
-    within a span; what it holds of it should follow the grammar ([`TaaeProcessor.parse`] tells).
+    Within a span it allows tokens of the next stage, and the end marker once all frames are complete. Outside of spans
+    it allows everything but speech tokens. It never allows embedding rows without a token. It keeps no state, so it
+    works with batches, left padding and beam search. A prompt may end within a span if that span follows the grammar,
+    which [`TaaeProcessor.parse`] checks.
 
     Args:
         vocabulary: the speech tokens.
-        num_tokens: tokens of the tokenizer, the speech tokens included.
+        num_tokens: number of tokens of the tokenizer, the speech tokens included.
     """
 
     def __init__(self, vocabulary: SpeechVocabulary, num_tokens: int):
@@ -30,19 +30,19 @@ class SpeechGrammar(LogitsProcessor):
         self.num_tokens = num_tokens
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores (batch, vocabulary) with minus infinity where the grammar forbids a token after ids (batch, length).
+        """Sets the scores (batch, vocabulary) of tokens that may not follow ids (batch, length) to minus infinity.
 
         Raises:
-            ValueError: if the model has no room for the tokens.
+            ValueError: if the model has too few embedding rows for the tokens.
         """
         vocabulary = self.vocabulary
         if scores.shape[1] < self.num_tokens:
             raise ValueError(
                 f"The model scores {scores.shape[1]} tokens, but the tokenizer has {self.num_tokens}: let "
-                "TaaeProcessor.grow_embeddings make room for the speech tokens first."
+                "TaaeProcessor.resize_token_embeddings make room for the speech tokens first."
             )
         positions = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
-        # One column more, because generation from embeddings starts without any ids.
+        # One more column, because generation from embeddings starts without any ids.
         begun = F.pad((input_ids == vocabulary.begin_id) * positions, (1, 0)).amax(dim=1)
         ended = F.pad((input_ids == vocabulary.end_id) * positions, (1, 0)).amax(dim=1)
         inside = begun > ended
@@ -58,34 +58,35 @@ class SpeechGrammar(LogitsProcessor):
         for stage, ids_of_stage in enumerate(ranges):
             earlier = self._earlier_codes(input_ids, stages, counts, stage)
             in_turn = inside & may_continue[:, stage]
-            mask = vocabulary.producible.mask(earlier) & in_turn[:, None]
+            mask = vocabulary.valid_codes.mask(earlier) & in_turn[:, None]
             allowed[:, ids_of_stage.start : ids_of_stage.stop] = mask
         scores = scores.masked_fill(~allowed, -torch.inf)
-        # Where others forbid all that is allowed here, as `min_new_tokens` does the end of speech, this has the word.
+        # If other processors have masked everything that the grammar allows, as `min_new_tokens` masks the end of
+        # speech, what the grammar allows is restored.
         return torch.where((scores == -torch.inf).all(dim=1, keepdim=True) & allowed, 0.0, scores)
 
     def _next(self, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns what may follow in a span with these numbers of tokens of each stage, (batch, stages) int64.
+        """Returns which tokens may follow in a span, given its number of tokens of each stage, (batch, stages) int64.
 
         Returns:
-            The stages that may follow, (batch, stages) bool, and whether the end may, (batch,) bool.
+            The stages that may follow, (batch, stages) bool, and whether the end may follow, (batch,) bool.
         """
-        lag, num_stages = self.vocabulary.lag, self.vocabulary.stages
+        delay, num_stages = self.vocabulary.delay, self.vocabulary.stages
         stages = torch.arange(num_stages, device=counts.device)
         begun = counts[:, :1]
-        # Place in the order of the next token of each stage; those behind stage 0 have a frame to complete.
-        place = (counts + lag * stages) * num_stages + stages
+        # Position of each stage's next token; a stage with fewer tokens than stage 0 has a frame to complete.
+        place = (counts + delay * stages) * num_stages + stages
         waiting = counts < begun
         first = place.masked_fill(~waiting, torch.iinfo(place.dtype).max).argmin(dim=1)
         to_complete = waiting & (stages == first[:, None])
-        # A new frame may begin where its place comes first, unless a token has shown that no more frames follow.
-        last_frame = ((counts > 0) & (counts + lag * stages > begun)).any(dim=1)
+        # A new frame may begin if its token comes next, unless an earlier token has shown that no more frames follow.
+        last_frame = ((counts > 0) & (counts + delay * stages > begun)).any(dim=1)
         new_frame = ~(waiting & (place < place[:, :1])).any(dim=1) & ~last_frame
         may_continue = to_complete | (new_frame[:, None] & (stages == 0))
         return may_continue, ~waiting.any(dim=1) & (begun[:, 0] > 0)
 
     def _earlier_codes(self, input_ids: Tensor, stages: Tensor, counts: Tensor, stage: int) -> Tensor:
-        """Codes that the next frame of a stage has in the stages before: (batch, stage) int64; 0 where it has none."""
+        """Returns the earlier stages' codes of a stage's next frame, (batch, stage) int64; 0 if there are none yet."""
         codes = self.vocabulary.codes_of(input_ids, stages.clamp(min=0))
         earlier = [torch.zeros_like(counts[:, :0])]
         for k in range(stage):
@@ -100,12 +101,11 @@ class SpeechReader:
 
     Args:
         vocabulary: the speech tokens.
-        ids: (length,) int64. End markers that follow one at its end are padding: `generate` takes the token that ends a
-            row for that if there is no other.
-        errors: `"strict"` to raise an error at what is not well-formed, `"repair"` to make the best of it: a marker
-            that is missing is added, and one too many is left out; text before a span's end marker is left out; so are
-            frames that lack a stage, with whatever tokens stand out of turn; codes that no audio has become the nearest
-            that it has.
+        ids: (length,) int64. Repeated end markers at the end are padding: `generate` pads with the end-of-sequence
+            token if there is no padding token.
+        errors: `"strict"` to raise an error at malformed input, `"repair"` to repair it: a missing marker is added and
+            a surplus one left out; text before a span's end marker, frames that lack a stage and tokens out of turn are
+            left out; codes that audio cannot have become the nearest valid ones.
 
     Raises:
         ValueError: if `errors` is neither.
@@ -118,8 +118,8 @@ class SpeechReader:
         self.ids = ids[: len(ids) - self._padding(ids)]
         self.errors = errors
         self.repairs: list[str] = []
-        self.pieces: list[tuple[str, Tensor]] = []
-        # Positions of the tokens of the span that is open, None between spans.
+        self.segments: list[tuple[str, Tensor]] = []
+        # Positions of the open span's tokens; None between spans.
         self.span: list[range] | None = None
 
     def _padding(self, ids: Tensor) -> int:
@@ -128,10 +128,10 @@ class SpeechReader:
         return max(end_markers - 1, 0)
 
     def read(self) -> list[tuple[str, Tensor]]:
-        """The pieces of the sequence, in order: ("text", ids) or ("speech", codes (tokens_per_frame, frames)).
+        """Returns the segments in order: ("text", ids) or ("speech", codes (tokens_per_frame, frames)).
 
         Raises:
-            ValueError: if errors are strict and the sequence is not well-formed, naming the position.
+            ValueError: if errors are strict and the sequence is malformed; gives the position.
         """
         for kind, run, has_end in self._runs():
             if kind == "begin":
@@ -147,10 +147,10 @@ class SpeechReader:
         if self.span is not None:
             self._report(len(self.ids), "the sequence stops within speech", "the speech was ended there")
             self._close(len(self.ids))
-        return self.pieces
+        return self.segments
 
     def _runs(self) -> list[tuple[str, range, bool]]:
-        """Runs of one kind as (kind, positions, whether the next marker is an end); each marker is a run by itself."""
+        """Returns runs of one kind as (kind, positions, whether the next marker is an end); a marker is its own run."""
         kinds = (self.vocabulary.stages_of(self.ids) >= 0).long()
         kinds = kinds.masked_fill(self.ids == self.vocabulary.begin_id, 2)
         kinds = kinds.masked_fill(self.ids == self.vocabulary.end_id, 3)
@@ -187,28 +187,28 @@ class SpeechReader:
             self._report(run.start, "text within speech, which has no end", "the speech was ended before it")
             self._close(run.start)
         ids = self.ids[run.start : run.stop]
-        if self.pieces and self.pieces[-1][0] == "text":
-            ids = torch.cat([self.pieces.pop()[1], ids])
-        self.pieces.append(("text", ids))
+        if self.segments and self.segments[-1][0] == "text":
+            ids = torch.cat([self.segments.pop()[1], ids])
+        self.segments.append(("text", ids))
 
     def _close(self, stop: int) -> None:
-        """Adds the codes of the open span, which stops at this position."""
+        """Closes the open span, which stops at this position, and adds its codes to the segments."""
         runs, self.span = self.span, None
         if not runs:
             self._report(stop, "speech without a frame", "it was left out")
             return
         codes = self._frames(torch.cat([torch.arange(run.start, run.stop) for run in runs]), stop)
-        possible = self.vocabulary.producible.contains(codes)
+        possible = self.vocabulary.valid_codes.contains(codes)
         if not possible.all():
             wrong = (~possible).nonzero()[:, 0]
             problem = f"of the speech before it, {len(wrong)} frames have codes that no audio has, first {wrong[0]}"
             self._report(stop, problem, "they got the nearest codes that audio has")
-            codes = self.vocabulary.producible.nearest(codes)
+            codes = self.vocabulary.valid_codes.nearest(codes)
         if codes.shape[1]:
-            self.pieces.append(("speech", codes))
+            self.segments.append(("speech", codes))
 
     def _frames(self, positions: Tensor, stop: int) -> Tensor:
-        """Codes (tokens_per_frame, frames) of the tokens of one span, which are at these positions."""
+        """Returns the codes of one span's tokens, which are at these positions: (tokens_per_frame, frames)."""
         ids = self.ids[positions]
         stages = self.vocabulary.stages_of(ids)
         codes = self.vocabulary.codes_of(ids, stages)
@@ -229,14 +229,13 @@ class SpeechReader:
         return table
 
     def _whole_frames(self, stages: Tensor, codes: Tensor) -> Tensor:
-        """Codes of the frames that have all their stages, (tokens_per_frame, frames): others are left out.
+        """Returns the codes of the frames that have all their stages, (tokens_per_frame, frames).
 
-        A step begins wherever the stage does not rise, so that a token lost or too many in one step leaves the other
-        steps where they are.
+        A step begins wherever the stage does not rise, so a missing or surplus token in one step does not shift others.
         """
         steps = torch.zeros_like(stages)
         steps[1:] = (stages[1:] <= stages[:-1]).cumsum(dim=0)
-        frames = steps - self.vocabulary.lag * stages
+        frames = steps - self.vocabulary.delay * stages
         table = torch.full((self.vocabulary.stages, int(steps[-1]) + 1), -1)
         real = frames >= 0
         table[stages[real], frames[real]] = codes[real]

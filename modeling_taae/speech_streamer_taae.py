@@ -1,7 +1,7 @@
-"""Speech that sounds while a language model still generates it.
+"""Decodes speech while a language model is still generating it.
 
-`generate` hands each new id to a streamer. [`TaaeStreamer`] collects the ids of speech, and decodes their frames once
-they are complete.
+`generate` passes each new id to a streamer. [`TaaeStreamer`] collects the ids of speech and decodes their frames as
+soon as they are complete.
 """
 
 from collections.abc import Iterator
@@ -17,35 +17,35 @@ from transformers.generation.streamers import BaseStreamer
 
 from .processing_taae import TaaeProcessor
 
-# Seconds of a codec that is not causal: decoded at a time, and around that, before and after.
+# For a codec that is not causal: seconds decoded at a time, and seconds of context before and after them.
 CHUNK_SECONDS, BEFORE_SECONDS, AFTER_SECONDS = 1.0, 3.0, 1.0
 
 
 class TaaeStreamer(BaseStreamer):
     r"""
-    Decodes speech while `generate` runs: for `generate(streamer=…)`, in the manner of Transformers' `TextStreamer`.
+    Decodes speech while `generate(streamer=…)` runs, like Transformers' `TextStreamer` for text.
 
     Iterating over it yields waveforms, (samples,) float32, and ends with the generation, which runs in another thread.
-    [`~TaaeStreamer.run`] does both. A subclass may override [`~TaaeStreamer.on_audio`] instead, and needs no thread.
+    [`~TaaeStreamer.run`] does both. A subclass that overrides [`~TaaeStreamer.on_audio`] needs no thread.
 
-    A causal codec decodes each frame as it comes, and all waveforms together are those of the whole sequence. Another
-    codec decodes chunks with the frames around them: what lies further away does not reach the sound, so that it is
-    not quite that of the whole sequence, and is late by a chunk and the frames behind it.
+    With a causal codec, each frame is decoded as it comes, and the waveforms joined equal the decoded sequence. Any
+    other codec decodes chunks with some context on both sides. The result differs slightly from the decoded sequence,
+    and it is delayed by a chunk and its right context.
 
-    The ids should follow the grammar (`logits_processor=[processor.grammar]`). One sequence at a time is streamed.
+    The ids should follow the grammar (`logits_processor=[processor.grammar]`). One sequence is streamed at a time.
 
     Args:
         processor (`TaaeProcessor`):
-            The language model's, with the codec as its `audio_tokenizer`.
+            The language model's processor, with the codec as its `audio_tokenizer`.
         skip_prompt (`bool`, defaults to `True`):
-            Whether speech of the prompt, which generation goes on from, is left out.
+            Whether to leave out the speech of the prompt, which generation continues.
         chunk_frames (`int`, *optional*):
-            Frames that are decoded at a time; 1 for a causal codec, else those of a second.
+            Frames decoded at a time; by default 1 for a causal codec, else the frames of one second.
         context_frames (`tuple[int, int]`, *optional*):
-            Frames before and after a chunk that are decoded with it, by a codec that is not causal; by default those of
-            three seconds and one.
+            Frames of context before and after a chunk, for a codec that is not causal; by default the frames of three
+            seconds and of one second.
         timeout (`float`, *optional*):
-            Seconds after which an iteration in vain raises `queue.Empty`; None waits.
+            Seconds to wait for the next waveform before raising `queue.Empty`; None waits without limit.
 
     Raises:
         ValueError: if the processor has no codec.
@@ -81,10 +81,10 @@ class TaaeStreamer(BaseStreamer):
         self._close()
 
     def _close(self) -> None:
-        """Forgets the span."""
+        """Discards the open span."""
         self.inside = False
         self.stages: list[list[int]] = [[] for _ in range(self.processor.vocabulary.stages)]
-        self.done = 0  # frames that were decoded or left out
+        self.done = 0  # frames that are decoded or skipped
         self.state = self.codec.streaming_state() if self.codec.config.causal else None
 
     def put(self, value: Tensor) -> None:
@@ -122,11 +122,11 @@ class TaaeStreamer(BaseStreamer):
         self.on_audio(np.zeros(0, np.float32), stream_end=True)
 
     def on_audio(self, waveform: np.ndarray, stream_end: bool = False) -> None:
-        """Takes each waveform as it is decoded: puts it into the queue that iteration reads.
+        """Takes each waveform as it is decoded and puts it into the queue that iteration reads.
 
         Args:
-            waveform: (samples,) float32 at the codec's rate; none at the end.
-            stream_end: true at the end of the generation.
+            waveform: (samples,) float32 at the codec's rate; empty at the end.
+            stream_end: whether generation has ended.
         """
         if len(waveform):
             self.queue.put(waveform)
@@ -140,11 +140,12 @@ class TaaeStreamer(BaseStreamer):
     def run(self, language_model: PreTrainedModel, **arguments: Any) -> Iterator[np.ndarray]:
         """Generates in a thread and yields waveforms as they come, (samples,) float32.
 
-        An error of `generate` is raised here. If the iteration is left early, generation stops.
+        An error in `generate` is raised here. Leaving the iteration early stops the generation.
 
         Args:
             language_model: the language model.
-            arguments: arguments of its `generate`. The grammar and the end marker are added unless they are given.
+            arguments: arguments of its `generate`. By default, the grammar is the logits processor and the end marker
+                of speech ends the generation.
         """
         stop, errors = Event(), []
         defaults = {
@@ -156,7 +157,7 @@ class TaaeStreamer(BaseStreamer):
         def generate() -> None:
             try:
                 language_model.generate(**defaults | arguments, streamer=self, stopping_criteria=criteria)
-            except BaseException as error:  # whatever it is, the iteration must end and raise it
+            except BaseException as error:  # the iteration must end and raise any error
                 errors.append(error)
                 self._close()
                 self.prompt_is_next = True
@@ -174,12 +175,12 @@ class TaaeStreamer(BaseStreamer):
             raise errors[0]
 
     def _decode(self, final: bool = False, silent: bool = False) -> None:
-        """Decodes the chunks that are complete, and at the end of the span what is left."""
+        """Decodes the complete chunks, and at the end of the span the rest."""
         whole = min(map(len, self.stages))
         before, after = self.context_frames
         while (ready := whole - self.done) > 0 and (final or silent or ready >= self.chunk_frames + after):
             count = ready if silent else min(ready, self.chunk_frames)
-            if final and ready - count < after:  # the rest has no more context to wait for
+            if final and ready - count < after:  # no more context will come for the rest
                 count = ready
             self._emit(count, before, after, silent)
 

@@ -1,7 +1,7 @@
-"""Speech as tokens of a language model: which ids there are, in which order they stand, and which can occur.
+"""Speech tokens of a language model: their ids, their order and which of them are valid.
 
 A clip becomes one *span* in a sequence of text: a begin marker, its frames, an end marker. Each stage of the bottleneck
-has a range of ids of its own, so that an id tells its stage.
+has its own range of ids, so that an id determines its stage.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .quantization_taae import BOTTLENECK_PRESETS, NATIVE, FiniteScalarQuantizer, ResidualFSQ
 
-# Steps by which each stage lags behind the stage before it; see `SpeechVocabulary`.
+# Steps by which each stage is delayed against the stage before it; see `SpeechVocabulary`.
 LAYOUTS = {"interleaved": 0, "delay": 1}
 
 PREFIX = "<|taae_"
@@ -24,25 +24,26 @@ AUDIO_TOKEN, BEGIN_TOKEN, END_TOKEN = MARKERS = ("<|taae_audio|>", "<|taae_begin
 class SpeechVocabulary:
     """The speech tokens of a bottleneck preset within a language model's vocabulary.
 
-    The ids are consecutive: the audio placeholder of templates, the begin and the end marker, then the tokens of stage
-    0, of stage 1, and so on. A frame has one token of each stage, and a span lists the tokens of its frames in steps.
-    Step s holds stage k of frame s - k * lag, for each stage k in ascending order that has such a frame:
+    The ids are consecutive: the audio placeholder of templates, the begin marker, the end marker, then the tokens of
+    stage 0, of stage 1, and so on. A frame has one token of each stage. A span lists its tokens in steps: step s holds
+    stage k of frame s - k * delay, for each stage k in ascending order for which that frame exists.
 
-    - `"interleaved"`, lag 0: a step is a frame.
-    - `"delay"`, lag 1: a step is the newest frame's stage 0, the frame before's stage 1, and so on. Finer stages are
-      thus predicted from coarser ones that lie ahead of them in time. Three frames of two stages, written as stage
-      and frame, are 00 | 01 10 | 02 11 | 12. What lies before the first and after the last frame is left out, not
-      padded: a step that begins with stage 1 says that no frame follows. Both layouts are equally long.
+    - `"interleaved"`, delay 0: a step is a frame.
+    - `"delay"`, delay 1: a step is stage 0 of the newest frame, stage 1 of the frame before it, and so on. Finer stages
+      are thus predicted from coarser ones of later frames. Three frames of two stages, written as stage and frame, are
+      00 | 01 10 | 02 11 | 12. Steps are not padded at the beginning and the end, so a step that begins with stage 1
+      shows that no frame follows. Both layouts are equally long.
 
-    With one stage a frame, the two are the same.
+    With one stage per frame, both layouts are the same.
 
     Args:
         bottleneck: a preset's name.
         layout: `"interleaved"` or `"delay"`.
-        first_id: id of the first of these tokens.
+        first_id: id of the first speech token.
 
     Raises:
-        ValueError: if there is no such preset or layout, or it is the training grid, too large for a vocabulary.
+        ValueError: if the preset or the layout is unknown, or the preset is the training grid, which is too large for a
+            vocabulary.
     """
 
     bottleneck: str
@@ -68,9 +69,9 @@ class SpeechVocabulary:
         return ResidualFSQ(tuple(FiniteScalarQuantizer(*stage) for stage in BOTTLENECK_PRESETS[self.bottleneck]))
 
     @cached_property
-    def producible(self) -> "ProducibleCodes":
-        """Which codes audio can have."""
-        return ProducibleCodes(self.quantizer)
+    def valid_codes(self) -> "ValidCodes":
+        """The codes that audio can have."""
+        return ValidCodes(self.quantizer)
 
     @property
     def stages(self) -> int:
@@ -78,8 +79,8 @@ class SpeechVocabulary:
         return len(self.quantizer.stages)
 
     @property
-    def lag(self) -> int:
-        """Steps by which each stage lags behind the stage before it."""
+    def delay(self) -> int:
+        """Steps by which each stage is delayed against the stage before it."""
         return LAYOUTS[self.layout]
 
     @property
@@ -111,29 +112,29 @@ class SpeechVocabulary:
         return [*MARKERS, *(f"{PREFIX}{k}_{code}|>" for k, size in enumerate(sizes) for code in range(size))]
 
     def stages_of(self, ids: Tensor) -> Tensor:
-        """Stage of each id, -1 for those that are not a stage's: int64 of any shape -> the same shape."""
+        """Returns the stage of each id, -1 for other ids: int64 of any shape -> the same shape."""
         ranges = self.ranges
         bounds = torch.tensor([ranges[0].start, *(ids_of_stage.stop for ids_of_stage in ranges)], device=ids.device)
         stages = torch.bucketize(ids.contiguous(), bounds, right=True) - 1
         return stages.masked_fill(stages == len(ranges), -1)
 
     def codes_of(self, ids: Tensor, stages: Tensor) -> Tensor:
-        """Number of each id within its stage: ids and their stages, int64 of any shape -> the same shape."""
+        """Returns the code of each id, given the ids' stages: int64 of any shape -> the same shape."""
         starts = torch.tensor([ids_of_stage.start for ids_of_stage in self.ranges], device=ids.device)
         return ids - starts[stages]
 
     def order(self, frames: int) -> tuple[Tensor, Tensor]:
-        """Stage and frame of each token of a span of so many frames, both (frames * stages,) int64."""
+        """Returns the stage and the frame of each token of a span of `frames`, both (frames * stages,) int64."""
         stages = torch.arange(self.stages).repeat(frames)
         positions = torch.arange(frames).repeat_interleave(self.stages)
-        order = torch.argsort((positions + self.lag * stages) * self.stages + stages)
+        order = torch.argsort((positions + self.delay * stages) * self.stages + stages)
         return stages[order], positions[order]
 
     def span(self, audio_codes: Tensor) -> Tensor:
-        """The ids of a clip, markers included.
+        """Returns the ids of a clip, markers included.
 
         Args:
-            audio_codes: (stages, frames) integers, at least one frame: what [`TaaeModel.encode`] returns of an item.
+            audio_codes: (stages, frames) integers, at least one frame: one item of [`TaaeModel.encode`]'s codes.
 
         Returns:
             (stages * frames + 2,) int64.
@@ -166,12 +167,12 @@ class SpeechVocabulary:
         return codes
 
 
-class ProducibleCodes:
-    """The codes that audio can have: not every combination of digits over the stages occurs.
+class ValidCodes:
+    """The codes that audio can have: not every combination of the stages' digits occurs.
 
-    A stage quantises what the stages before it left, which near the grid's ends is less than its own grid is wide.
-    What is left out is a matter of each dimension by itself: of the digits that the stages have there, audio gives 21
-    of 25 combinations with `"2x15625_700bps"`, 31 of 81 with `"4x729_1000bps"` and all with `"1x46656_400bps"`.
+    A stage quantises the residual of the stages before it. Near the ends of the grid the residual covers only part of
+    the stage's own grid. Each dimension is independent: its stages' digits have 21 of 25 possible combinations with
+    `"2x15625_700bps"`, 31 of 81 with `"4x729_1000bps"` and all with `"1x46656_400bps"`.
 
     Args:
         quantizer: the bottleneck, with the same levels in each dimension.
@@ -183,35 +184,35 @@ class ProducibleCodes:
         self.dimensions = len(quantizer.stages[0].levels)
         combinations = torch.arange(math.prod(self.levels))
         self.all_digits = torch.stack([combinations // self._weight(k) % n for k, n in enumerate(self.levels)], dim=1)
-        self.is_producible = torch.zeros(len(combinations), dtype=torch.bool)
-        self.is_producible[self._combination(self._digits_of_audio())] = True
+        self.is_valid = torch.zeros(len(combinations), dtype=torch.bool)
+        self.is_valid[self._combination(self._digits_of_audio())] = True
         self.next_digits = [self._next_digits(stage) for stage in range(len(self.levels))]
 
     def _weight(self, stage: int) -> int:
         return math.prod(self.levels[:stage])
 
     def _combination(self, digits: Tensor) -> Tensor:
-        """One number for the digits of the first stages, stage 0 least significant: (…, stages) -> (…)."""
+        """Packs the digits of the first stages into one number, stage 0 least significant: (…, stages) -> (…)."""
         return sum(digits[..., k] * self._weight(k) for k in range(digits.shape[-1]))
 
     def _digits_of_audio(self) -> Tensor:
-        """Digits of one dimension, (values, stages) int64, for values all over the range of a latent."""
-        # Odd multiples of 2^-10 lie on both sides of every rounding tie of the presets, and on none of them.
+        """Returns the digits of one dimension, (values, stages) int64, for values over the whole range of a latent."""
+        # Odd multiples of 2^-10 lie on both sides of each rounding tie of the presets, and never on one.
         values = torch.arange(-1023, 1024, 2, dtype=torch.float64) / 1024
         tokens = self.quantizer.encode(torch.atanh(values).expand(1, self.dimensions, -1))
         return self._digits(tokens[0])[0]
 
     def _digits(self, codes: Tensor) -> Tensor:
-        """(stages, frames) int64 -> (dimensions, frames, stages) int64."""
+        """Unpacks codes into digits: (stages, frames) int64 -> (dimensions, frames, stages) int64."""
         digits = [stage.unpack(codes[k][None])[0] for k, stage in enumerate(self.quantizer.stages)]
         return torch.stack(digits, dim=-1)
 
     def _next_digits(self, stage: int) -> Tensor:
-        """Returns which digits may follow those of the stages before: (combinations of these, levels) bool."""
-        digits = self.all_digits[self.is_producible]
+        """Returns which digits may follow those of the earlier stages: (combinations of these, levels) bool."""
+        digits = self.all_digits[self.is_valid]
         table = torch.zeros(self._weight(stage), self.levels[stage], dtype=torch.bool)
         table[self._combination(digits[:, :stage]), digits[:, stage]] = True
-        # After digits that audio never has, as a prompt may hold them, nothing can be asked.
+        # After digits that audio cannot have, which a prompt may hold, every digit is allowed.
         table[~table.any(dim=1)] = True
         return table
 
@@ -219,7 +220,7 @@ class ProducibleCodes:
         """Returns which codes of the next stage can follow those of the earlier stages of the same frame.
 
         Args:
-            earlier_codes: (batch, stages before it) int64.
+            earlier_codes: (batch, earlier stages) int64.
 
         Returns:
             (batch, codes of the next stage) bool.
@@ -238,25 +239,25 @@ class ProducibleCodes:
 
     def contains(self, codes: Tensor) -> Tensor:
         """Returns which frames have valid codes: (stages, frames) int64 -> (frames,) bool."""
-        return self.is_producible[self._combination(self._digits(codes))].all(dim=0)
+        return self.is_valid[self._combination(self._digits(codes))].all(dim=0)
 
     def nearest(self, codes: Tensor) -> Tensor:
-        """Codes that audio can have, with the values nearest to these codes': (stages, frames) int64 -> the same.
+        """Returns the valid codes whose values are nearest to those of `codes`: (stages, frames) int64 -> the same.
 
-        Values within the grid stay what they are, so such a frame sounds the same; values beyond it are clamped.
+        Values within the grid do not change, so such a frame sounds the same; values beyond it are clamped.
         """
         values = self._values()
-        distances = (values[:, None] - values[None, self.is_producible]).abs()
-        nearest = self.is_producible.nonzero()[:, 0][distances.argmin(dim=1)]
-        nearest = torch.where(self.is_producible, torch.arange(len(nearest)), nearest)
+        distances = (values[:, None] - values[None, self.is_valid]).abs()
+        nearest = self.is_valid.nonzero()[:, 0][distances.argmin(dim=1)]
+        nearest = torch.where(self.is_valid, torch.arange(len(nearest)), nearest)
         digits = self.all_digits[nearest[self._combination(self._digits(codes))]]
         packed = [stage.pack(digits[None, ..., k])[0] for k, stage in enumerate(self.quantizer.stages)]
         return torch.stack(packed)
 
     def _values(self) -> Tensor:
-        """Value of each combination of digits, (combinations,) float32."""
+        """Returns the value of each combination of digits, (combinations,) float32."""
         stages = enumerate(self.quantizer.stages)
         return sum(stage.dequantize(self.all_digits[:, k].expand(1, 1, -1))[0, 0] for k, stage in stages)
 
 
-__all__ = ["LAYOUTS", "ProducibleCodes", "SpeechVocabulary"]
+__all__ = ["LAYOUTS", "ValidCodes", "SpeechVocabulary"]

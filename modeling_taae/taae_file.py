@@ -1,6 +1,6 @@
-"""The `.taae` file: the tokens of one clip and all that is needed to decode them, in as few bytes as possible.
+"""The `.taae` file: the tokens of one clip and everything needed to decode them, in as few bytes as possible.
 
-Two versions are written, whichever is shorter, little-endian throughout. Version 1 packs the tokens:
+There are two versions, both little-endian; the shorter one is written. Version 1 packs the tokens:
 
 | bytes | content |
 |---|---|
@@ -10,29 +10,29 @@ Two versions are written, whichever is shorter, little-endian throughout. Versio
 | 4 | sampling rate in Hz |
 | 4 | samples per frame |
 | 8 | number of samples |
-| 2 + n | bottleneck as text (see [`format_bottleneck`]), after its length |
+| 2 + n | length of the bottleneck's text, then the text (see [`format_bottleneck`]) |
 | 1 + 8 k | number k of tokens per frame, then the vocabulary size of each |
 | rest | tokens, frame by frame, each in the fewest bits that hold its vocabulary, lowest bit first |
 | 4 | CRC-32 of everything before |
 
-Version 2 codes the tokens with the prior in the model's folder (see `entropy/prior.py`), which knows the rest:
+Version 2 codes the tokens with the prior in the model's folder (see `entropy/prior.py`), which holds the other facts:
 
 | bytes | content |
 |---|---|
 | 4 | magic, `TAAE` |
 | 1 | version, 2 |
-| 1 | bottleneck, as its place in `CODED_BOTTLENECKS` |
-| 4 | identity of the prior, which stands for the model as well |
-| 2 | sampling rate in 25 Hz |
+| 1 | bottleneck, as its index in `CODED_BOTTLENECKS` |
+| 4 | identity of the prior, which also identifies the model |
+| 2 | sampling rate in units of 25 Hz |
 | 4 | number of samples |
-| rest | tokens in blocks of 256 frames, each but the last after its size in 2 bytes |
+| rest | tokens in blocks of 256 frames; the size of each block except the last precedes it in 2 bytes |
 | 4 | CRC-32 of everything before |
 
-Magic, version and checksum are the same in every version; what lies between belongs to the version.
+Every version has magic, version and checksum at these places; the bytes between them depend on the version.
 
-A stream of tokens, which `taae stream` writes and reads, has no length that could be known at its start, and has to be
-readable up to any frame. It begins as a file does, with `TAAS` for its magic, 0 for the number of samples, and the
-CRC-32 of this beginning behind it; then each frame follows as it would stand in a file of one frame, in whole bytes.
+A stream of tokens, which `taae stream` writes and reads, has no known length and can be read up to any frame. Its
+header is that of version 1 with the magic `TAAS` and 0 for the number of samples, followed by the header's CRC-32. Then
+come the frames, each packed by itself into whole bytes.
 """
 
 import io
@@ -71,11 +71,11 @@ Stages = list | tuple
 
 
 class TaaeFileError(TaaeInputError):
-    """Bytes that are no valid `.taae` file, or tokens that cannot be one."""
+    """Bytes that are no valid `.taae` file, or tokens that cannot be stored in one."""
 
 
 def format_bottleneck(bottleneck: str | list | tuple | tuple) -> str:
-    """Formats a bottleneck: a name as it is, stages as `5,5,5,5,5,5@1.0/5,5,5,5,5,5@0.25` (levels `@` scale)."""
+    """Formats a bottleneck: a name unchanged, stages as `5,5,5,5,5,5@1.0/5,5,5,5,5,5@0.25` (levels `@` scale)."""
     if isinstance(bottleneck, str):
         return bottleneck
     return "/".join(f"{','.join(str(int(level)) for level in levels)}@{float(scale)}" for levels, scale in bottleneck)
@@ -85,7 +85,7 @@ def parse_bottleneck(text: str) -> str | Stages:
     """Parses the text that [`format_bottleneck`] returns into the form that the model's methods take.
 
     Raises:
-        TaaeInputError: if stages are misspelt. Whether a name exists is for the model to say.
+        TaaeInputError: if stages are malformed. Names are checked by the model, not here.
     """
     if "@" not in text:
         return text
@@ -99,8 +99,8 @@ def parse_bottleneck(text: str) -> str | Stages:
         ) from error
 
 
-class Description(NamedTuple):
-    """The header of packed tokens, with all that decoding needs; the fields are those of a [`TaaeFile`]."""
+class PackedHeader(NamedTuple):
+    """The header of packed tokens, with everything that decoding needs; its fields are those of a [`TaaeFile`]."""
 
     model_identity: str
     sampling_rate: int
@@ -117,8 +117,8 @@ class Description(NamedTuple):
         return header + text + struct.pack(f"<B{len(sizes)}Q", len(sizes), *sizes)
 
     @classmethod
-    def read(cls, source: BinaryIO) -> "Description":
-        """Reads the output of [`~Description.to_bytes`], and no byte more.
+    def read(cls, source: BinaryIO) -> "PackedHeader":
+        """Reads the output of [`~PackedHeader.to_bytes`], and no byte more.
 
         Raises:
             struct.error, ValueError: if it is cut short or malformed.
@@ -140,11 +140,15 @@ class Description(NamedTuple):
         return header + CHECKSUM.pack(zlib.crc32(header))
 
     @classmethod
-    def read_stream(cls, source: BinaryIO, beginning: bytes = b"") -> "Description":
-        """Reads the header of a stream of tokens, whose first bytes may have been read already.
+    def read_stream(cls, source: BinaryIO, beginning: bytes = b"") -> "PackedHeader":
+        """Reads the header of a stream of tokens.
+
+        Args:
+            source: the stream of bytes.
+            beginning: its first bytes, if they have been read already.
 
         Raises:
-            TaaeFileError: if it is no stream of tokens, or one of another version, or damaged.
+            TaaeFileError: if it is no stream of tokens, has another version, or is damaged.
         """
         preamble = beginning + source.read(PREAMBLE.size - len(beginning))
         if preamble[: len(MAGIC)] != STREAM_MAGIC:
@@ -152,20 +156,17 @@ class Description(NamedTuple):
         if preamble[len(MAGIC) :] != bytes([VERSION]):
             raise TaaeFileError(f"this stream has another version than {VERSION}; update the package")
         try:
-            description = cls.read(source)
+            header = cls.read(source)
             (checksum,) = CHECKSUM.unpack(source.read(CHECKSUM.size))
         except (struct.error, ValueError) as error:
             raise TaaeFileError(f"the stream's header is truncated or corrupt ({error})") from error
-        if (
-            checksum != zlib.crc32(preamble + description.to_bytes())
-            or min(description.vocabulary_sizes, default=0) < 2
-        ):
+        if checksum != zlib.crc32(preamble + header.to_bytes()) or min(header.vocabulary_sizes, default=0) < 2:
             raise TaaeFileError("the stream's header is corrupt (wrong checksum); send it again from its start")
-        return description
+        return header
 
 
-class CodedDescription(NamedTuple):
-    """The header of entropy-coded tokens: all that is known about them without the prior."""
+class CodedHeader(NamedTuple):
+    """The header of entropy-coded tokens: everything known about them without the prior."""
 
     bottleneck: str
     prior_identity: str
@@ -178,8 +179,8 @@ class CodedDescription(NamedTuple):
         return CODED_HEADER.pack(number, identity, self.sampling_rate // RATE_UNIT, self.num_samples)
 
     @classmethod
-    def read(cls, source: BinaryIO) -> "CodedDescription":
-        """Reads the output of [`~CodedDescription.to_bytes`], and no byte more.
+    def read(cls, source: BinaryIO) -> "CodedHeader":
+        """Reads the output of [`~CodedHeader.to_bytes`], and no byte more.
 
         Raises:
             struct.error, ValueError: if it is cut short or malformed.
@@ -190,10 +191,10 @@ class CodedDescription(NamedTuple):
         return cls(CODED_BOTTLENECKS[number], identity.hex(), rate * RATE_UNIT, num_samples)
 
     def check_prior(self, prior: "EntropyPrior | None") -> None:
-        """Checks that a prior is the one with which the tokens were coded.
+        """Checks that the tokens were coded with this prior.
 
         Raises:
-            TaaeFileError: if it is another, or there is none.
+            TaaeFileError: if they were coded with another one, or the prior is None.
         """
         if prior is None:
             raise TaaeFileError(
@@ -208,9 +209,9 @@ class CodedDescription(NamedTuple):
             )
 
 
-DESCRIPTIONS: dict[int, type[Description] | type[CodedDescription]] = {
-    VERSION: Description,
-    CODED_VERSION: CodedDescription,
+HEADERS: dict[int, type[PackedHeader] | type[CodedHeader]] = {
+    VERSION: PackedHeader,
+    CODED_VERSION: CodedHeader,
 }
 
 
@@ -222,7 +223,7 @@ class TaaeFile:
         audio_codes: (tokens_per_frame, frames) int64.
         vocabulary_sizes: vocabulary size of each of a frame's tokens.
         bottleneck: a preset's name, `"native"`, or a list of `(levels, scale)` stages.
-        num_samples: length of the audio in samples; the last frame may be part padding.
+        num_samples: length of the audio in samples; the last frame may be partly padding.
         hop_length: samples per frame.
         sampling_rate: samples per second, in Hz.
         model_identity: the identity of the model that encoded, 16 hexadecimal digits.
@@ -248,7 +249,7 @@ class TaaeFile:
                 f"{self.num_samples} samples at {self.hop_length} per frame need tokens of shape {expected}, "
                 f"not {self.audio_codes.shape}"
             )
-        # Python's integers: a vocabulary may have 2^63 tokens, one more than int64 can say.
+        # Python's integers: a vocabulary may have 2^63 tokens, one more than int64 can hold.
         for stage, (codes, size) in enumerate(zip(self.audio_codes, self.vocabulary_sizes, strict=True)):
             lowest, highest = int(codes.min()), int(codes.max())
             if lowest < 0 or highest >= size:
@@ -283,12 +284,12 @@ class TaaeFile:
         return content + CHECKSUM.pack(zlib.crc32(content))
 
     def _packed(self) -> bytes:
-        description = Description(*(getattr(self, name) for name in Description._fields))
+        header = PackedHeader(*(getattr(self, name) for name in PackedHeader._fields))
         tokens = pack_tokens(self.audio_codes, self.vocabulary_sizes)
-        return PREAMBLE.pack(MAGIC, VERSION) + description.to_bytes() + tokens
+        return PREAMBLE.pack(MAGIC, VERSION) + header.to_bytes() + tokens
 
     def _coded(self, prior: "EntropyPrior") -> bytes | None:
-        """Returns version 2 without its checksum; None if version 2 cannot hold these tokens or their header."""
+        """Returns version 2 without its checksum; None if version 2 cannot store these tokens or their header."""
         facts = (self.model_identity, self.sampling_rate, self.hop_length)
         if facts != (prior.model_identity, prior.sampling_rate, prior.hop_length):
             return None
@@ -299,9 +300,9 @@ class TaaeFile:
             return None
         if self.sampling_rate % RATE_UNIT or self.sampling_rate >= RATE_UNIT << 16 or self.num_samples >= 1 << 32:
             return None
-        description = CodedDescription(bottleneck, prior.identity, self.sampling_rate, self.num_samples)
+        header = CodedHeader(bottleneck, prior.identity, self.sampling_rate, self.num_samples)
         tokens = prior.encode(self.audio_codes, bottleneck)
-        return None if tokens is None else PREAMBLE.pack(MAGIC, CODED_VERSION) + description.to_bytes() + tokens
+        return None if tokens is None else PREAMBLE.pack(MAGIC, CODED_VERSION) + header.to_bytes() + tokens
 
     @classmethod
     def from_bytes(cls, data: bytes, prior: "EntropyPrior | None" = None) -> "TaaeFile":
@@ -312,29 +313,29 @@ class TaaeFile:
             prior: the prior of the model that encoded, which version 2 needs.
 
         Raises:
-            TaaeFileError: if the bytes are foreign, of another version, truncated or changed in any way, or the prior
-                is missing or another.
+            TaaeFileError: if the bytes are no `.taae` file, of another version, truncated or changed in any way, or the
+                prior is missing or not the one used for encoding.
         """
-        source, description = read_description(data)
-        if isinstance(description, CodedDescription):
-            description.check_prior(prior)
+        source, header = read_header(data)
+        if isinstance(header, CodedHeader):
+            header.check_prior(prior)
             with refusing_malformed():
-                return cls._decode(source, description, cast("EntropyPrior", prior))
+                return cls._decode(source, header, cast("EntropyPrior", prior))
         with refusing_malformed():
-            frames = -(-description.num_samples // description.hop_length)
-            codes = unpack_tokens(source.read(), description.vocabulary_sizes, frames)
-            return cls(audio_codes=codes, **description._asdict())
+            frames = -(-header.num_samples // header.hop_length)
+            codes = unpack_tokens(source.read(), header.vocabulary_sizes, frames)
+            return cls(audio_codes=codes, **header._asdict())
 
     @classmethod
-    def _decode(cls, source: BinaryIO, description: CodedDescription, prior: "EntropyPrior") -> "TaaeFile":
-        frames = -(-description.num_samples // prior.hop_length)
+    def _decode(cls, source: BinaryIO, header: CodedHeader, prior: "EntropyPrior") -> "TaaeFile":
+        frames = -(-header.num_samples // prior.hop_length)
         return cls(
-            audio_codes=np.concatenate(list(prior.decode(source, description.bottleneck, frames)), axis=1),
-            vocabulary_sizes=prior.vocabulary_sizes(description.bottleneck),
-            bottleneck=description.bottleneck,
-            num_samples=description.num_samples,
+            audio_codes=np.concatenate(list(prior.decode(source, header.bottleneck, frames)), axis=1),
+            vocabulary_sizes=prior.vocabulary_sizes(header.bottleneck),
+            bottleneck=header.bottleneck,
+            num_samples=header.num_samples,
             hop_length=prior.hop_length,
-            sampling_rate=description.sampling_rate,
+            sampling_rate=header.sampling_rate,
             model_identity=prior.model_identity,
         )
 
@@ -359,18 +360,18 @@ class TaaeFile:
             prior: the prior of the model that encoded, which version 2 needs.
 
         Raises:
-            TaaeInputError: if it cannot be read; a TaaeFileError if it is no valid `.taae` file, or not of this prior.
+            TaaeInputError: if it cannot be read; a TaaeFileError if it is no valid `.taae` file or needs another prior.
         """
         data = read_bytes(source)
         with naming(source):
             return cls.from_bytes(data, prior)
 
 
-def read_description(data: bytes) -> tuple[BinaryIO, Description | CodedDescription]:
-    """Reads a file's header; returns its tokens as they are stored, and the header.
+def read_header(data: bytes) -> tuple[BinaryIO, PackedHeader | CodedHeader]:
+    """Reads a file's header; returns the stored tokens as a stream of bytes, and the header.
 
     Raises:
-        TaaeFileError: if the bytes are foreign, of another version, truncated or changed in any way.
+        TaaeFileError: if the bytes are no `.taae` file, of another version, truncated or changed in any way.
     """
     if data[: len(MAGIC)] != MAGIC:
         hint = "; a stream of tokens goes to `taae stream`" if data[: len(MAGIC)] == STREAM_MAGIC else ""
@@ -378,9 +379,9 @@ def read_description(data: bytes) -> tuple[BinaryIO, Description | CodedDescript
     if len(data) < PREAMBLE.size + CHECKSUM.size:
         raise TaaeFileError("this file is truncated; copy it or encode the audio again")
     version = data[len(MAGIC)]
-    if version not in DESCRIPTIONS:
+    if version not in HEADERS:
         raise TaaeFileError(
-            f"this file has format version {version}, this release reads {' and '.join(map(str, DESCRIPTIONS))}; "
+            f"this file has format version {version}, this release reads {' and '.join(map(str, HEADERS))}; "
             "update the package"
         )
     content, checksum = data[: -CHECKSUM.size], data[-CHECKSUM.size :]
@@ -388,22 +389,22 @@ def read_description(data: bytes) -> tuple[BinaryIO, Description | CodedDescript
         raise TaaeFileError("this file is truncated or corrupt (wrong checksum); copy it or encode the audio again")
     source = io.BytesIO(content[PREAMBLE.size :])
     with refusing_malformed():
-        return source, DESCRIPTIONS[version].read(source)
+        return source, HEADERS[version].read(source)
 
 
 @contextmanager
 def refusing_malformed() -> Iterator[None]:
-    """Turns errors of reading a file whose checksum is right into one that says so."""
+    """Turns errors in a file with a correct checksum into one that says that the file is malformed."""
     try:
         yield
-    # Another program wrote this, and not by the rules.
+    # Written by another program, against the format.
     except (struct.error, ValueError, ZeroDivisionError) as error:
         raise TaaeFileError(f"this file is malformed ({error}); expected a file that `taae encode` wrote") from error
 
 
 @contextmanager
 def naming(source: str | Path) -> Iterator[None]:
-    """Names the file in errors."""
+    """Puts the file's name in front of errors."""
     try:
         yield
     except TaaeFileError as error:
@@ -411,7 +412,7 @@ def naming(source: str | Path) -> Iterator[None]:
 
 
 def token_bits(vocabulary_size: int) -> int:
-    """Returns the fewest whole bits that hold any token of a vocabulary."""
+    """Returns the number of bits that hold any token of a vocabulary."""
     return (vocabulary_size - 1).bit_length()
 
 
@@ -428,7 +429,7 @@ def unpack_tokens(payload: bytes, vocabulary_sizes: tuple[int, ...], frames: int
     """Reads the output of [`pack_tokens`]: (tokens_per_frame, frames) int64.
 
     Raises:
-        TaaeFileError: if the payload is not as long as so many frames, or a vocabulary has fewer than 2 tokens.
+        TaaeFileError: if the payload does not have the length of `frames` frames, or a vocabulary is smaller than 2.
     """
     if min(vocabulary_sizes, default=0) < 2:
         raise TaaeFileError(f"vocabularies of {vocabulary_sizes} tokens; expected at least one of at least 2")

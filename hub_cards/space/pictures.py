@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from modeling_taae.evaluation.html_report import RANGE_DB, spectrum
 from modeling_taae.evaluation.html_report import encoded as in_base64
 from modeling_taae.quantization_taae import ResidualFSQ
-from modeling_taae.taae_file import CHECKSUM, TaaeFile, read_description
+from modeling_taae.taae_file import CHECKSUM, TaaeFile, read_header
 
 # Of the dump of bytes; a minute of speech has some thousands.
 LONGEST_DUMP = 1024
@@ -76,7 +76,7 @@ def show_tokens(encoded: TaaeFile, bottleneck: ResidualFSQ) -> str:
 
 def show_bytes(content: bytes) -> str:
     """A `.taae` file: its bytes in hexadecimal, header and checksum set apart, and a link to save it."""
-    source, _ = read_description(content)
+    source, _ = read_header(content)
     tokens, checksum = source.read(), content[-CHECKSUM.size :]
     header = content[: -len(tokens) - len(checksum)]
     link = f"data:application/octet-stream;base64,{in_base64(content)}"

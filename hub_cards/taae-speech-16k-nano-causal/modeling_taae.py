@@ -3,10 +3,10 @@
 Signal path: audio -> patches -> encoder -> latents -> FSQ -> codes -> decoder -> patches -> audio. The audio is
 (batch, 1, samples), convolutions see (batch, channels, steps), transformer layers (batch, steps, channels).
 
-`lengths` (batch,) is the number of real steps of each item at the rate of the tensor it goes with, or None where all
-steps are real. What lies beyond an item's length is zero at the input of every convolution and hidden from attention,
-so that an item of a padded batch comes out as it does alone. `past` is what a stream through a causal model remembers;
-it stands where zeros stand before the beginning of a recording.
+`lengths` (batch,) is the number of real steps of each item at the rate of its tensor, or None if all steps are real.
+Steps beyond it are zero at the input of every convolution and hidden from attention, so that an item gives the same
+output in a padded batch as alone. `past` holds the steps that a stream through a causal model has kept; they replace
+the zeros that precede a recording.
 """
 
 import math
@@ -29,7 +29,7 @@ from .quantization_taae import ResidualFSQ, dither, resolve_bottleneck, straight
 from .streaming_taae import Past, StreamingState
 from .transformer_taae import TaaeLayerScale, TaaeTransformer
 
-# What torch calls the two parts that weight norm splits a weight into.
+# torch's names of the two parts into which weight norm splits a weight.
 MAGNITUDE, DIRECTION = ".parametrizations.weight.original0", ".parametrizations.weight.original1"
 
 
@@ -44,7 +44,7 @@ class TaaeEncoderOutput(ModelOutput):
         latents (`torch.FloatTensor` of shape `(batch, latent_dim, frames)`):
             Output of the encoder, before the hyperbolic tangent; zero in padded frames.
         state (`StreamingState`, *optional*):
-            What to give to the next call, if this one was given a state.
+            State to pass to the next call of a stream; None outside of streams.
     """
 
     audio_codes: Tensor | None = None
@@ -60,7 +60,7 @@ class TaaeDecoderOutput(ModelOutput):
         audio_values (`torch.FloatTensor` of shape `(batch, 1, frames * hop_length)`):
             Decoded audio, zero in padded frames.
         state (`StreamingState`, *optional*):
-            What to give to the next call, if this one was given a state.
+            State to pass to the next call of a stream; None outside of streams.
     """
 
     audio_values: Tensor | None = None
@@ -104,8 +104,7 @@ class TaaeEncoderBlock(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """(batch, in_width, steps) -> (batch, width, steps / stride), and the lengths at that rate.
 
-        This is what the transformer layers are to be given. The encoder calls them, when it has let go of the input,
-        which is the larger one.
+        The encoder, not this block, runs the transformer layers on the result: by then the larger input is freed.
         """
         for unit in self.residual_units:
             hidden_states = unit(hidden_states, lengths, past)
@@ -140,7 +139,7 @@ class TaaeDecoderBlock(nn.Module):
 
 
 class TaaeEncoder(nn.Module):
-    """Patches to latents."""
+    """Encodes audio, cut into patches, into latents."""
 
     def __init__(self, config: TaaeConfig):
         super().__init__()
@@ -165,7 +164,7 @@ class TaaeEncoder(nn.Module):
 
 
 class TaaeDecoder(nn.Module):
-    """Codes to patches."""
+    """Decodes codes into patches, joined to audio."""
 
     def __init__(self, config: TaaeConfig):
         super().__init__()
@@ -192,7 +191,7 @@ class TaaeDecoder(nn.Module):
 class TaaeModel(PreTrainedAudioTokenizerBase):
     """The transformer auto-encoder: speech to tokens and back.
 
-    A model is made and loaded with fused weights. Training wants [`~TaaeModel.apply_weight_norm`] first;
+    New and loaded models have fused weights. Call [`~TaaeModel.apply_weight_norm`] before training;
     `save_pretrained` always writes fused weights.
     """
 
@@ -202,7 +201,7 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
     main_input_name = "input_values"
     input_modalities = ("audio",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["TaaeEncoder", "TaaeDecoder"]  # masks are made once for all layers, and stay on one device
+    _no_split_modules = ["TaaeEncoder", "TaaeDecoder"]  # all layers share one mask, on one device
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -240,16 +239,16 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs) -> "TaaeModel":
-        """As for any model of Transformers, but in float32 unless told otherwise: less moves tokens."""
-        if "torch_dtype" not in kwargs:  # as `dtype` was called once
+        """Loads a model as Transformers does, but in float32 by default: lower precision changes tokens."""
+        if "torch_dtype" not in kwargs:  # the former name of `dtype`
             kwargs.setdefault("dtype", torch.float32)
         return super().from_pretrained(*args, **kwargs)
 
     def get_input_embeddings(self) -> None:
-        """Returns None, for quantisers that ask: audio has no table of embeddings."""
+        """Returns None: audio has no table of embeddings. Quantisation libraries call this."""
 
     def bottleneck(self, bottleneck: str | list | tuple | None = None) -> ResidualFSQ:
-        """The bottleneck that an argument of `encode` or `decode` stands for; None is the config's own.
+        """Returns the bottleneck for an argument of `encode` or `decode`; None stands for the config's default.
 
         Raises:
             ValueError: if the name is unknown, or the stages do not fit the latent dimensions.
@@ -278,16 +277,16 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
     ) -> TaaeEncoderOutput:
         """Turns audio into tokens.
 
-        With a `state`, `input_values` are the next samples of a stream, any number of them, and the tokens are those of
-        the frames that they complete: none, perhaps. No gradient is computed.
+        With a `state`, `input_values` is the next chunk of a stream, of any number of samples. The tokens are those of
+        the frames that the chunk completes, possibly none. No gradient is computed.
 
         Args:
-            input_values: (batch, 1, samples) at `config.sampling_rate`; zero-padded to whole frames here if need be.
+            input_values: (batch, 1, samples) at `config.sampling_rate`; zero-padded to whole frames if necessary.
             padding_mask: (batch, samples), 1 for each item's own samples, which come first, 0 for padding.
             bottleneck: a preset's name, `"native"`, a list of `(levels, scale)` stages, or None for the config's.
             state: the stream's state, from `streaming_state` or the `state` of the last call's output.
-            final: whether the stream ends here: its last frame is made whole with zeros, if there is one to be. What is
-                given to the state after that goes on behind these zeros, unless it is reset.
+            final: whether the stream ends here. An incomplete last frame is padded with zeros. Audio that is encoded
+                with the state after that continues behind these zeros, unless the state is reset.
 
         Raises:
             ValueError: if a shape, the mask, the bottleneck or the state is wrong, or audio is of integers, NaN or
@@ -317,18 +316,18 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
     ) -> TaaeDecoderOutput:
         """Turns tokens, or continuous latents, into audio.
 
-        With a `state` they are the next frames of a stream, any number of them. No gradient is computed.
+        With a `state`, the tokens are the next frames of a stream, any number of them. No gradient is computed.
 
         Args:
             audio_codes: (batch, tokens_per_frame, frames) integers, as `encode` returns them.
             audio_codes_mask: (batch, frames), 1 for each item's own frames, which come first, 0 for padding.
-            bottleneck: the one that made the tokens; latents have none.
-            latents: (batch, latent_dim, frames) in place of tokens: decoded through the hyperbolic tangent, unrounded.
+            bottleneck: the bottleneck that made the tokens; leave it out for latents.
+            latents: (batch, latent_dim, frames) instead of tokens, before the hyperbolic tangent; not rounded.
             state: the stream's state, from `streaming_state` or the `state` of the last call's output.
 
         Raises:
-            ValueError: if neither or both of tokens and latents are given, latents with a bottleneck, or their shape or
-                range or the state is wrong.
+            ValueError: if not exactly one of tokens and latents is given, latents come with a bottleneck, or a shape, a
+                token or the state is wrong.
         """
         if (audio_codes is None) == (latents is None):
             raise ValueError(
@@ -352,7 +351,7 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
             audio, state = self._decode_chunk(codes.to(self.dtype), audio_codes_mask, state)
             return TaaeDecoderOutput(audio_values=audio, state=state)
         if 0 in codes.shape:
-            raise ValueError("There is no frame to decode.")
+            raise ValueError("There is no frame to decode; pass at least one.")
         return TaaeDecoderOutput(audio_values=self.decoder(codes.to(self.dtype), lengths))
 
     @can_return_tuple
@@ -365,24 +364,24 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
     ) -> TaaeOutput:
         """Encodes and decodes, cutting the audio to the input's length.
 
-        Gradients flow back to the audio in both modes. In training mode the bottleneck is the paper's noisy one
-        (section 3.2), and there are no tokens. In evaluation mode latents are rounded and their gradient passes
-        straight through, so that a frozen codec can stand in a loss or after a network that is trained.
+        Gradients flow back to the audio in both modes. In training mode the bottleneck adds noise (section 3.2) and
+        gives no tokens. In evaluation mode latents are rounded with a straight-through gradient, so that a frozen codec
+        can be part of a loss or follow a network that is trained.
 
         Args:
             input_values: (batch, 1, samples) at `config.sampling_rate`.
             padding_mask: (batch, samples), 1 for each item's own samples, which come first, 0 for padding.
             bottleneck: see `encode`; not used in training mode.
-            kwargs: what Transformers passes to any model, such as `output_hidden_states`; there is nothing to output.
+            kwargs: arguments that Transformers passes to any model, such as `output_hidden_states`; ignored.
 
         Raises:
-            TypeError: if there is no such argument.
+            TypeError: if an argument is unknown.
             ValueError: if a shape, the mask or the bottleneck is wrong, or audio is of integers, NaN or infinite.
         """
         if unknown := sorted(kwargs.keys() - TransformersKwargs.__annotations__.keys()):
             raise TypeError(
-                f"forward has no argument {unknown[0]!r}. The mask is called padding_mask; streams go through encode "
-                "and decode."
+                f"forward has no argument {unknown[0]!r}. The mask is called padding_mask; for streams use encode and "
+                "decode."
             )
         latents, lengths = self._encode_latents(input_values, padding_mask)
         if self.training:
@@ -399,12 +398,12 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         )
 
     def _squash(self, latents: Tensor, mask: Tensor | None) -> Tensor:
-        """Returns the codes that a bottleneck without rounding makes of latents, after checking these."""
+        """Checks latents and returns their codes, (batch, latent_dim, frames), without rounding."""
         _check_tensor(latents, "latents", f"(batch, {self.config.latent_dim}, frames)")
         if latents.ndim != 3 or latents.shape[1] != self.config.latent_dim:
             raise ValueError(f"latents must be (batch, {self.config.latent_dim}, frames), not {tuple(latents.shape)}.")
         if not latents.is_floating_point():
-            raise ValueError(f"latents must be floats, not {latents.dtype}; tokens go in as audio_codes.")
+            raise ValueError(f"latents must be floats, not {latents.dtype}; pass tokens as audio_codes.")
         codes = torch.tanh(latents)
         if mask is not None and mask.shape == (latents.shape[0], latents.shape[2]):
             codes = codes.masked_fill(~mask.bool()[:, None], 0)
@@ -417,7 +416,7 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         )
 
     def _encode_latents(self, input_values: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Latents (batch, latent_dim, frames) and each item's number of frames (None where all are real)."""
+        """Returns latents (batch, latent_dim, frames) and each item's number of frames, None if all are real."""
         _check_tensor(input_values, "input_values", "(batch, 1, samples)")
         if input_values.ndim != 3 or input_values.shape[1] != 1 or 0 in input_values.shape:
             raise ValueError(
@@ -435,28 +434,26 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
             samples = _mask_lengths(padding_mask, "padding_mask")
             input_values = zero_padding(input_values, samples)
             frames = self._whole_frames(samples)
-        # The reference drops what does not fill its strides; a whole frame keeps it.
+        # The reference drops samples that do not fill its strides; padding to whole frames keeps them.
         missing = self._whole_frames(input_values.shape[-1]) * self.config.hop_length - input_values.shape[-1]
-        # Padding copies even if nothing is missing; a compiler would make a graph of its own for that.
+        # Padding copies even if nothing is missing, so skip it then; a compiler would make a second graph for that.
         if torch.compiler.is_compiling() or missing:
             input_values = F.pad(input_values, (0, missing))
         patches = None if frames is None else frames * (self.config.hop_length // self.config.patch_size)
         return self.encoder(input_values.to(self.dtype), patches), frames
 
     def _whole_frames(self, samples: int | Tensor) -> int | Tensor:
-        """Frames that hold so many samples."""
-        # Not -(-samples // hop_length), which ONNX would round towards zero.
+        """Returns the number of frames that hold so many samples."""
+        # Not -(-samples // hop_length), which ONNX rounds towards zero.
         return (samples + self.config.hop_length - 1) // self.config.hop_length
 
     @torch.no_grad()
     def _encode_chunk(
         self, chunk: Tensor, padding_mask: Tensor | None, state: StreamingState, final: bool
     ) -> tuple[Tensor, StreamingState]:
-        """Latents (batch, latent_dim, frames) of the frames that are complete now, and the next state."""
+        """Returns latents (batch, latent_dim, frames) of the frames that are complete now, and the next state."""
         if padding_mask is not None and not padding_mask.all():
-            raise ValueError(
-                "A stream has no padding_mask: it takes what has come, so give each chunk without padding."
-            )
+            raise ValueError("A stream has no padding_mask: pass each chunk without padding.")
         _check_tensor(chunk, "input_values", "(batch, 1, samples)")
         if chunk.ndim != 3 or chunk.shape[1] != 1:
             raise ValueError(f"A chunk of a stream must be (batch, 1, samples), not {tuple(chunk.shape)}.")
@@ -475,9 +472,9 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
     def _decode_chunk(
         self, codes: Tensor, audio_codes_mask: Tensor | None, state: StreamingState
     ) -> tuple[Tensor, StreamingState]:
-        """Audio (batch, 1, frames * hop_length) of codes (batch, latent_dim, frames), and the next state."""
+        """Decodes codes (batch, latent_dim, frames); returns (batch, 1, frames * hop_length) and the next state."""
         if audio_codes_mask is not None and not audio_codes_mask.all():
-            raise ValueError("A stream has no audio_codes_mask: give the frames that have come, without padding.")
+            raise ValueError("A stream has no audio_codes_mask: pass its next frames without padding.")
         state.check(self.config, codes.shape[0], self.device, self.dtype, "decode")
         if codes.shape[-1] == 0:
             return codes.new_zeros(codes.shape[0], 1, 0), replace(state, method="decode")
@@ -486,21 +483,21 @@ class TaaeModel(PreTrainedAudioTokenizerBase):
         return audio, state.after(past, method="decode")
 
     def apply_weight_norm(self) -> "TaaeModel":
-        """Splits each convolution's weight into direction and magnitude, for training. Changes no output."""
+        """Splits each convolution's weight into direction and magnitude, for training. Outputs stay the same."""
         for module in self._convolutions():
             if not parametrize.is_parametrized(module, "weight"):
                 parametrizations.weight_norm(module, "weight")
         return self
 
     def remove_weight_norm(self) -> "TaaeModel":
-        """Fuses each convolution's direction and magnitude back into one weight, for use. Changes no output."""
+        """Fuses each convolution's direction and magnitude into one weight, for inference. Outputs stay the same."""
         for module in self._convolutions():
             if parametrize.is_parametrized(module, "weight"):
                 parametrize.remove_parametrizations(module, "weight")
         return self
 
     def fused_state_dict(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """A state dict of this model, its own by default, as it is without weight norm, whether or not it has that."""
+        """Returns a state dict of this model, by default its current one, with weight norm fused if it has any."""
         state = dict(self.state_dict() if state_dict is None else state_dict)
         for name in [name.removesuffix(MAGNITUDE) for name in state if name.endswith(MAGNITUDE)]:
             magnitude, direction = state.pop(name + MAGNITUDE), state.pop(name + DIRECTION)
@@ -535,13 +532,13 @@ def _check_tensor(value: object, name: str, shape: str) -> None:
 def _check_floating(input_values: Tensor) -> None:
     if not input_values.is_floating_point():
         raise ValueError(
-            f"input_values must be floats with full scale at 1, not {input_values.dtype}: the feature extractor makes "
-            "them of integers."
+            f"input_values must be floats with full scale at 1, not {input_values.dtype}: the feature extractor "
+            "converts integers."
         )
 
 
 def _mask_lengths(mask: Tensor, name: str) -> Tensor:
-    """Real steps of each item from a (batch, steps) mask of ones, then zeros."""
+    """Returns the number of real steps of each item, from a (batch, steps) mask of ones followed by zeros."""
     _check_tensor(mask, name, "(batch, steps)")
     if mask.ndim != 2:
         raise ValueError(f"{name} must have two dimensions (batch, steps), not shape {tuple(mask.shape)}.")
@@ -550,7 +547,7 @@ def _mask_lengths(mask: Tensor, name: str) -> Tensor:
 
 
 def _frame_mask(latents: Tensor, lengths: Tensor | None) -> Tensor:
-    """(batch, frames) int64, 1 where a frame is real."""
+    """Returns (batch, frames) int64, 1 where a frame is real."""
     if lengths is None:
         return torch.ones(latents.shape[0], latents.shape[-1], dtype=torch.int64, device=latents.device)
     return real_steps(lengths, latents.shape[-1]).to(torch.int64)

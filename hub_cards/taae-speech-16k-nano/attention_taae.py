@@ -1,7 +1,6 @@
-"""Attention of TAAE: over a sliding window, with normalised queries and keys and rotary positions.
+"""Sliding-window attention of TAAE, with normalised queries and keys and rotary positions.
 
-`lengths` (batch,) is the number of real steps of each item, or None where all are real; what lies beyond is hidden from
-every query.
+`lengths` (batch,) is the number of real steps of each item, or None if all are real. No query sees a step beyond it.
 """
 
 from collections.abc import Callable
@@ -25,9 +24,9 @@ except ImportError:
 def rotary_embedding(
     steps: int, dim: int, base: float, device: torch.device, start: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary position embedding, each (steps, dim) in float32.
+    """Returns the cosines and sines of the rotary position embedding, each (steps, dim) in float32.
 
-    With `start`, the position of each item's first step, (batch,) integers, they are (batch, 1, steps, dim).
+    With `start`, the position of each item's first step as (batch,) integers, both are (batch, 1, steps, dim).
 
     The angles are computed in float64: float32 is off by 1e-2 rad after half an hour, which changes tokens.
     """
@@ -42,20 +41,20 @@ def rotary_embedding(
 
 
 def apply_rotary(states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Turns the first dimensions of each head, as many as there are cosines: (batch, heads, steps, head_dim)."""
-    turned, kept = states.split([cosines.shape[-1], states.shape[-1] - cosines.shape[-1]], dim=-1)
-    first, second = turned.chunk(2, dim=-1)
-    turned = turned * cosines.to(states.dtype) + torch.cat([-second, first], dim=-1) * sines.to(states.dtype)
-    return torch.cat([turned, kept], dim=-1)
+    """Rotates the first `cosines.shape[-1]` dimensions of each head: (batch, heads, steps, head_dim) -> the same."""
+    rotated, kept = states.split([cosines.shape[-1], states.shape[-1] - cosines.shape[-1]], dim=-1)
+    first, second = rotated.chunk(2, dim=-1)
+    rotated = rotated * cosines.to(states.dtype) + torch.cat([-second, first], dim=-1) * sines.to(states.dtype)
+    return torch.cat([rotated, kept], dim=-1)
 
 
 def additive_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where a query sees a key, the dtype's minimum elsewhere."""
+    """Returns a mask to add to attention scores: 0 where a query sees a key, the dtype's minimum elsewhere."""
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
 def flex_mask(seen: Tensor) -> BlockMask:
-    """The same for FlexAttention, which corrupts memory on the CPU if it is given an additive mask."""
+    """Returns the mask for FlexAttention, which corrupts memory on the CPU if it gets an additive mask."""
     items, _, queries, keys = seen.shape
     return create_block_mask(
         lambda item, head, query, key: seen[item, 0, query, key], items, 1, queries, keys, device=str(seen.device)
@@ -63,20 +62,20 @@ def flex_mask(seen: Tensor) -> BlockMask:
 
 
 class WindowBlocks:
-    """Cuts attention over a sliding window into blocks of queries, each with the keys that its queries can see.
+    """Cuts sliding-window attention into blocks of queries, each with the keys that its queries can see.
 
-    Time and memory grow with the length, on every attention implementation, where a mask of steps × steps would grow
-    with its square. A sequence no longer than a block is a block by itself.
+    Time and memory grow linearly with the length on every attention implementation; a (steps, steps) mask would grow
+    with its square. A sequence no longer than a block is one block.
 
     Args:
         window: keys that a query sees to its left and right, inclusive.
         hidden_states: (batch, steps, width), the sequences to attend over; only shape, dtype and device matter.
         lengths: (batch,) real steps of each item, or None.
         implementation: the attention implementation that computes within blocks.
-        past_steps: (batch,) steps of each item before these, of which keys come with the window's left half in front
-            of the present ones; None where there are none.
-        uniform: true for several blocks of the window's size whatever the length, so that one compiled graph serves
-            all lengths. A model that is compiled as a whole has them anyway.
+        past_steps: (batch,) steps of each item before this chunk of a stream; the keys then begin with as many past
+            steps as the window has to its left. None outside of streams.
+        uniform: whether to make several blocks of the window's size at any length, so that one compiled graph serves
+            all lengths. A model that is compiled as a whole always has them.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class WindowBlocks:
         self.implementation = implementation
         self.batch_size, self.steps, _ = hidden_states.shape
         if (uniform or torch.compiler.is_compiling()) and past_steps is None:
-            # The last block is never full: a padding of nothing would be a graph of its own.
+            # The last block is never full, because padding by nothing would need a second graph.
             self.block = left + right + 1
             self.blocks = self.steps // self.block + 2
         else:
@@ -105,7 +104,7 @@ class WindowBlocks:
     def _seen(
         self, window: tuple[int, int], lengths: Tensor | None, past_steps: Tensor | None, device: torch.device
     ) -> Tensor:
-        """Boolean (batch * blocks, 1, block, keys), true where a query sees a key."""
+        """Returns (batch * blocks, 1, block, keys) bool, true where a query sees a key."""
         left, right = window
         starts = torch.arange(self.blocks, device=device)[:, None] * self.block
         query = starts + torch.arange(self.block, device=device)
@@ -114,18 +113,18 @@ class WindowBlocks:
         ends = torch.full((self.batch_size,), self.steps, device=device) if lengths is None else lengths
         begins = torch.zeros_like(ends) if past_steps is None else -past_steps
         real = (key >= begins[:, None, None]) & (key < ends[:, None, None])
-        # Queries beyond the end see themselves: a softmax over nothing would be NaN, and spread.
+        # Queries beyond the end see themselves: a softmax over no key would give NaN, which would spread.
         seen = (offset >= -left) & (offset <= right) & real[:, :, None, :] | (offset == 0)
         return seen.flatten(0, 1)[:, None]
 
     def split_queries(self, states: Tensor) -> Tensor:
-        """(batch, heads, steps, head_dim) -> (batch * blocks, heads, block, head_dim)."""
+        """Splits (batch, heads, steps, head_dim) into (batch * blocks, heads, block, head_dim)."""
         return self._split(F.pad(states, (0, 0, 0, self.blocks * self.block - self.steps)), self.block)
 
     def split_keys(self, states: Tensor) -> Tensor:
-        """(batch, heads, steps, head_dim) -> (batch * blocks, heads, keys, head_dim).
+        """Splits (batch, heads, steps, head_dim) into (batch * blocks, heads, keys, head_dim).
 
-        The steps may have past ones in front of them, as many as the window has to its left.
+        In a stream, `states` begin with past steps, as many as the window has to its left.
         """
         before, after = self.halo
         missing = before - (states.shape[2] - self.steps)
@@ -136,14 +135,14 @@ class WindowBlocks:
         return states.unfold(2, size, self.block).permute(0, 2, 1, 4, 3).flatten(0, 1)
 
     def join(self, states: Tensor) -> Tensor:
-        """(batch * blocks, block, heads, head_dim) -> (batch, steps, heads * head_dim)."""
+        """Joins (batch * blocks, block, heads, head_dim) into (batch, steps, heads * head_dim)."""
         return states.reshape(self.batch_size, self.blocks * self.block, -1)[:, : self.steps]
 
 
 def flash_window_attention(
     query: Tensor, key: Tensor, value: Tensor, window: tuple[int, int], lengths: Tensor | None
 ) -> Tensor:
-    """Attention over a sliding window by FlashAttention 2, which knows asymmetric windows itself.
+    """Computes sliding-window attention with FlashAttention 2, which supports asymmetric windows.
 
     Args:
         query, key, value: (batch, heads, steps, head_dim) in float16 or bfloat16.
@@ -154,8 +153,8 @@ def flash_window_attention(
         (batch, steps, heads * head_dim).
 
     Raises:
-        ImportError: without the package flash_attn.
-        ValueError: for other dtypes: silently casting to float16 changes tokens.
+        ImportError: if the package flash_attn is not installed.
+        ValueError: if the dtype is another one. Casting silently to float16 would change tokens.
     """
     if flash_attn_varlen_func is None:
         raise ImportError(
@@ -181,7 +180,7 @@ def flash_window_attention(
 def eager_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, **kwargs
 ) -> tuple[Tensor, Tensor]:
-    """Attention spelt out: (batch, heads, steps, head_dim) -> (batch, steps, heads, head_dim), and the weights."""
+    """Computes attention in plain PyTorch; returns (batch, steps, heads, head_dim) and the attention weights."""
     weights = torch.softmax(query @ key.transpose(-1, -2) * scaling + attention_mask, dim=-1)
     return (weights @ value).transpose(1, 2), weights
 
@@ -189,19 +188,19 @@ def eager_attention(
 def flex_attention_on_cpu(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: BlockMask, scaling: float, **kwargs
 ) -> tuple[Tensor, None]:
-    """FlexAttention uncompiled, as `eager_attention`: what PyTorch compiles of it for the CPU fails as lengths vary."""
+    """Computes FlexAttention uncompiled: compiled for the CPU by PyTorch, it fails when lengths vary."""
     return flex_attention(query, key, value, block_mask=attention_mask, scale=scaling).transpose(1, 2), None
 
 
 def attention_function(implementation: str, device: torch.device) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The function that computes attention within blocks."""
+    """Returns the function that computes attention within blocks."""
     if implementation == "flex_attention" and device.type == "cpu":
         return flex_attention_on_cpu
     return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
 
 
 class TaaeAttention(nn.Module):
-    """Multi-head attention over a sliding window, with normalised queries and keys and rotary positions."""
+    """Multi-head sliding-window attention with normalised queries and keys and rotary positions."""
 
     def __init__(self, config: TaaeConfig, width: int):
         super().__init__()
@@ -212,8 +211,8 @@ class TaaeAttention(nn.Module):
         self.q_norm = nn.LayerNorm(self.head_dim, eps=config.qk_norm_eps)
         self.k_norm = nn.LayerNorm(self.head_dim, eps=config.qk_norm_eps)
         self.o_proj = nn.Linear(width, width, bias=False)
-        self.stream_name = ""  # the path within the model, which knows it
-        self.is_causal = False  # the window says what is seen; attention functions must not add to it
+        self.stream_name = ""  # the module's path, set by the model
+        self.is_causal = False  # the window decides what is seen; attention functions must not add a causal mask
 
     def forward(
         self,
@@ -223,7 +222,7 @@ class TaaeAttention(nn.Module):
         lengths: Tensor | None = None,
         past: Past | None = None,
     ) -> Tensor:
-        """(batch, steps, width) -> the same shape. `blocks` is None with FlashAttention, which needs none."""
+        """Maps (batch, steps, width) to the same shape. `blocks` is None for FlashAttention, which needs none."""
         query, key, value = (
             states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for states in self.qkv_proj(hidden_states).chunk(3, dim=-1)
@@ -231,7 +230,7 @@ class TaaeAttention(nn.Module):
         query = apply_rotary(self.q_norm(query), *position_embeddings)
         key = apply_rotary(self.k_norm(key), *position_embeddings)
         if blocks is None:
-            # Autocast on CUDA, as in training, leaves what was normalised in float32.
+            # CUDA autocast, as in training, leaves normalised queries and keys in float32.
             query, key = query.to(value.dtype), key.to(value.dtype)
             return self.o_proj(flash_window_attention(query, key, value, self.window, lengths))
         if past is not None:

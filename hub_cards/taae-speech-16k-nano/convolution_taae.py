@@ -1,11 +1,11 @@
-"""Convolutions of TAAE and the activations between them, all blind to padding.
+"""Convolutions of TAAE, which never read padding, and the activations between them.
 
-`lengths` (batch,) is the number of real steps of each item at the rate of the tensor it goes with, or None where all
-steps are real. What lies beyond an item's length is zero at the input of every convolution, so that an item of a padded
-batch comes out as it does alone. `past` is what a stream remembers, which stands on the left in place of zeros.
+`lengths` (batch,) is the number of real steps of each item at the rate of its tensor, or None if all steps are real.
+Every convolution zeroes the steps beyond an item's length in its input, so that an item gives the same output in a
+padded batch as alone. `past` holds the steps that a stream has kept; they replace the zeros on the left.
 
-Long inputs are processed in pieces of time, each with all that it depends on: what comes out is the same, and what is
-in memory besides input and output does not grow with the length.
+Long inputs are processed in chunks. A chunk is extended by the receptive field, so the output is the same, and memory
+beyond input and output does not grow with the length.
 """
 
 import math
@@ -18,36 +18,36 @@ from torch import Tensor, nn
 from .configuration_taae import TaaeConfig
 from .streaming_taae import Past
 
-# Steps of a piece: enough to keep a processor busy and to make little of what is computed twice at the edges.
-PIECE = 4096
+# Steps of a chunk: enough to keep a processor busy, and to make the edges that are computed twice negligible.
+CHUNK_STEPS = 4096
 
 
 def is_long(steps: int) -> bool:
-    """Returns whether a sequence is processed in chunks. A gradient or a compiler needs it as a whole."""
-    return not torch.compiler.is_compiling() and not torch.is_grad_enabled() and steps > PIECE
+    """Returns whether a sequence is processed in chunks. Gradients and compiled graphs need it as a whole."""
+    return not torch.compiler.is_compiling() and not torch.is_grad_enabled() and steps > CHUNK_STEPS
 
 
-def pieces(steps: int) -> Iterator[tuple[int, int]]:
-    """Start and end of each piece."""
-    return ((start, min(start + PIECE, steps)) for start in range(0, steps, PIECE))
+def chunks(steps: int) -> Iterator[tuple[int, int]]:
+    """Yields the start and end of each chunk."""
+    return ((start, min(start + CHUNK_STEPS, steps)) for start in range(0, steps, CHUNK_STEPS))
 
 
 def real_steps(lengths: Tensor, steps: int) -> Tensor:
-    """Boolean (batch, steps), true for the first `lengths[item]` steps of each item."""
+    """Returns (batch, steps) bool, true for the first `lengths[item]` steps of each item."""
     return torch.arange(steps, device=lengths.device) < lengths[:, None]
 
 
 def zero_padding(hidden_states: Tensor, lengths: Tensor | None, start: int = 0) -> Tensor:
-    """Sets to zero what lies beyond each item's length in (batch, channels, steps), of which the first is `start`."""
+    """Zeroes the steps beyond each item's length in (batch, channels, steps), whose first step is step `start`."""
     if lengths is None:
         return hidden_states
     return hidden_states.masked_fill(~real_steps(lengths - start, hidden_states.shape[-1])[:, None, :], 0)
 
 
 class TaaeConv1d(nn.Conv1d):
-    """A convolution that keeps the rate, or divides it by its stride, and never reads padding.
+    """A convolution that divides the rate by its stride and never reads padding.
 
-    With `causal=True` the padding is on the left alone, and a step of the output sees no input after its own.
+    With `causal=True` it is padded on the left only, so that no output step sees later input.
     """
 
     def __init__(
@@ -64,44 +64,44 @@ class TaaeConv1d(nn.Conv1d):
         super().__init__(
             in_channels, out_channels, kernel_size, stride=stride, dilation=dilation, groups=groups, bias=bias
         )
-        reach = dilation * (kernel_size - 1)
+        self.receptive_field = dilation * (kernel_size - 1) + 1
         if causal:
-            self.side_padding = (reach - stride + 1, 0)
+            self.side_padding = (self.receptive_field - stride, 0)
         else:
-            side = reach // 2 if stride == 1 else math.ceil(stride / 2)
+            side = (self.receptive_field - 1) // 2 if stride == 1 else math.ceil(stride / 2)
             self.side_padding = (side, side)
-        self.stream_name = ""  # the path within the model, which knows it
+        self.stream_name = ""  # the module's path, set by the model
 
     def forward(self, hidden_states: Tensor, lengths: Tensor | None = None, past: Past | None = None) -> Tensor:
         """(batch, in_channels, steps) -> (batch, out_channels, steps / stride)."""
         if past is not None:
             return super().forward(past.prepend(self.stream_name, hidden_states, self.side_padding[0]))
         if is_long(hidden_states.shape[-1]):
-            return self._in_pieces(hidden_states, lengths)
+            return self._in_chunks(hidden_states, lengths)
         return super().forward(F.pad(zero_padding(hidden_states, lengths), self.side_padding))
 
-    def _in_pieces(self, hidden_states: Tensor, lengths: Tensor | None) -> Tensor:
+    def _in_chunks(self, hidden_states: Tensor, lengths: Tensor | None) -> Tensor:
         batch, _, steps = hidden_states.shape
         left, right = self.side_padding
-        reach, stride = self.dilation[0] * (self.kernel_size[0] - 1), self.stride[0]
-        output = hidden_states.new_empty(batch, self.out_channels, (steps + left + right - reach - 1) // stride + 1)
-        for start, end in pieces(output.shape[-1]):
-            first, last = start * stride - left, (end - 1) * stride - left + reach + 1
+        field, stride = self.receptive_field, self.stride[0]
+        output = hidden_states.new_empty(batch, self.out_channels, (steps + left + right - field) // stride + 1)
+        for start, end in chunks(output.shape[-1]):
+            first, last = start * stride - left, (end - 1) * stride - left + field
             begin, stop = max(first, 0), min(last, steps)
-            piece = zero_padding(hidden_states[..., begin:stop], lengths, begin)
-            output[..., start:end] = super().forward(F.pad(piece, (begin - first, last - stop)))
+            chunk = zero_padding(hidden_states[..., begin:stop], lengths, begin)
+            output[..., start:end] = super().forward(F.pad(chunk, (begin - first, last - stop)))
         return output
 
     def output_lengths(self, lengths: Tensor | None) -> Tensor | None:
-        """Real steps of each item after this convolution."""
+        """Returns the number of real steps of each item after this convolution."""
         return None if lengths is None else lengths // self.stride[0]
 
 
 class TaaeConvTranspose1d(nn.ConvTranspose1d):
     """An upsampling convolution of kernel 2 * stride that never reads padding.
 
-    Gives steps * stride steps, one fewer where the stride is odd and the convolution not causal, as the reference does.
-    With `causal=True` the output is trimmed on the right, so that a step sees no input after its own.
+    It gives steps * stride steps; if it is not causal and the stride is odd, one fewer, as in the reference
+    implementation. With `causal=True` the output is trimmed on the right, so that no output step sees later input.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, causal: bool = False):
@@ -109,7 +109,7 @@ class TaaeConvTranspose1d(nn.ConvTranspose1d):
             in_channels, out_channels, 2 * stride, stride=stride, padding=0 if causal else math.ceil(stride / 2)
         )
         self.causal = causal
-        self.stream_name = ""  # the path within the model, which knows it
+        self.stream_name = ""  # the module's path, set by the model
 
     def forward(self, hidden_states: Tensor, lengths: Tensor | None = None, past: Past | None = None) -> Tensor:
         """(batch, in_channels, steps) -> (batch, out_channels, steps * stride)."""
@@ -119,24 +119,24 @@ class TaaeConvTranspose1d(nn.ConvTranspose1d):
             extended = super().forward(past.prepend(self.stream_name, hidden_states, 1))
             return extended[..., self.stride[0] : -self.stride[0]]
         if is_long(hidden_states.shape[-1]):
-            return self._in_pieces(hidden_states, lengths)
+            return self._in_chunks(hidden_states, lengths)
         hidden_states = super().forward(zero_padding(hidden_states, lengths))
         return hidden_states[..., : -self.stride[0]] if self.causal else hidden_states
 
-    def _in_pieces(self, hidden_states: Tensor, lengths: Tensor | None) -> Tensor:
+    def _in_chunks(self, hidden_states: Tensor, lengths: Tensor | None) -> Tensor:
         batch, _, steps = hidden_states.shape
         stride, padding = self.stride[0], self.padding[0]
         missing = 0 if self.causal else stride % 2
         output = hidden_states.new_empty(batch, self.out_channels, steps * stride - missing)
-        for start, end in pieces(output.shape[-1]):
-            # An input step reaches 2 * stride steps of the output, from `padding` before its own first one.
+        for start, end in chunks(output.shape[-1]):
+            # An input step contributes to 2 * stride output steps, the first of them `padding` before its own.
             begin, stop = max((start + padding) // stride - 1, 0), min((end - 1 + padding) // stride + 1, steps)
-            piece = super().forward(zero_padding(hidden_states[..., begin:stop], lengths, begin))
-            output[..., start:end] = piece[..., start - begin * stride : end - begin * stride]
+            chunk = super().forward(zero_padding(hidden_states[..., begin:stop], lengths, begin))
+            output[..., start:end] = chunk[..., start - begin * stride : end - begin * stride]
         return output
 
     def output_lengths(self, lengths: Tensor | None) -> Tensor | None:
-        """Real steps of each item after this convolution."""
+        """Returns the number of real steps of each item after this convolution."""
         if lengths is None:
             return None
         missing = 0 if self.causal else self.stride[0] % 2
@@ -144,7 +144,7 @@ class TaaeConvTranspose1d(nn.ConvTranspose1d):
 
 
 class TaaeSnake(nn.Module):
-    """Snake activation, x + sin²(e^alpha x) / e^beta, alpha and beta per channel."""
+    """Snake activation x + sin²(e^alpha x) / e^beta, with alpha and beta per channel."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -174,6 +174,6 @@ class TaaeResidualUnit(nn.Module):
 
 
 def residual_units(config: TaaeConfig, channels: int) -> nn.ModuleList:
-    """The three dilated units of one block, or none."""
+    """Returns the three dilated residual units of one block, or none if the configuration has none."""
     dilations = (1, 3, 9) if config.use_dilated_conv else ()
     return nn.ModuleList(TaaeResidualUnit(config, channels, dilation) for dilation in dilations)

@@ -1,9 +1,9 @@
-"""Streaming through a causal TAAE: the context that a stream keeps between one chunk and the next.
+"""State of a stream through a causal TAAE.
 
-A causal module sees the present chunk and a fixed number of steps before it. [`Past`] carries these steps through one
-call; [`StreamingState`] keeps them between calls, with the samples of the frame that is not complete yet. Its size does
-not grow with the stream. A call returns a new state and leaves the old one unchanged, so that a state can be kept,
-copied or pickled to go on from there again.
+A causal module sees the current chunk and a fixed number of steps before it. [`Past`] carries these steps through one
+call. [`StreamingState`] keeps them between calls, together with the samples of the incomplete frame; its size does not
+grow with the stream. A call returns a new state and leaves the old one unchanged, so a state can be kept, copied or
+pickled to continue from there again.
 """
 
 from dataclasses import dataclass, field, replace
@@ -16,10 +16,10 @@ from .configuration_taae import TaaeConfig
 
 
 class Past:
-    """The steps before a chunk, by the name of the module that needs them.
+    """Holds the steps before a chunk, by the name of the module that needs them.
 
     Args:
-        contexts: the steps that each module kept of the last chunk; empty at the start of a stream, before which all is
+        contexts: the steps that each module kept of the last chunk; empty at the start of a stream, where they are
             zero.
         frames_before: (batch,) frames of each item before this chunk.
         frames: frames of this chunk.
@@ -34,7 +34,7 @@ class Past:
         """Prepends the `steps` steps before a chunk, and keeps the last ones for the next chunk.
 
         Args:
-            name: the path of the module within the model, or of one of several tensors that it keeps.
+            name: the path of the module within the model; a module that keeps several tensors appends their names.
             present: (batch, …, present, …), the chunk, with its steps in dimension `dim`.
             steps: the number of steps to prepend.
             dim: the dimension of the steps.
@@ -43,10 +43,10 @@ class Past:
             (batch, …, steps + present, …).
 
         Raises:
-            ValueError: if a name comes twice, or was not there at the last chunk.
+            ValueError: if a name is used twice, or was not used for the last chunk.
         """
         if name in self.kept or (self.contexts and name not in self.contexts):
-            raise ValueError(f"The stream has no steps kept for the module {name!r}, or uses them twice.")
+            raise ValueError(f"The stream has kept no steps for the module {name!r}, or uses them twice.")
         if self.contexts:
             context = self.contexts[name]
         else:
@@ -59,21 +59,21 @@ class Past:
         return extended
 
     def steps(self, present: int) -> Tensor:
-        """Returns the steps of each item before this chunk, (batch,) int64, at the rate of `present` steps a chunk."""
+        """Returns the steps of each item before this chunk, (batch,) int64, at a rate of `present` steps per chunk."""
         return self.frames_before * (present // self.frames)
 
 
 @dataclass
 class StreamingState:
-    """What `encode` or `decode` of a causal model remembers of a batch of streams; the two need one each.
+    """State of a batch of streams between calls of `encode` or `decode`, which need a separate state each.
 
     Args:
-        architecture: the model's configuration, as far as it fixes the network.
-        samples: (batch, 1, fewer than a frame) audio that waits for its frame to be complete.
+        architecture: the fields of the model's configuration that fix the network.
+        samples: (batch, 1, fewer than a frame), audio of the incomplete frame.
         frames: (batch,) int64, frames of each item so far.
-        contexts: the steps that modules have yet to see again, each (batch, …), by the path of the module; empty before
-            the first frame.
-        method: `"encode"` or `"decode"`, whichever made this state; None for a new one, which may go either way.
+        contexts: the past steps that modules still need, each (batch, …), by the path of the module; empty before the
+            first frame.
+        method: `"encode"` or `"decode"`, whichever made this state; None for a new state, which fits both.
     """
 
     architecture: dict[str, Any]
@@ -84,14 +84,14 @@ class StreamingState:
 
     @classmethod
     def start(cls, config: TaaeConfig, batch_size: int, device: torch.device, dtype: torch.dtype) -> "StreamingState":
-        """Returns the state of `batch_size` streams of which nothing has come yet.
+        """Returns the initial state of `batch_size` streams.
 
         Raises:
             ValueError: if the model is not causal, or the batch size is below 1.
         """
         if not config.causal:
             raise ValueError(
-                "Only a causal model can stream, because a frame of another depends on audio after it; load one with "
+                "Only a causal model can stream, because frames of other models depend on later audio; load one with "
                 "causal=True in its config, or encode the whole recording at once."
             )
         if batch_size < 1:
@@ -113,16 +113,16 @@ class StreamingState:
         return replace(self, samples=self.samples.to(device), frames=self.frames.to(device), contexts=contexts)
 
     def reset(self, mask: Tensor | None = None) -> "StreamingState":
-        """Starts the chosen streams anew, in this very state, which is also returned; the others go on.
+        """Restarts the chosen streams, in place, and returns this state; the other streams continue.
 
-        The streams of a batch share their frames' boundaries, so this is possible between frames only; all streams
-        together can start anew at any time, and then lose the samples of the incomplete frame.
+        The streams of a batch share their frame boundaries, so some of them can restart only between frames. All
+        streams together can restart at any time; the samples of the incomplete frame are dropped.
 
         Args:
-            mask: (batch,), true for the streams to start anew; None for all of them.
+            mask: (batch,), true for the streams to restart; None for all.
 
         Raises:
-            ValueError: if the mask has another shape, or some but not all streams are chosen within a frame.
+            ValueError: if the mask has another shape, or some but not all streams restart within a frame.
         """
         mask = torch.ones_like(self.frames) if mask is None else torch.as_tensor(mask, device=self.frames.device)
         mask = mask.bool()
@@ -132,8 +132,8 @@ class StreamingState:
             self.samples = self.samples[..., :0].clone()
         elif mask.any() and self.samples.shape[-1] > 0:
             raise ValueError(
-                f"{self.samples.shape[-1]} samples wait for their frame to be complete, in which the other streams "
-                "could not go on; reset some streams between frames, or all of them."
+                f"{self.samples.shape[-1]} samples wait for their frame to be complete, and the streams of a batch "
+                "share their frames; reset some streams between frames, or all of them."
             )
         self.frames = self.frames.masked_fill(mask, 0)
         self.contexts = {
@@ -143,10 +143,10 @@ class StreamingState:
         return self
 
     def check(self, config: TaaeConfig, batch_size: int, device: torch.device, dtype: torch.dtype, method: str) -> None:
-        """Checks that this state is for a chunk of that batch size, and for that method of such a model.
+        """Checks that this state fits a model, a batch size, a device, a dtype and a method.
 
         Raises:
-            ValueError: if it is not.
+            ValueError: if it does not.
         """
         expected = architecture(config)
         if self.architecture != expected:
@@ -158,21 +158,21 @@ class StreamingState:
             raise ValueError(f"This state is one of {self.method}, not of {method}; keep one for each.")
         if self.batch_size != batch_size:
             raise ValueError(
-                f"This state is of {self.batch_size} streams, and the chunk has {batch_size} items; a batch keeps its "
-                "size for as long as it streams."
+                f"This state is of {self.batch_size} streams, and the chunk has {batch_size} items; the batch size of "
+                "a stream cannot change."
             )
         if self.frames.device != device:
             raise ValueError(f"This state is on {self.frames.device}, the model on {device}; move it with state.to().")
         if self.samples.dtype != dtype:
             raise ValueError(
-                f"This state is of a model in {self.samples.dtype}, and this one is in {dtype}; start with "
+                f"This state is of a model in {self.samples.dtype}, and this model is in {dtype}; start with "
                 "streaming_state() of this one."
             )
 
     def complete_frames(self, chunk: Tensor, hop_length: int, final: bool) -> tuple[Tensor, Tensor]:
-        """Returns the waiting samples and the chunk (batch, 1, any) as whole frames, and what is left over.
+        """Returns the whole frames of the waiting samples and the chunk (batch, 1, any), and the remaining samples.
 
-        With `final` the last frame is made whole with zeros, and nothing is left over.
+        With `final` the last frame is padded with zeros, and no samples remain.
         """
         audio = torch.cat([self.samples, chunk], dim=-1)
         if final:
@@ -181,18 +181,18 @@ class StreamingState:
         return audio[..., :whole], audio[..., whole:].clone()
 
     def past(self, frames: int) -> Past:
-        """Returns what the modules are to see before the next chunk, which has so many frames."""
+        """Returns the past steps for the next chunk, which has `frames` frames."""
         return Past(self.contexts, self.frames, frames)
 
     def after(self, past: Past, **changes) -> "StreamingState":
         """Returns the state after a chunk.
 
         Args:
-            past: what [`~StreamingState.past`] returned, with what the modules kept of the chunk.
+            past: the result of [`~StreamingState.past`], with the steps that modules kept of the chunk.
             changes: other fields of the next state.
 
         Raises:
-            ValueError: if steps are left that no module took.
+            ValueError: if a module did not use its past steps.
         """
         if left := sorted(self.contexts.keys() - past.kept.keys()):
             raise ValueError(f"The stream kept steps for {left[0]!r}, which no module took.")

@@ -1,7 +1,7 @@
 """The transformer layers of TAAE.
 
-`lengths` (batch,) is the number of real steps of each item, or None where all are real; `past` is what a stream
-remembers, or None outside of streams.
+`lengths` (batch,) is the number of real steps of each item, or None if all are real. `past` holds the steps that a
+stream has kept, or is None outside of streams.
 """
 
 import torch
@@ -12,7 +12,7 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from .attention_taae import TaaeAttention, WindowBlocks, rotary_embedding
 from .configuration_taae import TaaeConfig
-from .convolution_taae import TaaeConv1d, is_long, pieces
+from .convolution_taae import TaaeConv1d, chunks, is_long
 from .streaming_taae import Past
 
 
@@ -80,8 +80,8 @@ class TaaeTransformerLayer(GradientCheckpointingLayer):
         self.attention.o_proj.starts_at_zero = self.feed_forward.down_proj.starts_at_zero = starts_at_zero
 
     @property
-    def reach(self) -> tuple[int, int]:
-        """Steps to the left and to the right of a step that it depends on."""
+    def receptive_field(self) -> tuple[int, int]:
+        """Steps to the left and to the right of a step on which its output depends."""
         left, right = self.attention.window
         if self.conformer is None:
             return left, right
@@ -122,10 +122,10 @@ class TaaeTransformer(nn.Module):
         """(batch, width, steps) -> the same shape."""
         if not self.layers:
             return hidden_states
-        # Contiguous: of a transposed input, what PyTorch 2.13 compiles of a layer for the CPU makes NaN.
+        # Contiguous, because layers compiled for the CPU by PyTorch 2.13 give NaN for a transposed input.
         hidden_states = hidden_states.transpose(1, 2).contiguous()
         if past is None and is_long(hidden_states.shape[1]):
-            return self._in_pieces(hidden_states, lengths).transpose(1, 2)
+            return self._in_chunks(hidden_states, lengths).transpose(1, 2)
         past_steps = None if past is None else past.steps(hidden_states.shape[1])
         positions = self._positions(hidden_states, start=past_steps)
         blocks = self._window_blocks(hidden_states, lengths, past_steps)
@@ -133,21 +133,21 @@ class TaaeTransformer(nn.Module):
             hidden_states = layer(hidden_states, positions, blocks, lengths, past)
         return hidden_states.transpose(1, 2)
 
-    def _in_pieces(self, hidden_states: Tensor, lengths: Tensor | None) -> Tensor:
-        """Each layer piece by piece, with the steps to both sides that it sees; overwrites (batch, steps, width).
+    def _in_chunks(self, hidden_states: Tensor, lengths: Tensor | None) -> Tensor:
+        """Runs each layer chunk by chunk to bound memory; overwrites and returns (batch, steps, width).
 
-        What a layer gives for these is dropped, because of them it does not see all that it should.
+        A chunk is extended by the receptive field on both sides; outputs of the extension are discarded.
         """
         for layer in self.layers:
-            left, right = layer.reach
-            before = hidden_states[:, :0]  # the last steps of the piece before, as they were
-            for start, end in pieces(hidden_states.shape[1]):
+            left, right = layer.receptive_field
+            before = hidden_states[:, :0]  # the layer's inputs at the end of the previous chunk
+            for start, end in chunks(hidden_states.shape[1]):
                 begin = start - before.shape[1]
-                piece = torch.cat([before, hidden_states[:, start : end + right]], dim=1)
-                before = piece[:, max(end - begin - left, 0) : end - begin]
-                real = None if lengths is None else (lengths - begin).clamp(0, piece.shape[1])
-                positions = self._positions(piece, start=torch.tensor([begin]))
-                processed = layer(piece, positions, self._window_blocks(piece, real), real)
+                chunk = torch.cat([before, hidden_states[:, start : end + right]], dim=1)
+                before = chunk[:, max(end - begin - left, 0) : end - begin]
+                real = None if lengths is None else (lengths - begin).clamp(0, chunk.shape[1])
+                positions = self._positions(chunk, start=torch.tensor([begin]))
+                processed = layer(chunk, positions, self._window_blocks(chunk, real), real)
                 hidden_states[:, start:end] = processed[:, start - begin : end - begin]
         return hidden_states
 
@@ -162,6 +162,6 @@ class TaaeTransformer(nn.Module):
         if is_flash_attention_requested(self.config):
             if past_steps is None:
                 return None
-            implementation = "sdpa"  # FlashAttention is given no past
+            implementation = "sdpa"  # flash_window_attention takes no past steps
         window, uniform = self.config.attention_window, self.uniform_blocks
         return WindowBlocks(window, hidden_states, lengths, implementation, past_steps, uniform)

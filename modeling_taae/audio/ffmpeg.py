@@ -1,7 +1,6 @@
-"""Reads what libsndfile cannot, such as AAC in M4A and MP4, Opus in WebM, AMR and WMA, with FFmpeg by way of PyAV.
+"""Reads formats that libsndfile cannot, such as AAC in M4A and MP4, Opus in WebM, AMR and WMA, with FFmpeg (PyAV).
 
-PyAV is the extra `audio`. Only the kinds of files below are tried: among FFmpeg's others are play lists, which open
-what they name.
+PyAV comes with the extra `audio`. Only the formats below are tried: others, such as playlists, could open other files.
 """
 
 import io
@@ -14,14 +13,14 @@ import numpy as np
 from ..errors import TaaeInputError, one_line
 from .window import read_at
 
-# Names of FFmpeg's readers.
+# FFmpeg's names of formats.
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,amr,amrnb,amrwb,asf,flv,mpegts,mpeg,avi,ac3,eac3,ape,wv,tta,mpc,mpc8,"
     "rm,dts,dsf,wav,w64,aiff,au,caf,ogg,flac"
 )
-# These have no header that tells a length; FFmpeg's word on it is an estimate.
+# Formats without a length in their header; FFmpeg only estimates it.
 WITHOUT_LENGTH = {"aac", "amr", "amrnb", "amrwb", "mpegts", "mpeg", "ac3", "eac3", "dts", "flv"}
-TOLERANCE = 0.2  # seconds by which a promised length may be off
+TOLERANCE = 0.2  # seconds by which the length in a header may be off
 
 
 def av_blocks(content: BinaryIO, name: str) -> Iterator[tuple[np.ndarray, int]]:
@@ -29,11 +28,11 @@ def av_blocks(content: BinaryIO, name: str) -> Iterator[tuple[np.ndarray, int]]:
 
     Args:
         content: the open file.
-        name: the name that errors call it.
+        name: the file's name in error messages.
 
     Raises:
         ModuleNotFoundError: if PyAV is not installed.
-        TaaeInputError: if there is no audio, or it is damaged or cut short.
+        TaaeInputError: if there is no audio, or it is damaged or truncated.
     """
     import av
 
@@ -41,7 +40,7 @@ def av_blocks(content: BinaryIO, name: str) -> Iterator[tuple[np.ndarray, int]]:
         raise TaaeInputError(f"{name}: is several MP4 files, of which only one would be read; take them apart")
     content.seek(0)
     try:
-        # The files that a file names are never opened.
+        # Without protocols, a file cannot make FFmpeg open other files.
         options = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
         with av.open(content, mode="r", options=options, metadata_errors="ignore") as container:
             stream = container.streams.best("audio")
@@ -57,8 +56,8 @@ def av_blocks(content: BinaryIO, name: str) -> Iterator[tuple[np.ndarray, int]]:
                     yield converted.to_ndarray().T, converted.sample_rate
     except av.FFmpegError as error:
         raise TaaeInputError(
-            f"{name}: cannot be read as audio ({one_line(error)}); it is damaged, cut short, or of a kind that is not "
-            "read: copy or download it again, or convert it first, for example with ffmpeg"
+            f"{name}: cannot be read as audio ({one_line(error)}); it is damaged, cut short, or in an unsupported "
+            "format: copy or download it again, or convert it first, for example with ffmpeg"
         ) from error
     if seconds < promised - TOLERANCE:
         raise TaaeInputError(
@@ -67,13 +66,13 @@ def av_blocks(content: BinaryIO, name: str) -> Iterator[tuple[np.ndarray, int]]:
 
 
 def _promised_seconds(container) -> float:  # noqa: ANN001  # of a package that may not be installed
-    """Returns the length that the file's header tells of its audio; 0 where it tells none."""
+    """Returns the length of the audio according to the file's header; 0 if the header has none."""
     stream = container.streams.best("audio")
     if set(container.format.name.split(",")) & WITHOUT_LENGTH:
         return 0.0
     if stream.duration is not None:
         return float(stream.duration * stream.time_base)
-    # The whole file is as long as its longest track, which may be a picture.
+    # The file's length is that of its longest track, which may be video.
     return (container.duration or 0) / 1e6 if len(container.streams) == 1 else 0.0
 
 

@@ -1,8 +1,8 @@
-"""Walks the frames of MPEG audio (MP3 and its older layers), which tell what a file holds whatever its header says.
+"""Walks the frames of MPEG audio (MP3 and its older layers) to find a file's actual content, whatever its header says.
 
-A file may be several, one after another. Each that counts its frames in a Xing, Info or VBRI header keeps it, because
-it also says how many samples of the first and last frame are padding. A row of frames without one gets a header of our
-own, without which a decoder would guess the length from the bit rate of the first frame.
+A file may be several files joined. A part that counts its frames in a Xing, Info or VBRI header keeps that header,
+which also gives the padding of its first and last frame. A part without one gets a new header; otherwise a decoder
+would estimate the length from the bit rate of the first frame.
 """
 
 import io
@@ -25,17 +25,17 @@ BIT_RATES = {
 }
 BIT_RATES[False, 3] = BIT_RATES[False, 2]
 SAMPLING_RATES = (44_100, 48_000, 32_000)  # of MPEG 1; half of it in MPEG 2, a quarter in 2.5
-# A file that counts its frames may be off by this many seconds; what is missing beyond that was cut off.
+# Seconds by which a header's number of frames may be off; if more are missing, the file is truncated.
 TOLERANCE = 0.2
-# Where a recording of a live stream begins within a frame, the first whole one comes within so many bytes.
+# Bytes within which the first whole frame follows if a recording of a live stream begins within a frame.
 LONGEST_SEARCH = 1 << 14
-CONFIRMING = 3  # frames in a row that tell audio from chance
-XING = (b"Xing", b"Info")  # of a variable and of a constant bit rate
+CONFIRMING = 3  # consecutive frames that distinguish audio from other bytes
+XING = (b"Xing", b"Info")  # for a variable and for a constant bit rate
 HAS_FRAMES, HAS_BYTES = 1, 2  # flags of that header
 
 
 class Frame(NamedTuple):
-    """The header of a frame: its length in bytes, its samples and their rate, and what all frames of a file share."""
+    """The header of a frame: its length in bytes, its samples, their rate, and the kind that a file's frames share."""
 
     length: int
     samples: int
@@ -45,7 +45,7 @@ class Frame(NamedTuple):
 
 
 def parse_frame(header: bytes) -> Frame | None:
-    """Parses the four bytes of a frame's header; None if they are none, or of a free format, which tells no length."""
+    """Parses the four bytes of a frame's header; None if they are no header, or one of free format without a length."""
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE0 != 0xE0:
         return None
     version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)
@@ -62,16 +62,16 @@ def parse_frame(header: bytes) -> Frame | None:
 
 @dataclass
 class MpegPiece:
-    """Frames that follow each other, of one kind: a file by themselves once `header` stands in front.
+    """Consecutive frames of one kind: a complete file once `header` is put in front.
 
     Args:
-        start: where the bytes to keep begin.
-        end: where they end.
+        start: position of the first byte to keep.
+        end: position after the last byte to keep.
         first: the first frame.
-        counted: frames that the piece's own header promises; None if it has no such header.
-        ends: where each frame ends, without that header.
-        header: the bytes to put in front, which count the frames; empty where the piece does so itself.
-        muted: the same without the count.
+        counted: number of frames in the piece's own header; None if it has no such header.
+        ends: position of each frame's end, without that header.
+        header: the bytes to put in front, with the number of frames; empty if the piece has its own header.
+        muted: the same bytes without the number of frames.
     """
 
     start: int
@@ -93,11 +93,11 @@ def mpeg_pieces(content: BinaryIO, name: str, search: int = 0) -> list[MpegPiece
 
     Args:
         content: the open file.
-        name: the name that errors call it.
-        search: how many bytes of something else may stand at the start.
+        name: the file's name in error messages.
+        search: number of other bytes that may precede the first frame.
 
     Raises:
-        TaaeInputError: if it ends within a frame, or holds fewer frames than it promises.
+        TaaeInputError: if it ends within a frame, or holds fewer frames than its header says.
     """
     begin = _find_frame(content, _skip_tags(content), search)
     if begin is None:
@@ -105,7 +105,7 @@ def mpeg_pieces(content: BinaryIO, name: str, search: int = 0) -> list[MpegPiece
     found = [split for piece in _walk(content, begin, name) for split in _split_at_promise(piece)]
     for number, piece in enumerate(found):
         if piece.counted is not None:
-            # Junk may have parted the frames that the header counts.
+            # Junk may separate the frames that the header counts.
             parts = takewhile(lambda part: part.counted is None, found[number + 1 :])
             held = piece.frames + sum(part.frames for part in parts)
             if (piece.counted - held) * piece.first.samples > TOLERANCE * piece.first.rate:
@@ -118,7 +118,7 @@ def mpeg_pieces(content: BinaryIO, name: str, search: int = 0) -> list[MpegPiece
 
 
 def _mend_header(content: BinaryIO, piece: MpegPiece) -> None:
-    """Puts the number of frames in front of a piece that has none, and the right size in bytes into one that has it."""
+    """Makes a header for a piece that has none, and corrects the size in bytes in an existing header."""
     if piece.counted is None:
         if piece.first.kind[1] == 3:
             piece.muted = _muted_start(content, piece)
@@ -128,13 +128,13 @@ def _mend_header(content: BinaryIO, piece: MpegPiece) -> None:
     header = bytearray(content.read(piece.first.length))
     offset = _xing_offset(piece.first)
     if header[offset : offset + 4] in XING and header[offset + 7] & HAS_BYTES:
-        # A decoder complains on standard error where the size is wrong, as it is when a tag follows.
+        # Decoders print warnings if the size is wrong, as it is when a tag follows.
         struct.pack_into(">I", header, offset + 12, min(piece.end - piece.start, 0xFFFFFFFF))
         piece.header, piece.start = bytes(header), piece.start + piece.first.length
 
 
 def _skip_tags(content: BinaryIO, position: int = 0) -> int:
-    """Returns where the ID3 tags that begin at a position end."""
+    """Returns the position after the ID3 tags that begin at a position."""
     while True:
         content.seek(position)
         head = content.read(10)
@@ -152,9 +152,9 @@ def _frame_at(content: BinaryIO, position: int) -> Frame | None:
 
 
 def _find_frame(content: BinaryIO, position: int, search: int) -> int | None:
-    """Returns where frames begin, from a position on within so many bytes: several of one kind in a row, or the last.
+    """Returns where frames begin: several of one kind in a row, or the last ones; None if there are none.
 
-    Zeros do not count as something else: encoders pad their tags with them.
+    The search starts at `position` and covers `search` bytes, not counting the zeros with which encoders pad tags.
     """
     content.seek(position)
     data = content.read(search + LONGEST_SEARCH)
@@ -179,7 +179,7 @@ def _are_frames(content: BinaryIO, position: int) -> bool:
 
 
 def _walk(content: BinaryIO, begin: int, name: str) -> Iterator[MpegPiece]:
-    """Yields the pieces as they come; a tag, junk, another kind of frame or a counting header begins the next one."""
+    """Yields the pieces in order; a tag, junk, another kind of frame or a Xing or VBRI header begins the next one."""
     size, reader = content.seek(0, io.SEEK_END), _Reader(content)
     position: int | None = begin
     piece: MpegPiece | None = None
@@ -197,7 +197,7 @@ def _walk(content: BinaryIO, begin: int, name: str) -> Iterator[MpegPiece]:
             if piece is None:  # two bytes of a tag that look like a frame
                 return
             raise TaaeInputError(f"{name}: is truncated (it ends within a frame); copy or download it again")
-        if count != 0:  # a header of nothing is one that was never finished
+        if count != 0:  # a header that counts 0 frames was never finished
             piece = piece or MpegPiece(position, end, frame, count)
             piece.end = end
             if count is None:
@@ -208,7 +208,7 @@ def _walk(content: BinaryIO, begin: int, name: str) -> Iterator[MpegPiece]:
 
 
 class _Reader:
-    """Reads a few bytes at rising positions, of which the file hands over a block at a time."""
+    """Reads a few bytes at rising positions, with one read of the file per block."""
 
     def __init__(self, content: BinaryIO, block: int = 1 << 18):
         self.content, self.block = content, block
@@ -239,13 +239,13 @@ def _next_frame(reader: _Reader, position: int, size: int) -> int | None:
 
 
 def _xing_offset(frame: Frame) -> int:
-    """Returns where in a frame of layer III the side information ends, behind which a Xing header stands."""
+    """Returns where the side information ends in a frame of layer III; a Xing header follows it."""
     is_first, mono = frame.kind[0] == 3, frame.kind[3]
     return 4 + ((17 if mono else 32) if is_first else (9 if mono else 17))
 
 
 def count_of(data: bytes, frame: Frame) -> int | None:
-    """Returns how many frames follow by a Xing, Info or VBRI header; None if the frame is no such header."""
+    """Returns the number of frames in a Xing, Info or VBRI header; None if the frame is no such header."""
     if frame.kind[1] != 3:
         return None
     offset = _xing_offset(frame)
@@ -258,9 +258,9 @@ def count_of(data: bytes, frame: Frame) -> int | None:
 
 
 def _muted_start(content: BinaryIO, piece: MpegPiece) -> bytes:
-    """Silences the first frames of a piece that need bytes of frames before them, and moves the start behind these.
+    """Silences the first frames of a piece that need bytes of earlier frames, and moves the start behind them.
 
-    A decoder could only complain about them. What they hold for the frames after them stays.
+    A decoder cannot decode them. Their bytes for later frames are kept.
     """
     muted, available = b"", 0
     for end in piece.ends:
@@ -278,7 +278,7 @@ def _muted_start(content: BinaryIO, piece: MpegPiece) -> bytes:
 
 
 def _split_at_promise(piece: MpegPiece) -> list[MpegPiece]:
-    """Splits off the frames beyond those that the header counts: they are another file, without a header."""
+    """Splits off the frames beyond the header's number: they are another file without a header."""
     beyond = 0 if piece.counted is None else piece.frames - piece.counted
     if not piece.counted or beyond * piece.first.samples <= TOLERANCE * piece.first.rate:
         return [piece]
@@ -290,10 +290,10 @@ def _split_at_promise(piece: MpegPiece) -> list[MpegPiece]:
 
 
 def counting_frame(frame: Frame, frames: int) -> bytes:
-    """Makes a header that counts frames of layer III like this one: a silent frame with a Xing header in it."""
+    """Makes a header for so many frames of layer III: a silent frame that contains a Xing header."""
     offset = _xing_offset(frame)
     for index in range(1, 15):
-        # Without padding or checksum, of the least bit rate at which the header has room.
+        # Without padding or checksum, at the lowest bit rate that has room for the header.
         header = bytes([0xFF, frame.header[1] | 1, index << 4 | frame.header[2] & 0x0C, frame.header[3]])
         parsed = parse_frame(header)
         if parsed is not None and parsed.length >= offset + 12:

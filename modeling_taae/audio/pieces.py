@@ -1,9 +1,9 @@
-"""Splits a sound file into the pieces that libsndfile reads from their start to their end.
+"""Splits a sound file into pieces that libsndfile reads completely.
 
-libsndfile stops at the length that a file's first header promises, or that it guesses where there is none: of joined
-MP3 files, chained Ogg streams, or a WAV file whose header was never finished, it reads a part and says nothing. Here
-the structure of the file itself tells where each piece begins and ends, and a missing or wrong length is put right in a
-header of our own. The samples are left to libsndfile.
+libsndfile stops at the length in a file's first header, or at an estimate if there is none. It silently reads only a
+part of joined MP3 files, chained Ogg streams, or a WAV file whose header was never finished. This module finds each
+piece's beginning and end from the structure of the file, and replaces headers with a missing or wrong length. Decoding
+the samples is left to libsndfile.
 """
 
 import io
@@ -21,27 +21,27 @@ from .window import Window, read_at
 # An Ogg page: capture pattern, version, flags, position in samples, serial number, page number, checksum, segments.
 OGG_PAGE = struct.Struct("<4sBBqIIIB")
 OGG_MAGIC, OGG_BEGINS, OGG_ENDS, OGG_CHECKSUM = b"OggS", 2, 4, slice(22, 26)
-# A FLAC file begins with its stream information, of which there is one.
+# A FLAC file begins with its only block of stream information.
 FLAC_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22", re.S)
 CHUNK = struct.Struct("<4sI")
-# Programs that write WAV into a pipe promise a size from here up, because they cannot know it yet.
+# Programs that write WAV into a pipe cannot know the size yet, and write this size or a larger one.
 UNKNOWN_SIZE = 0x7FFF0000
 # Tags that programs append to any sound file.
 APPENDED_TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICS", b"3DI")
-# Samples beyond a WAV file's promise count if there are more of them than this, in seconds: less is padding.
+# Seconds of samples beyond the size in a WAV header that count as padding; more are read as audio.
 WAV_TOLERANCE = 0.2
 SCAN_LENGTH = 1 << 20
 
 
 @dataclass
 class Piece:
-    """A part of a file that is a sound file by itself.
+    """A part of a file that is a complete sound file.
 
     Args:
         content: the bytes.
-        promises: whether the header's number of samples is a promise; otherwise it is only an estimate.
-        samples: samples that are there at least.
-        counted: the bytes behind a header that counts them, for readers that expect fewer samples than there are.
+        promises: whether the header's number of samples is exact rather than an estimate.
+        samples: minimum number of samples.
+        counted: the bytes with a header that gives their number, for readers that expect too few samples.
     """
 
     content: Window
@@ -51,7 +51,7 @@ class Piece:
 
 
 def pieces(content: BinaryIO, name: str) -> list[Piece]:
-    """Splits an open, seekable file; one whose kind is not known here is a single piece.
+    """Splits an open, seekable file into pieces; a file of another format is a single piece.
 
     Raises:
         TaaeInputError: if the file ends in the middle of a piece.
@@ -72,7 +72,7 @@ def pieces(content: BinaryIO, name: str) -> list[Piece]:
 
 
 def hidden_mpeg(content: BinaryIO, name: str) -> list[Piece]:
-    """Finds MP3 that begins within a frame, as recordings of streams do, or in the wrapping of another format.
+    """Finds MP3 that begins within a frame, as in recordings of live streams, or inside another format.
 
     Raises:
         TaaeInputError: if it ends within a frame.
@@ -92,7 +92,8 @@ def _mpeg(content: BinaryIO, name: str, search: int = 0) -> list[Piece]:
 def _ogg_chains(content: BinaryIO, size: int, name: str) -> list[Piece]:
     """Returns the links of a chain of Ogg streams.
 
-    A missing end mark is no fault: recorders of live streams write none. A file that ends within a page is cut.
+    A missing end mark is no error, because recorders of live streams write none. A file that ends within a page is
+    truncated.
     """
     position, in_header, starts, last_pages = 0, False, [0], [(0, 0)]
     while position < size:
@@ -117,7 +118,7 @@ def _ogg_chains(content: BinaryIO, size: int, name: str) -> list[Piece]:
 
 
 def _marked_end(page: bytes) -> bytes:
-    """Marks an Ogg page as the last of its stream, without which libsndfile calls Opus malformed."""
+    """Marks an Ogg page as the last of its stream; without the mark libsndfile rejects Opus as malformed."""
     if not page or page[5] & OGG_ENDS:
         return page
     marked = bytearray(page)
@@ -128,7 +129,7 @@ def _marked_end(page: bytes) -> bytes:
 
 
 def ogg_checksum(page: bytes | bytearray) -> int:
-    """Returns the CRC-32 of an Ogg page whose checksum is zero: most significant bit first, and nothing inverted."""
+    """Returns the CRC-32 of an Ogg page whose checksum field is zero: most significant bit first, not inverted."""
     register = 0
     for byte in page:
         register = (register << 8 & 0xFFFFFFFF) ^ _CRC_TABLE[register >> 24 ^ byte]
@@ -146,7 +147,7 @@ _CRC_TABLE = [_crc_of_byte(byte) for byte in range(256)]
 
 
 def _flac_starts(content: BinaryIO) -> Iterator[int]:
-    """Yields where each of several joined FLAC files begins."""
+    """Yields the position of each of several joined FLAC files."""
     content.seek(0)
     position, kept = 0, b""
     while block := content.read(SCAN_LENGTH):
@@ -156,7 +157,7 @@ def _flac_starts(content: BinaryIO) -> Iterator[int]:
 
 
 def _find(content: BinaryIO, pattern: bytes, position: int) -> int:
-    """Returns where a pattern comes next, -1 if nowhere."""
+    """Returns the next position of a pattern, -1 if there is none."""
     content.seek(position)
     while block := content.read(SCAN_LENGTH):
         if (found := block.find(pattern)) >= 0:
@@ -170,24 +171,24 @@ def _find(content: BinaryIO, pattern: bytes, position: int) -> int:
 
 @dataclass
 class _Wav:
-    """The chunks of a WAV file that matter here: `fmt ` as it is, and where the samples lie."""
+    """The needed chunks of a WAV file: `fmt ` as bytes, and the position of the samples."""
 
     format_chunk: bytes = b""
     data_start: int = 0
     data_size: int = 0
-    sizes64: bytes = b""  # the ds64 chunk of RF64, whose sizes stand for 32-bit ones that are full
+    sizes64: bytes = b""  # the ds64 chunk of RF64, which holds sizes that do not fit 32 bits
 
     @property
     def bytes_per_second(self) -> int:
-        """Bytes of a second of samples, as the header tells."""
+        """Bytes per second of samples, according to the header."""
         return struct.unpack_from("<I", self.format_chunk, 16)[0] if len(self.format_chunk) >= 20 else 0
 
 
 def _wav_pieces(content: BinaryIO, size: int, name: str, start: int = 0) -> Iterator[Piece]:
-    """Yields joined WAV files one by one, and the samples that a header does not count.
+    """Yields joined WAV files one by one, including samples that a header does not count.
 
-    A header is written before the samples, and again at the end with their number. Where that was prevented, the number
-    is 0 or that of an earlier moment; beyond 4 GiB it is what is left over of it in 32 bits.
+    Programs write the header before the samples, and rewrite it with their number at the end. If the second write did
+    not happen, the number is 0 or too small. Beyond 4 GiB only its lowest 32 bits remain.
 
     Raises:
         TaaeInputError: if a file of another kind follows.
@@ -198,7 +199,7 @@ def _wav_pieces(content: BinaryIO, size: int, name: str, start: int = 0) -> Iter
         return
     data_end = wav.data_start + wav.data_size
     following = _after_chunks(content, data_end, size)
-    if following is not None:  # whatever comes next is in order, and may be another file
+    if following is not None:  # well-formed chunks follow, then the end or another file
         yield Piece(Window(content, start, following))
         if following < size:
             yield from _wav_pieces(content, size, name, following)
@@ -227,7 +228,7 @@ def finished_header(format_chunk: bytes, data_size: int) -> bytes:
 
 
 def _read_wav(content: BinaryIO, start: int, size: int) -> _Wav | None:
-    """Reads the chunks up to the samples; None where a file is so damaged that only libsndfile can tell."""
+    """Reads the chunks up to the samples; None if the file is damaged, which is left to libsndfile to report."""
     wav, position = _Wav(), start + 12
     while len(head := read_at(content, position, CHUNK.size)) == CHUNK.size:
         chunk, length = CHUNK.unpack(head)
@@ -247,9 +248,9 @@ def _read_wav(content: BinaryIO, start: int, size: int) -> _Wav | None:
 
 
 def _after_chunks(content: BinaryIO, position: int, size: int) -> int | None:
-    """Returns where the chunks after the samples end: at the file's end or at the next file.
+    """Returns where the chunks after the samples end: at the end of the file or at the next file.
 
-    None if what is there is no row of chunks, and so samples, a tag, or nothing that is known.
+    Returns None if no well-formed chunks follow; then the bytes are samples, a tag, or unknown.
     """
     while position < size:
         position += position % 2 and read_at(content, position, 1) == b"\0"

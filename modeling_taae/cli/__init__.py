@@ -1,9 +1,9 @@
-"""The command `taae`: speech files to tokens in `.taae` files and back.
+"""The command `taae`.
 
 Each command is a file of this folder with `SUMMARY` and `EXAMPLES` for its help, `add_options`, and `run`, which reads
 the arguments, calls a function of the package and prints. Two constants are optional: `EXTRA`, the extra of setup.cfg
 that it needs, and `INTERRUPTED`, the advice after Ctrl-C. Commands import the package's heavier modules within `run`,
-so that help and usage errors do not wait for them.
+so that help and usage errors come at once.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from .options import ArgumentParser
 # In the order of the help.
 COMMANDS = ("encode", "decode", "reconstruct", "stream", "info", "evaluate", "convert", "export", "tokenize", "push")
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
-# A command speaks for the libraries behind it, unless the environment says otherwise.
+# Silences the libraries behind a command, unless the environment sets these variables.
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 DESCRIPTION = "Speech in about 50 bytes a second: encodes audio into .taae files and decodes them, with a TAAE model."
 EPILOG = """\
@@ -28,12 +28,12 @@ examples:
   taae reconstruct speech.wav -o decoded.wav      hear what the codec does to your voice
   taae encode speech.wav                          writes speech.taae
   taae decode speech.taae -o decoded.wav
-  taae encode recordings/ -o encoded/             every audio file in the folder, however deep
+  taae encode recordings/ -o encoded/             all audio files in the folder and below it
   taae info speech.taae
   taae encode - < speech.flac | taae decode - -o - > decoded.wav
 
 The model is --model, else $TAAE_MODEL, else taae-speech-16k-nano.
-`taae COMMAND --help` tells more about a command."""
+`taae COMMAND --help` describes a command and its options."""
 
 
 def build_parser() -> ArgumentParser:
@@ -72,7 +72,7 @@ def run_command(args: argparse.Namespace) -> int:
 
 
 def abandon_output() -> None:
-    """Lets go of a standard output that fails: Python flushes it once more at exit, which would fail again."""
+    """Replaces a standard output that fails, because Python flushes it again at exit, which would fail again."""
     try:
         flush_output()
     except OSError:
@@ -80,7 +80,7 @@ def abandon_output() -> None:
 
 
 def flush_output() -> None:
-    """Writes out what is printed so far, if there is a standard output."""
+    """Flushes standard output, if there is one."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
@@ -89,7 +89,7 @@ def explain(error: Exception) -> str:
     """Returns one line about an error that ends a command."""
     if isinstance(error, TaaeInputError):
         return one_line(error)
-    # Errors of files name the file, so without a name it is standard output that cannot be written.
+    # Errors of files name the file; an error without a name is one of standard output.
     if isinstance(error, OSError) and error.errno in UNWRITABLE and error.filename is None:
         return f"standard output: cannot be written ({error.strerror}); make room, or write elsewhere"
     return describe(error)
@@ -100,11 +100,11 @@ def main(argv: list[str] | None = None, patience: float = 2.0) -> int:
 
     Args:
         argv: arguments without the program's name; None for those of the process.
-        patience: seconds without a word after which `taae encode` and its like say what they are doing.
+        patience: seconds of silence after which commands such as `taae encode` say what they are doing.
 
     Returns:
         The exit status: 0, 1 for a failure, 2 for bad input, 130 after Ctrl-C, 141 after a broken pipe. Bad usage and
-        help leave through SystemExit, with 2 and 0.
+        help raise SystemExit with 2 and 0.
     """
     args = build_parser().parse_args(argv, argparse.Namespace(patience=patience))
     for name, value in QUIET.items():

@@ -1,9 +1,9 @@
-"""`taae convert`: a stable-codec checkpoint to a model of this package."""
+"""`taae convert`: converts a stable-codec checkpoint to a model of this package."""
 
 import argparse
 from pathlib import Path
 
-SUMMARY = "make a model of a stable-codec checkpoint"
+SUMMARY = "convert a stable-codec checkpoint to a model"
 EXAMPLES = "  taae convert stable-codec-speech-16k/ taae-speech-16k/"
 
 

@@ -1,4 +1,4 @@
-"""`taae decode`: `.taae` files to audio files."""
+"""`taae decode`: decodes `.taae` files to audio files."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ EXAMPLES = """\
   taae decode speech.taae -o decoded.wav
   taae decode encoded/ -o decoded/
   taae decode speech.taae -o - | play -t wav -"""
-PRIOR_HELP = "the model that encoded, where another one decodes: entropy-coded tokens are read with its prior"
+PRIOR_HELP = "the model that encoded, if another one decodes: its prior is needed to read entropy-coded tokens"
 __all__ = ["EXAMPLES", "INTERRUPTED", "SUMMARY", "add_options", "run"]
 
 

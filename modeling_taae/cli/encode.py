@@ -1,4 +1,4 @@
-"""`taae encode`: audio files to `.taae` files."""
+"""`taae encode`: encodes audio files to `.taae` files."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ EXAMPLES = """\
   taae encode speech.wav                                  writes speech.taae
   taae encode speech.mp3 -o small.taae --bottleneck 2x15625_700bps
   taae encode a.wav b.flac recordings/ -o encoded/        keeps the folders below recordings/"""
-INTERRUPTED = "files that are there are whole; the same command with --skip-existing makes the others"
+INTERRUPTED = "existing files are complete; the same command with --skip-existing makes the others"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     jobs = plan(args, AUDIO_SUFFIXES, ".taae")
     for job in jobs:
         if job.target.suffix.lower() in AUDIO_SUFFIXES:
-            raise TaaeInputError(f"{job.target}: is a name for audio; expected one that ends in .taae, so change -o")
+            raise TaaeInputError(f"{job.target}: is a name for audio; expected one that ends in .taae; change -o")
 
     def prepare() -> "Prepared":
         codec, bottleneck = load_encoder(args)

@@ -1,4 +1,4 @@
-"""`taae export`: a model to files that run without this package."""
+"""`taae export`: exports a model to files that run without this package."""
 
 import argparse
 from importlib.util import find_spec
@@ -14,11 +14,11 @@ EXAMPLES = """\
   taae export hub_cards/taae-speech-16k-nano -o exported --format onnx-int8 --bottleneck 2x15625_700bps
 
 Formats
-  onnx           float32; the tokens are the model's
-  onnx-int8      weights in 8 bits, which makes a model of its own, a quarter as large
+  onnx           float32; gives the model's tokens
+  onnx-int8      8-bit weights, a quarter of the size; counts as a different model, with other tokens
   torch-export   float32, for torch.export.load
 
-Files are kept only once they were run and found to do what the model does."""
+The files are run and compared with the model; they are kept only if they agree."""
 PACKAGES = ("onnx", "onnx_ir", "onnxruntime", "onnxscript")
 
 
@@ -27,7 +27,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("name", metavar="MODEL", help="a model's folder, or its name on the Hub")
     add(
-        "-o", "--output", metavar="DIR", required=True, help="folder for encoder and decoder; others in it are replaced"
+        "-o",
+        "--output",
+        metavar="DIR",
+        required=True,
+        help="folder for encoder and decoder; replaces existing ones",
     )
     add("--format", choices=["onnx", "onnx-int8", "torch-export"], default="onnx", help="see below (default: onnx)")
     add("--bottleneck", metavar="B", help=BOTTLENECK_HELP)
@@ -52,15 +56,15 @@ def run(args: argparse.Namespace) -> int:
         print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
     equal, ratio = agreement.tokens - agreement.differing, agreement.signal_to_error
     audio = "audio is the same" if isinf(ratio) else f"audio agrees to {ratio:.0f} dB"
-    print(f"{equal} of {agreement.tokens} tokens are those of PyTorch with the same weights, {audio}")
+    print(f"{equal} of {agreement.tokens} tokens equal those of PyTorch with the same weights; {audio}")
     return 0
 
 
 def check_packages(file_format: str) -> None:
-    """Checks that what a format needs is installed.
+    """Checks that the packages of a format are installed.
 
     Raises:
-        TaaeInputError: if it is not.
+        TaaeInputError: if one is missing.
     """
     missing = [name for name in PACKAGES if find_spec(name) is None] if file_format.startswith("onnx") else []
     if missing:

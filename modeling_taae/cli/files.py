@@ -1,4 +1,4 @@
-"""The files that a command reads and writes, and what becomes of each."""
+"""Plans the files that a command reads and writes, and reports those that fail."""
 
 import argparse
 import os
@@ -12,14 +12,14 @@ from ..transcode.files import Job
 
 
 class Failures:
-    """Failures of single files among several, reported at the end; with a single file the error is raised at once."""
+    """Collects the failures of files and reports them at the end; with a single file, raises the error at once."""
 
     def __init__(self, jobs: list[Job], debug: bool):
         self.jobs, self.debug = jobs, debug
         self.messages: dict[Job, str] = {}
 
     def add(self, job: Job, error: Exception) -> None:
-        """Notes that a job failed."""
+        """Records a failed job."""
         if len(self.jobs) == 1:
             raise error
         if self.debug:
@@ -28,20 +28,20 @@ class Failures:
         self.messages[job] = one_line(error) if foreseen else f"{job.source}: {describe(error)}"
 
     def without_missing(self) -> list[Job]:
-        """Returns the jobs whose input is there, before anything slow is done, and notes the others as failures.
+        """Returns the jobs whose input exists, and records the others as failures, before anything slow begins.
 
         Raises:
-            TaaeInputError: if none is there.
+            TaaeInputError: if no input exists.
         """
         for job in self.jobs:
             if not (is_standard_stream(job.source) or os.path.exists(job.source)):
                 reason = "No such file or directory"
-                message = f"{job.source}: cannot be read ({reason}); expected a file, so check the path"
+                message = f"{job.source}: cannot be read ({reason}); expected a file; check the path"
                 self.add(job, TaaeInputError(message))
         return [job for job in self.jobs if job not in self.messages]
 
     def report(self) -> int:
-        """Says on standard error which files failed, and returns the exit status."""
+        """Prints the failed files on standard error, and returns the exit status."""
         if self.messages:
             messages = (self.messages[job] for job in self.jobs if job in self.messages)
             print(*(f"taae: error: {message}" for message in messages), sep="\n", file=sys.stderr)
@@ -50,7 +50,7 @@ class Failures:
 
 
 def plan(args: argparse.Namespace, suffixes: frozenset[str], target_suffix: str) -> list[Job]:
-    """Plans the jobs that the arguments name (see [`plan_jobs`]), without those that are done already if so asked."""
+    """Plans the jobs of the arguments (see [`plan_jobs`]); with --skip-existing, without those that are done."""
     jobs = plan_jobs(args.inputs, args.output, suffixes, target_suffix)
     tell_unreadable(args.inputs, suffixes, args.output)
     left = [job for job in jobs if not (args.skip_existing and job.target.exists())]
@@ -60,7 +60,7 @@ def plan(args: argparse.Namespace, suffixes: frozenset[str], target_suffix: str)
 
 
 def tell_unreadable(inputs: list[str], suffixes: frozenset[str], output: str | None) -> None:
-    """Counts and names, on standard error, sound files and films in folders of recordings that cannot be read."""
+    """Prints the number and the kinds of audio and video files in folders that are not read, on standard error."""
     if ".wav" not in suffixes:
         return
     from ..audio_io import unread_sound
@@ -71,13 +71,13 @@ def tell_unreadable(inputs: list[str], suffixes: frozenset[str], output: str | N
 
 
 def plan_jobs(inputs: list[str], output: str | None, suffixes: frozenset[str], target_suffix: str) -> list[Job]:
-    """Plans which file becomes which.
+    """Plans the target of each input.
 
     Args:
         inputs: files, directories (searched to any depth for files with one of `suffixes`), or `-` alone.
-        output: the target of a single file, the directory of several, `-`, or None for a place beside each input.
-        suffixes: suffixes of the inputs inside a directory, in lower case.
-        target_suffix: the suffix of targets whose name is not given.
+        output: the target of a single file, the directory of several, `-`, or None for targets beside the inputs.
+        suffixes: suffixes of inputs inside a directory, in lower case.
+        target_suffix: the suffix of targets that are not named.
 
     Raises:
         TaaeInputError: if nothing is found, or targets are ambiguous, clash or would overwrite an input.
@@ -99,7 +99,7 @@ def _names_directory(output: str) -> bool:
 
 
 def _names_file(output: str, target_suffix: str) -> bool:
-    """Returns whether a target that is not there can only be meant as a file."""
+    """Returns whether a target that does not exist can only be meant as a file."""
     return Path(output).suffix.lower() in {target_suffix, ".taae", ".wav", ".flac"} and not _names_directory(output)
 
 
@@ -130,6 +130,6 @@ def _check_targets(jobs: list[Job]) -> None:
             raise TaaeInputError(f"{target}: is an input and would be overwritten; choose another target with -o")
         if place in targets:
             raise TaaeInputError(
-                f"{targets[place]} and {source} would both become {target}; rename one or treat them one by one"
+                f"{targets[place]} and {source} would both become {target}; rename one, or give them one by one"
             )
         targets[place] = source

@@ -1,10 +1,10 @@
-"""`taae info`: facts about a `.taae` file or a model."""
+"""`taae info`: describes a `.taae` file or a model."""
 
 import argparse
 import os
 from pathlib import Path
 
-SUMMARY = "tell about a .taae file or a model"
+SUMMARY = "describe a .taae file or a model"
 EXAMPLES = """\
   taae info speech.taae
   taae info hub_cards/taae-speech-16k-nano"""

@@ -1,4 +1,4 @@
-"""Runs a command that makes a file of each file."""
+"""Runs a command that converts files one by one."""
 
 import argparse
 import sys
@@ -19,7 +19,7 @@ class Reader:
     """Reads the recordings of a command, and counts those whose channels it averages.
 
     Args:
-        channel: the channel to read, from 1; None averages all.
+        channel: the channel to read, counted from 1; None averages all.
     """
 
     def __init__(self, channel: int | None):
@@ -32,12 +32,12 @@ class Reader:
         return recording.audio
 
     def tell(self) -> None:
-        """Says on standard error how many recordings were averaged, if any were."""
+        """Prints on standard error how many recordings were averaged, if any were."""
         if self.averaged:
             print(f"taae: {averaged_note(self.averaged)}", file=sys.stderr)
 
 
-# A codec, and a function that works through jobs with it and yields each one once it is done.
+# A codec, and a function that processes jobs and yields each one once it is done.
 Prepared = tuple[Codec, Callable[[list[Job], OnError], Iterable[Job]]]
 
 
@@ -54,13 +54,13 @@ def load_encoder(args: argparse.Namespace) -> tuple[Codec, str | list | tuple | 
 
 
 def run_jobs(args: argparse.Namespace, jobs: list[Job], doing: str, prepare: Callable[[], Prepared]) -> int:
-    """Works through jobs, says what goes on, and returns the exit status.
+    """Processes jobs, reports progress and failures, and returns the exit status.
 
     Args:
         args: the command's arguments.
         jobs: the files to read and to write.
-        doing: what is done to them, as in "encoding".
-        prepare: loads what the work needs, once it is known that there is something to read.
+        doing: the verb for messages, such as "encoding".
+        prepare: loads the codec; called once it is known that an input exists.
     """
     failures = Failures(jobs, args.debug)
     there = failures.without_missing()

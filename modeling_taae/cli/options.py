@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-SHORTEST = 1e-6  # of lengths of time, which are not zero
+SHORTEST = 1e-6  # minimum of durations, which must not be zero
 AUDIO_HELP = (
     "an audio file of any format, rate and channel count that libsndfile reads, or FFmpeg with the extra `audio`; a "
     "directory of them; or -"
@@ -16,13 +16,13 @@ BOTTLENECK_HELP = (
     "1x46656_400bps, 2x15625_700bps, 4x729_1000bps, native, or stages such as 5,5,5,5,5,5@1.0/5,5,5,5,5,5@0.25 "
     "(levels of each dimension @ scale); default: the model's own"
 )
-AUDIO_ROOT_HELP = "folder outside of the source in which recordings may lie that its tables and lists name"
-CHANNEL_HELP = "read this channel of recordings alone, such as one speaker of two: 1, 2, ... (default: average all)"
-COMPILE_HELP = "compile the layers, for GPUs: a minute at first; moves some tokens by rounding (no gain on CPUs)"
-SUBSET_HELP = "of a data set on the Hub that has several, such as a language"
-LEVEL_HELP = "keep the level as it is (default: bring it to that of the model's training, such as -20 LUFS)"
-FORCE_HELP = "decode what another model encoded, to noise most likely"
-SKIP_HELP = "leave out files whose target is there, to go on after an interruption (default: targets are replaced)"
+AUDIO_ROOT_HELP = "folder outside of the source that may hold recordings named in its tables and lists"
+CHANNEL_HELP = "read only this channel of recordings, such as one speaker of two: 1, 2, ... (default: average all)"
+COMPILE_HELP = "compile the layers, for GPUs (no gain on CPUs): takes a minute at first; rounding changes some tokens"
+SUBSET_HELP = "subset of a data set on the Hub that has several, such as a language"
+LEVEL_HELP = "keep the loudness as it is (default: normalise to the loudness of the training, such as -20 LUFS)"
+FORCE_HELP = "decode files of another model, most likely to noise"
+SKIP_HELP = "keep existing targets, to resume after an interruption (default: overwrite them)"
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -31,7 +31,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]  # argparse overloads it by what the namespace is
         self, *arguments: Any, **options: Any
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As argparse's, but a command refuses what it does not know itself, and so names its own help."""
+        """Parses as argparse does, but a command itself rejects unknown arguments, so that errors name its help."""
         namespace, unknown = super().parse_known_args(*arguments, **options)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -43,7 +43,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def whole_number(least: int) -> Callable[[str], int]:
-    """The type of an option that takes whole numbers from `least` up."""
+    """Returns the type of an option that takes whole numbers from `least` up."""
 
     def parse(text: str) -> int:
         if not text.strip().lstrip("+-").isdecimal() or int(text) < least:
@@ -54,7 +54,7 @@ def whole_number(least: int) -> Callable[[str], int]:
 
 
 def number(least: float, most: float = math.inf) -> Callable[[str], float]:
-    """The type of an option that takes finite numbers between two, these included."""
+    """Returns the type of an option that takes finite numbers from `least` to `most`, both included."""
 
     def parse(text: str) -> float:
         try:
@@ -70,7 +70,7 @@ def number(least: float, most: float = math.inf) -> Callable[[str], float]:
 
 
 def split_name(text: str) -> str:
-    """The type of an option that takes the name of a split, as `datasets` allows it."""
+    """Returns a split's name after checking that `datasets` allows it."""
     if not re.fullmatch(r"\w+(\.\w+)*", text):
         raise argparse.ArgumentTypeError(f"{text}: expected letters, digits, _ and dots between them")
     return text
@@ -80,17 +80,17 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that choose the model and its device."""
     add = parser.add_argument
     add("--model", help="folder or name on the Hub (default: $TAAE_MODEL, else taae-speech-16k-nano)")
-    add("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda where there is one, else cpu)")
+    add("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda if available, else cpu)")
 
 
 def add_encoding_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say how audio becomes tokens."""
+    """Adds the options of encoding."""
     parser.add_argument("--bottleneck", metavar="B", help=BOTTLENECK_HELP)
     parser.add_argument("--no-loudness", dest="loudness", action="store_false", help=LEVEL_HELP)
 
 
 def add_audio_inputs(parser: argparse.ArgumentParser) -> None:
-    """Adds the recordings to read, the channel, and `--skip-existing`."""
+    """Adds the arguments for input recordings, their channel, and `--skip-existing`."""
     parser.add_argument("inputs", nargs="+", metavar="AUDIO", help=AUDIO_HELP)
     parser.add_argument("--channel", type=whole_number(1), metavar="N", help=CHANNEL_HELP)
     parser.add_argument("--skip-existing", action="store_true", help=SKIP_HELP)

@@ -1,4 +1,4 @@
-"""Says what a command is doing, whenever some seconds pass without a word."""
+"""Reports what a command is doing after some seconds of silence."""
 
 import sys
 from collections.abc import Iterable
@@ -9,14 +9,14 @@ from tqdm import tqdm
 
 from ..transcode.files import Job
 
-RAREST = 60.0  # seconds between two lines, where they are kept in a log
+RAREST = 60.0  # longest time between two lines in a log, in seconds
 
 
 class Progress:
-    """Tells on standard error, from a thread, what is being done: on a terminal in one line, else in lines ever rarer.
+    """Reports progress on standard error, from a thread: on a terminal in one line, else in ever rarer lines.
 
     Args:
-        patience: seconds before the first word.
+        patience: seconds of silence before the first report.
     """
 
     def __init__(self, patience: float):
@@ -36,20 +36,20 @@ class Progress:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
-        """Sets what is being done from now on."""
+        """Sets the description of the current work."""
         self.text, self.share = text, 0.0
 
     def done(self, share: float) -> None:
-        """Sets how much of it is done, from 0 to 1."""
+        """Sets the completed share of the current work, from 0 to 1."""
         self.share = share
 
     def work(self, jobs: Iterable[Job], todo: list[Job], doing: str) -> None:
-        """Works through jobs that are yielded once they are done, with a bar on a terminal if there are several.
+        """Consumes jobs as they are done, with a progress bar on a terminal if there are several.
 
         Args:
-            jobs: the jobs, as they get done.
+            jobs: the jobs, each yielded once it is done.
             todo: all jobs.
-            doing: what is done to them, as in "encoding".
+            doing: the verb for messages, such as "encoding".
         """
         self.has_bar = self._on_terminal and len(todo) > 1
         self.say(self._doing(doing, todo, 0))

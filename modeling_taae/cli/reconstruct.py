@@ -1,4 +1,4 @@
-"""`taae reconstruct`: audio through the codec and back."""
+"""`taae reconstruct`: encodes and decodes audio files."""
 
 import argparse
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Spares a command imports that it does not need."""
+"""Avoids slow imports that commands do not need."""
 
 import sys
 from importlib import import_module
@@ -7,17 +7,17 @@ from typing import Any
 
 
 def import_loudness() -> None:
-    """Imports pyloudnorm without `scipy.stats`, which takes as long as all else that it needs.
+    """Imports pyloudnorm without `scipy.stats`, which takes as long as all its other imports together.
 
-    `scipy.signal`, where pyloudnorm's filter comes from, imports one function of it. A stand-in takes
-    its place during that import, and the function imports the real module when it is called.
+    pyloudnorm needs `scipy.signal`, which imports one function of `scipy.stats`. A stand-in replaces `scipy.stats`
+    during that import; the function imports the real module when it is called.
     """
     if "scipy.signal" in sys.modules or "scipy.stats" in sys.modules:
         return
     sys.modules[_STATS] = _DeferredStats(_STATS)
     try:
         import_module("scipy.signal")
-    except ImportError:  # whoever needs it says so
+    except ImportError:  # reported when it is needed
         pass
     finally:
         if isinstance(sys.modules.get(_STATS), _DeferredStats):
@@ -28,7 +28,7 @@ _STATS = "scipy.stats"
 
 
 class _DeferredStats(ModuleType):
-    """Stands for `scipy.stats` until more than that one function is asked of it."""
+    """Stands in for `scipy.stats` until another of its names is needed."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # the import system asks

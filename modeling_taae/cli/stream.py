@@ -1,4 +1,4 @@
-"""`taae stream`: a live signal from standard input to tokens or audio on standard output."""
+"""`taae stream`: converts a live signal from standard input to tokens or audio on standard output."""
 
 import argparse
 
@@ -12,20 +12,20 @@ EXAMPLES = """\
   taae stream --output f32le < speech.tokens > speech.raw
   ffmpeg -i speech.mp3 -f s16le -ar 16000 -ac 1 - | taae stream --input s16le --gain 6 > decoded.raw
 
-It reads standard input and no files: a file comes in behind <, as above.
+It reads only standard input: redirect a file with <, as above.
 
-The model must be causal. Each frame is written as soon as its last sample has come; the tokens are those of
-`taae encode --no-loudness`. A stream cannot know how loud it will be, so its level is left as it is but for --gain.
+The model must be causal. Each frame is written as soon as its last sample has arrived. The tokens equal those of
+`taae encode --no-loudness`: the loudness of a stream is not known in advance, so only --gain changes its level.
 
 A stream of tokens, little-endian:
   4 bytes    TAAS
   1          version, 1
   8          identity of the model: the start of the SHA-256 of its weights
   4, 4, 8    sampling rate in Hz, samples per frame, 0
-  2 + n      the bottleneck as text, after its length
+  2 + n      length of the bottleneck's text, then the text
   1 + 8 k    number k of tokens per frame, then the vocabulary size of each
   4          CRC-32 of all bytes so far
-  then for each frame its tokens, each in the fewest bits that hold its vocabulary, lowest bit first, and zeros up to a
+  then each frame: its tokens, each in the fewest bits that hold its vocabulary, lowest bit first, and zeros up to a
   whole byte"""
 
 
@@ -35,19 +35,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--bottleneck", metavar="B", help=BOTTLENECK_HELP)
     add("--force", action="store_true", help=FORCE_HELP)
-    gain = "make the input louder by so many decibels (default: 0)"
+    gain = "amplify the input by so many decibels (default: 0)"
     add("--gain", type=number(-100, 100), default=0.0, metavar="DB", help=gain)
     add(
         "--input",
         choices=["auto", "s16le", "f32le"],
         default="auto",
-        help="raw mono samples of the model's rate, or what its beginning says: WAV or tokens (default: auto)",
+        help="raw mono samples at the model's rate; auto: WAV or tokens, detected from the header (default: auto)",
     )
     add(
         "--output",
         choices=["s16le", "f32le", "tokens"],
         default="s16le",
-        help="raw mono samples of the model's rate, or a stream of tokens (default: s16le)",
+        help="raw mono samples at the model's rate, or a stream of tokens (default: s16le)",
     )
 
 

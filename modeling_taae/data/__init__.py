@@ -1,1 +1,1 @@
-"""Recorded speech, whatever it is stored in."""
+"""Reads recorded speech from files, folders, tables, archives and the Hub."""

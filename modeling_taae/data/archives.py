@@ -1,4 +1,4 @@
-"""WebDataset archives: tar files in which members of one name with several suffixes are a sample."""
+"""Reads WebDataset archives: tar files in which members with one name and different suffixes form a sample."""
 
 import bz2
 import gzip
@@ -21,24 +21,24 @@ from .readers import until_damage
 from .row import Row, row_id
 from .texts import LARGEST_TEXT, told_by
 
-# What stands before a name's first dot is the sample, what stands behind it is the kind of member.
+# The part of a name before its first dot is the sample's key; the part after it is the kind of member.
 MEMBER_NAME = re.compile(r"(?:\./)?((?:.*/)?[^./]+)\.([^/]+)")
 ARCHIVE_NAME = re.compile(r".*\.(tar|tgz|tar\.(gz|bz2|xz))", re.IGNORECASE)
-# How compressed files begin.
+# First bytes of compressed files.
 COMPRESSIONS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 BLOCK = 1 << 20
-# Sizes come from the file, which is not to be trusted: in bytes, and in bytes for each compressed one.
+# Limits on sizes, because a file's own figures are not trusted: in bytes, and in bytes per compressed byte.
 LARGEST_RECORDING, LARGEST_SPARSE, LARGEST_EXPANSION, LEAST_LIMIT = 1 << 31, 1 << 26, 64, 1 << 28
 
 
 class Archives:
-    """WebDataset archives, each a unit.
+    """Reads WebDataset archives, one unit each.
 
-    Audio, texts and what stands in a sample's .json are read, other members are not. The members of a sample need not
-    follow each other.
+    Reads a sample's audio, its texts and the fields of its .json; other members are ignored. The members of a sample
+    need not be adjacent.
 
     Args:
-        files: their full paths, with their names.
+        files: the archives' full paths, with their names.
         id_column: see [`Corpus`].
         largest: the size in bytes of the largest recording that is read.
     """
@@ -52,37 +52,37 @@ class Archives:
         return len(self.files)
 
     def schema(self, unit: int) -> pa.Schema:
-        """Returns no types: nothing is known."""
+        """Returns an empty schema, because types are unknown before reading."""
         return pa.schema([])
 
     def rows(self, unit: int) -> Iterator[Row]:
-        """Yields the samples of an archive, in the order in which they begin."""
+        """Yields the samples of an archive, in the order of their first members."""
         file, name = self.files[unit]
         return until_damage(self._rows(file, name), name)
 
     def named_files(self) -> Iterator[Path]:
-        """Yields nothing: members name no files."""
+        """Yields nothing, because members name no files."""
         return iter(())
 
     def shards(self) -> list[int]:
-        """Returns each archive as one."""
+        """Returns one unit per archive."""
         return [1] * len(self)
 
     def _rows(self, file: Path, name: str) -> Iterator[Row]:
-        if file.exists() and not file.is_file():  # a pipe would be waited for
+        if file.exists() and not file.is_file():  # reading a pipe could wait forever
             raise tarfile.TarError("it is no regular file")
         with plain_archive(file) as (content, damage), tarfile.open(fileobj=content, mode="r:") as archive:
             samples, cut = samples_of(archive)
             for key, members in samples.items():
                 audio, columns, problem = self._read(archive, members)
-                # Keys are often unique in their archive only.
+                # Keys are often unique only within their archive.
                 identifier = row_id(columns, self.id_column) or f"{name}/{key}"
                 yield Row(identifier, name, audio, columns, problem)
             if error := damage or cut:
                 raise error
 
     def _read(self, archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> tuple[bytes | None, dict, str]:
-        """Returns audio, columns and what is wrong with them, from the members of a sample by their kind."""
+        """Returns audio, columns and a problem, empty if there is none, from a sample's members by their kind."""
         audio: bytes | None = None
         columns: dict[str, Any] = {}
         problem = ""
@@ -105,14 +105,14 @@ class Archives:
 
 
 def is_archive(file: Path) -> bool:
-    """Returns whether a file is called as a tar file is, compressed or not."""
+    """Returns whether a file has the suffix of a tar file, compressed or not."""
     return ARCHIVE_NAME.fullmatch(file.name) is not None
 
 
 def samples_of(archive: tarfile.TarFile) -> tuple[dict[str, dict[str, tarfile.TarInfo]], Exception | None]:
-    """Returns the members of each sample by their kind, in the archive's order, and the damage where that ends early.
+    """Returns the members of each sample by their kind, in the archive's order, and the error that ended the reading.
 
-    Members of any other kind than file are left out, and of two with one name, the last one counts.
+    Only regular files count. If two members have the same name, the last one counts.
     """
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     try:
@@ -129,7 +129,7 @@ def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     """Returns the content of a member.
 
     Raises:
-        tarfile.ReadError: if the archive ends before it does.
+        tarfile.ReadError: if the archive ends within the member.
     """
     file = cast(IO[bytes] | None, archive.fileobj)
     if file is not None and not member.issparse() and member.offset_data + member.size > file.seek(0, os.SEEK_END):
@@ -139,13 +139,13 @@ def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 @contextmanager
 def plain_archive(file: Path) -> Iterator[tuple[IO[bytes], Exception | None]]:
-    """Opens an archive; one that is compressed is expanded into a temporary file, as far as it is whole.
+    """Opens an archive; expands a compressed one into a temporary file, up to the first damage.
 
     Yields:
-        The open file, and the damage at which it ends.
+        The open file, and the error that ended the expansion, None if there was none.
 
     Raises:
-        tarfile.TarError: if it expands to more than any archive of speech does.
+        tarfile.TarError: if it expands to more bytes than is plausible for speech.
     """
     with open(file, "rb") as content:
         beginning = content.read(6)
@@ -158,7 +158,7 @@ def plain_archive(file: Path) -> Iterator[tuple[IO[bytes], Exception | None]]:
         damage: Exception | None = None
         with tempfile.TemporaryFile() as plain, opener(content) as packed:
             try:
-                while block := packed.read1(BLOCK):  # read() would keep back what comes before the damage
+                while block := packed.read1(BLOCK):  # read() would withhold the bytes before the damage
                     plain.write(block)
                     if plain.tell() > limit:
                         raise tarfile.TarError(f"its {file.stat().st_size:,} bytes expand to more than {limit:,}")

@@ -1,4 +1,4 @@
-"""From the audio of a row to samples, and what is wrong with them."""
+"""Decodes the audio of a row to samples, and detects unusable clips."""
 
 import io
 from pathlib import Path
@@ -15,16 +15,16 @@ from ..feature_extraction_taae import SILENCE_ENERGY
 from .origin import NOWHERE, Origin
 from .row import Row
 
-# Decoded rows of `datasets`, and what others call the same.
+# Keys of decoded audio in `datasets`, and other names for the same.
 ARRAY_KEYS, RATE_KEYS = ("array", "samples"), ("sampling_rate", "sample_rate", "sr")
-HIGHEST_RATE = 768_000  # Hz; what claims more is no sampling rate
+HIGHEST_RATE = 768_000  # Hz; larger values are no sampling rates
 
 
 def decode_row(row: Row, sampling_rate: int) -> Recording:
     """Decodes a row to one channel at a rate in Hz.
 
     Raises:
-        TaaeInputError: if there is no audio, it cannot be decoded, or it names something that is not the corpus's.
+        TaaeInputError: if there is no audio, it cannot be decoded, or it names a file outside the corpus.
         OSError: if the file cannot be read.
     """
     if row.problem:
@@ -40,20 +40,20 @@ def decode_cell(
     channel: int | None = None,
     span: Span | None = None,
 ) -> Recording:
-    """Decodes audio as data sets hold it.
+    """Decodes an audio cell of a data set.
 
     Args:
-        audio: the bytes of an audio file, its path or address, both in a dictionary with the keys `bytes` and `path`,
-            or samples in one with the keys `array` and `sampling_rate`. A `Path` is a file that was found, and is
-            opened wherever it lies.
-        name: the row's name in errors.
+        audio: the bytes of an audio file, its path or address, a dictionary with the keys `bytes` and `path`, or a
+            dictionary of samples with the keys `array` and `sampling_rate`. A `Path` is a file found by the reader; it
+            is opened wherever it is.
+        name: the row's name in error messages.
         sampling_rate: samples per second of the result, in Hz.
         origin: the place of the corpus, below which paths are opened.
-        channel: the channel to read, from 1; None averages all.
+        channel: the channel to read, counted from 1; None averages all.
         span: the part to read; None for all of it.
 
     Raises:
-        TaaeInputError: if there is no audio, it cannot be decoded, or it names something that is not the corpus's.
+        TaaeInputError: if there is no audio, it cannot be decoded, or it names a file outside the corpus.
         OSError: if the file cannot be read.
     """
 
@@ -87,11 +87,11 @@ def decode_cell(
 
 
 def plain_cell(audio: Any, rate: Any = None) -> Any:
-    """Returns a cell of whatever kind as the bytes or the path of an audio file; what is neither, as it is.
+    """Converts an audio cell to the bytes or the path of an audio file; returns other cells unchanged.
 
     Args:
-        audio: a cell, as Python or as Arrow holds it.
-        rate: the sampling rate in Hz that the row tells beside it, if it does.
+        audio: a cell, as a Python or an Arrow value.
+        rate: the sampling rate in Hz from another column of the row, if there is one.
     """
     if isinstance(audio, pa.StructScalar):
         audio = dict(audio.items()) if audio.is_valid else None
@@ -113,7 +113,7 @@ def plain_cell(audio: Any, rate: Any = None) -> Any:
 
 
 def encoded_samples(array: Any, rate: Any) -> bytes | list:
-    """Returns samples as a WAV file, of which they come back as they are; unchanged, if they are no samples.
+    """Encodes samples losslessly as a WAV file; returns values that are no samples unchanged.
 
     Args:
         array: (samples,), (channels, samples) or (samples, channels), floating point of full scale 1 or integers.
@@ -127,7 +127,7 @@ def encoded_samples(array: Any, rate: Any) -> bytes | list:
         if samples.dtype.kind not in "fi" or samples.ndim not in (1, 2) or not 0 < rate <= HIGHEST_RATE:
             return as_python(array)
         if samples.dtype.kind == "i":
-            # Of 64 bits are the integers of Python and pandas, whatever they stand for: samples of 16 bits.
+            # 64-bit integers come from Python and pandas, and hold 16-bit samples.
             samples = samples / 2.0 ** (8 * samples.dtype.itemsize - 1 if samples.dtype.itemsize < 8 else 15)
         content = io.BytesIO()
         soundfile.write(content, samples.astype(np.float32), rate, format="WAV", subtype="FLOAT")
@@ -137,7 +137,7 @@ def encoded_samples(array: Any, rate: Any) -> bytes | list:
 
 
 def to_numpy(array: Any) -> np.ndarray:
-    """Returns samples as an array, of Arrow's lists without a Python object for each of them."""
+    """Returns samples as an array; reads Arrow's lists without making a Python object per sample."""
     if not isinstance(array, pa.Scalar):
         return np.asarray(array)
     values = array.values
@@ -152,12 +152,12 @@ def is_there(value: Any) -> bool:
 
 
 def as_python(value: Any) -> Any:
-    """Returns Arrow's value as Python's."""
+    """Converts an Arrow value to a Python value."""
     return value.as_py() if isinstance(value, pa.Scalar) else value
 
 
 def fault(audio: np.ndarray, sampling_rate: int, shortest: float) -> str:
-    """Returns why a clip cannot be used, empty if it can: it is shorter than so many seconds, or silent."""
+    """Returns why a clip cannot be used: it is silent, or shorter than `shortest` seconds. Empty if it can be used."""
     seconds = len(audio) / sampling_rate
     if seconds < shortest:
         return f"too short: {seconds:.3f} s, at least {shortest:g} s are needed"

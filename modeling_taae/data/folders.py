@@ -1,4 +1,4 @@
-"""What lies in a source: recordings, tables, archives, and what tells about the recordings."""
+"""Finds the recordings, tables and archives of a source, and the lists that describe recordings."""
 
 import json
 import os
@@ -29,18 +29,19 @@ from .listings import (
 from .origin import CURE, is_below
 from .texts import BESIDE, MICROPHONE, files_beside, texts_of
 
-# What there may be in folders. Not every decoder reads the second row of recordings; those that are not read are told.
+# Suffixes of the files that are read in folders. Some decoders lack the formats of the second line of RECORDINGS;
+# recordings that cannot be decoded are reported.
 CONTAINERS = frozenset({".parquet", ".tar"})
 RECORDINGS = AUDIO_SUFFIXES | {
     *(".3ga", ".3gp", ".aac", ".ac3", ".amr", ".ape", ".avi", ".awb", ".dss", ".m4a", ".m4b", ".mka", ".mkv", ".mov"),
     *(".mp2", ".mp4", ".mpeg", ".mpg", ".mpga", ".ra", ".webm", ".weba", ".wma", ".wmv", ".wv"),
 }
-# What may hold speech or texts and is not read in folders; what is compressed is often there a second time, unpacked.
+# Suffixes of files that may hold speech or texts but are not read in folders; often they lie there unpacked as well.
 PACKED = frozenset({".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".arrow", ".feather", ".h5", ".hdf5"})
 OTHER_TEXTS = frozenset({".textgrid", ".srt", ".vtt", ".eaf", ".trs", ".stm", ".ctm", ".chat", ".cha", ".xlsx"})
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # as `save_to_disk` of `datasets` writes them
 TOLD_NAMES = 3
-# Files that are lists only if they begin as such; others that are none are told.
+# Files with these suffixes count as lists only if they begin like one; other files that fail to be lists are reported.
 UNLIKELY_LISTS = frozenset({".json", ".txt"})
 POSSIBLE_LISTS = LIST_SUFFIXES | UNLIKELY_LISTS
 TOLD_LISTS = LIST_SUFFIXES - UNLIKELY_LISTS
@@ -51,12 +52,12 @@ class Found:
     """The files of a source.
 
     Args:
-        owners: each file to read, with the source's path that holds it.
-        problems: why some of them are not opened.
-        told: what lists tell, with the recordings that they mean.
-        lists: files that tell about recordings.
-        beside: files that may tell about the recording of the same name, by their full path.
-        notes: lines about what is not read.
+        owners: each file to read, with the source's path that contains it.
+        problems: reasons why some of the files are not opened.
+        told: contents of lists, with the recordings that they refer to.
+        lists: files that describe recordings.
+        beside: files that may describe the recording of the same name, by their full path.
+        notes: lines about files that are not read.
     """
 
     owners: dict[Path, Path] = field(default_factory=dict)
@@ -68,15 +69,15 @@ class Found:
 
 
 def find(paths: list[Path], pattern: str | None, audio_root: Path | None) -> Found:
-    """Finds what there is to read.
+    """Finds the files to read.
 
     Args:
         paths: full paths of files and folders.
-        pattern: the pattern that they match, so that nobody says that a list among them is one; None for one path.
-        audio_root: a folder outside of them in which recordings may lie that lists name.
+        pattern: the pattern that they match, so that a list among them was not named explicitly; None for one path.
+        audio_root: a folder outside of them that may hold recordings named in lists.
 
     Raises:
-        TaaeInputError: if a table that tells about recordings, as its name says, cannot be read, or a folder cannot.
+        TaaeInputError: if a folder, or a table whose name says that it describes recordings, cannot be read.
     """
     found, wanted, tried = Found(), [], []
     for path in paths:
@@ -90,7 +91,7 @@ def find(paths: list[Path], pattern: str | None, audio_root: Path | None) -> Fou
         elif is_list(path):
             (wanted if pattern is None else tried).append(path)
         else:
-            found.owners[path] = path  # tried whatever it is called
+            found.owners[path] = path  # named explicitly, so tried whatever its suffix
             if path.suffix.lower() in PACKED - {".arrow"} and not is_archive(path):
                 found.problems[path] = "bad audio: it is packed, or a table of a kind that is not read; unpack it first"
     found.told += [(read_metadata(table), []) for table in wanted]
@@ -114,12 +115,12 @@ def find(paths: list[Path], pattern: str | None, audio_root: Path | None) -> Fou
 
 
 def look_beside(found: Found, paths: list[Path], pattern: str | None) -> None:
-    """Finds the texts of recordings that are named, or match a pattern, and tells of tables that are passed over.
+    """Finds the texts of recordings that are named or match a pattern, and notes tables that are not read.
 
     Args:
-        found: the source, to which they are added.
+        found: the source, to which the texts are added.
         paths: the source's paths.
-        pattern: the pattern that they match; texts may lie wherever its folder does. None for a recording of a name.
+        pattern: the pattern that they match; texts may lie anywhere below its folder. None for a named recording.
     """
     named = [path for path in paths if suffix_of(path) in RECORDINGS and not path.is_dir()]
     if not named:
@@ -142,13 +143,13 @@ def fixed_part(pattern: str) -> str:
 
 
 def recordings_and_containers(inside: Iterable[Path]) -> list[Path]:
-    """Returns the files of a folder that are read on their own."""
+    """Returns the recordings, tables and archives of a folder."""
     wanted = RECORDINGS | CONTAINERS
     return [file for file in inside if suffix_of(file) in wanted and file.name not in METADATA]
 
 
 def suffix_of(file: Path) -> str:
-    """Returns a file's suffix in lower case; quicker than `Path.suffix`, which counts for millions of files."""
+    """Returns a file's suffix in lower case; faster than `Path.suffix`, which matters for millions of files."""
     return os.path.splitext(file.name)[1].lower()
 
 
@@ -160,12 +161,12 @@ def saved_tables(inside: list[Path]) -> list[Path]:
             names = [each["filename"] for each in json.loads(state.read_bytes())["_data_files"]]
             tables += [state.parent / os.path.basename(name) for name in names]
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # the state of something else
+            continue  # another program's state.json
     return tables
 
 
 def possible_lists(inside: list[Path]) -> list[Path]:
-    """Returns files of a folder that may tell about its recordings, though their names do not say so."""
+    """Returns files of a folder that may describe its recordings, although their names do not say so."""
     candidates = [file for file in inside if file.name == KALDI_RECORDINGS or suffix_of(file) in POSSIBLE_LISTS]
     recordings = stems_of(inside) if candidates else {}
     lists = []
@@ -193,7 +194,7 @@ def begins_as_list(file: Path) -> bool:
 
 
 def is_list(file: Path) -> bool:
-    """Returns whether a file that is named outright is a list of recordings."""
+    """Returns whether an explicitly named file is a list of recordings."""
     return (
         file.suffix.lower() in LIST_SUFFIXES
         or file.name in METADATA | {KALDI_RECORDINGS}
@@ -202,7 +203,7 @@ def is_list(file: Path) -> bool:
 
 
 def notes_on(folder: Path, inside: list[Path]) -> list[str]:
-    """Returns lines about what lies in a folder and is not read."""
+    """Returns lines about the files of a folder that are not read."""
     saved = set(saved_tables(inside))
     others = [(file, suffix) for file in inside if (suffix := suffix_of(file)) not in RECORDINGS]
     packed = [file for file, suffix in others if suffix in PACKED and file not in saved]
@@ -243,13 +244,13 @@ def names_of(files: list[Path]) -> str:
 
 
 def resolve(found: Found, folders: list[Path], wanted: set[Path], audio_root: Path | None) -> None:
-    """Finds the recordings that lists mean, and adds those that are no part of the source yet.
+    """Finds the recordings that lists name, and adds those that are not part of the source yet.
 
     Args:
-        found: the source; a list that means none of its recordings is dropped, with a note.
-        folders: the folders below which they may lie.
+        found: the source; a list without any recording found is dropped, with a note.
+        folders: the folders below which recordings may lie.
         wanted: lists that are kept in any case.
-        audio_root: a further one.
+        audio_root: a further folder of recordings.
     """
     stems, told = stems_of(found.owners), found.told
     found.told = []
@@ -281,14 +282,14 @@ def resolve(found: Found, folders: list[Path], wanted: set[Path], audio_root: Pa
 
 
 def files_told_beside(found: Found) -> list[Path]:
-    """Returns the files that tell about a recording of the same name."""
+    """Returns the files that describe a recording of the same name."""
     if not found.beside:
         return []
     return [file for recording in found.owners for file in files_beside(recording, found.beside)]
 
 
 def saved_split(folder: Path, split: str | None) -> Path:
-    """Returns the folder of a split that `save_to_disk` wrote; the folder itself, where it is none of several.
+    """Returns the folder of a split that `save_to_disk` wrote; the folder itself, if it holds no splits.
 
     Raises:
         TaaeInputError: if there is no such split.

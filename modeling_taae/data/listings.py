@@ -1,6 +1,6 @@
-"""Tables and lists that tell about recordings, in the layouts that people have.
+"""Reads tables and lists that describe recordings.
 
-Read are `metadata.csv`, `.jsonl` and `.parquet` with a column of file names, as `datasets` has it; the manifests of
+Supported are `metadata.csv`, `.jsonl` and `.parquet` with a column of file names, as in `datasets`; the manifests of
 NeMo and Moshi; the tables of Common Voice and LJSpeech; the transcripts of LibriSpeech; and Kaldi's directories.
 """
 
@@ -32,19 +32,19 @@ KALDI_RECORDINGS, TRANSCRIPTS = "wav.scp", ".trans.txt"
 KALDI_SEGMENTS = "segments"
 KALDI_COLUMNS = {"text": "text", "utt2spk": "speaker", "utt2lang": "language"}
 KALDI_GENDERS = "spk2gender"
-# How tables call the column of files, the best first.
+# Names of the column of files, the best first.
 FILE_COLUMNS = (
     *("file_name", "filename", "audio_filepath", "audio_file", "audio_path", "file_path", "filepath", "file"),
     *("wav_filename", "wav_path", "wav", "path", "audio", "clip"),
 )
-# How tables call the times between which a row's part of a file lies, in seconds.
+# Names of the columns with the start and the end of a row's part of a file, in seconds.
 OFFSETS, STARTS = ("offset",), ("start", "start_time", "begin", "begin_time", "segment_start")
 ENDS = ("end", "end_time", "stop", "stop_time", "segment_end")
 # Folders beside a table in which its files may be.
 PLACES = ("", "clips", "wavs", "wav", "audio")
-# Of the tables that tell about the same file, the last one counts; Common Voice has most clips in several.
+# If several tables describe the same file, as in Common Voice, the last one in this order counts.
 LAST_LISTS = ("other", "test", "dev", "train", "validated")
-# What a vote, or the maker, has found wrong.
+# Lists of clips that were voted down or reported as wrong.
 UNTRUSTED_LISTS = frozenset({"invalidated", "reported"})
 LARGEST_LIST = 1 << 32  # bytes
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
@@ -52,16 +52,16 @@ BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16",
 
 @dataclass
 class Listing:
-    """What a table tells about recordings.
+    """A table that describes recordings.
 
     Args:
         table: the file.
-        names: the recordings as the table spells them, a row each.
+        names: the recordings as the table spells them, one per row.
         rows: the other columns, a dictionary for each row.
-        schema: the types of these columns, where the table tells.
-        note: something that its owner should know; empty if there is nothing.
-        spans: the part of its recording that each row is about; None for all of it.
-        others: further files that were read for it.
+        schema: the types of these columns, if the table gives them.
+        note: a remark for the user; empty if there is none.
+        spans: the part of its recording that each row describes; None for all of it.
+        others: further files that were read for the table.
     """
 
     table: Path
@@ -78,14 +78,14 @@ class Listing:
 
 
 class NotAListError(ValueError):
-    """A table that tells about no recordings; the message says why."""
+    """A table that does not describe recordings; the message says why."""
 
 
 def read_listing(table: Path) -> Listing:
-    """Reads a table by its name.
+    """Reads a table with the reader for its name.
 
     Raises:
-        NotAListError: if it does not tell about recordings.
+        NotAListError: if it does not describe recordings.
         OSError: if it cannot be read.
     """
     if not table.is_file() or table.stat().st_size > LARGEST_LIST:
@@ -150,7 +150,7 @@ def reader_of(table: Path) -> Callable[[Path], Listing]:
 
 
 def read_metadata(table: Path) -> Listing:
-    """Reads a table that is meant for this by its name.
+    """Reads a table whose name says that it describes recordings.
 
     Raises:
         TaaeInputError: if it cannot be used.
@@ -165,7 +165,7 @@ def read_metadata(table: Path) -> Listing:
             "if it is for something else"
         ) from error
     except OSError as error:
-        raise TaaeInputError(f"{table}: cannot be read ({error.strerror or error}); see to it") from error
+        raise TaaeInputError(f"{table}: cannot be read ({error.strerror or error}); check its permissions") from error
 
 
 def read_parquet(table: Path) -> Listing:
@@ -174,7 +174,7 @@ def read_parquet(table: Path) -> Listing:
 
 
 def from_table(table: Path, content: pa.Table) -> Listing:
-    """Makes a listing of an Arrow table."""
+    """Converts an Arrow table to a listing."""
     column = file_column(content.column_names)
     names = [str(name) for name in content.column(column).to_pylist()]
     others = content.drop_columns([column])
@@ -195,14 +195,14 @@ def file_column(columns: Iterable[str]) -> str:
 
 
 def read_json(table: Path) -> Listing:
-    """Reads JSON lines, or one list, of objects with the name of a file.
+    """Reads JSON lines, or one JSON list, of objects with a file name.
 
-    Columns have the types that Arrow finds; what is of several types is text.
+    Columns have the types that Arrow infers; columns of mixed types become text.
     """
     try:
         return from_table(table, json_lines.read_json(table))
     except pa.ArrowException:
-        pass  # a mark at the start, a list, numbers among texts
+        pass  # a byte order mark, a list, or mixed types
     text, _ = decode_text(table.read_bytes())
     content = json.loads(text) if text.lstrip().startswith("[") else list(map(json.loads, filled_lines(text)))
     if not content or not all(isinstance(row, dict) for row in content):
@@ -215,7 +215,7 @@ def read_json(table: Path) -> Listing:
 
 
 def as_one_type(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns rows in which what is a text in one row is a text in all, and nested values are JSON."""
+    """Returns rows in which a column with a text in one row is text in all, and nested values are JSON."""
     texts = {name for row in rows for name, value in row.items() if isinstance(value, str | list | dict)}
     return [
         {
@@ -227,7 +227,7 @@ def as_one_type(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def read_delimited(table: Path) -> Listing:
-    """Reads a table of text, all columns of which are texts: an id of 007 is no number.
+    """Reads a table of text. All columns are text, so that an id of 007 stays as it is.
 
     The delimiter is a comma, a tab, a semicolon or `|`. Without a header, as in LJSpeech, the first column is the file,
     and the second and third are text and normalised text.
@@ -264,9 +264,9 @@ def read_delimited(table: Path) -> Listing:
 
 
 def split_text(text: str, delimiter: str) -> Iterator[list[str]]:
-    """Splits a table of text into fields; rows without any are left out.
+    """Splits a table of text into fields; empty rows are left out.
 
-    Quotes may hold delimiters and line breaks, but beside tabs and | they are as often part of the text.
+    Quotes may contain delimiters and line breaks. In tables delimited by tabs or | they are often part of the text.
 
     Raises:
         ValueError: if a quote is never closed, so that it would hold the rest of the table.
@@ -284,14 +284,14 @@ def split_text(text: str, delimiter: str) -> Iterator[list[str]]:
 
 
 def unquoted(value: str) -> str:
-    """Returns a field without the quotes that a program has put around it, which then doubles those within."""
+    """Removes the quotes around a field, and undoubles the quotes within it."""
     inside = value[1:-1].replace('""', "")
     is_quoted = len(value) > 1 and value[0] == value[-1] == '"' and '"' not in inside
     return value[1:-1].replace('""', '"') if is_quoted else value
 
 
 def decode_text(content: bytes) -> tuple[str, str]:
-    """Decodes text, and names its encoding: what its start says, UTF-8 or, for what cannot be that, Windows-1252."""
+    """Decodes text and returns its encoding: that of a byte order mark, else UTF-8, else Windows-1252."""
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if content.startswith(mark):
             return content.decode(encoding), encoding
@@ -309,14 +309,14 @@ def filled_lines(text: str) -> Iterator[str]:
 
 
 def read_transcripts_of_chapter(table: Path) -> Listing:
-    """Reads LibriSpeech's transcripts: an utterance's name and its text in each line."""
+    """Reads LibriSpeech's transcripts: each line holds an utterance's name and its text."""
     text, _ = decode_text(table.read_bytes())
     pairs = [line.partition(" ") for line in filled_lines(text)]
     return Listing(table, [name for name, _, _ in pairs], [{"text": spoken.strip()} for _, _, spoken in pairs])
 
 
 def read_kaldi(table: Path) -> Listing:
-    """Reads the `wav.scp` of a Kaldi directory, with the segments, texts, speakers and languages beside it."""
+    """Reads the `wav.scp` of a Kaldi directory, with the files of segments, texts, speakers and languages beside it."""
     recordings = pairs_of(table)
     segments, note = kaldi_segments(table.parent / KALDI_SEGMENTS, recordings)
     rows: dict[str, dict[str, Any]] = {name: {"id": name} for name in segments}
@@ -334,14 +334,14 @@ def read_kaldi(table: Path) -> Listing:
 
 
 def kaldi_segments(file: Path, recordings: Iterable[str]) -> tuple[dict[str, tuple[str, Span | None]], str]:
-    """Reads the utterances of a Kaldi directory: each one's recording, and the part of it.
+    """Reads the utterances of a Kaldi directory: the recording of each, and its part of the recording.
 
     Args:
-        file: the file `segments`; where there is none, recordings are utterances.
+        file: the file `segments`; if there is none, each recording is an utterance.
         recordings: the recordings' names.
 
     Returns:
-        The utterances, and a note on what is out of the ordinary.
+        The utterances, and a note on recordings and segments that do not belong together.
 
     Raises:
         ValueError: if a line is no segment.
@@ -376,7 +376,7 @@ def kaldi_segments(file: Path, recordings: Iterable[str]) -> tuple[dict[str, tup
 
 
 def pairs_of(table: Path) -> dict[str, str]:
-    """Reads Kaldi's lines of a name and a value; none where there is no such file."""
+    """Reads a Kaldi file, whose lines hold a name and a value; returns none if there is no such file."""
     if not table.is_file():
         return {}
     text, _ = decode_text(table.read_bytes())
@@ -385,12 +385,12 @@ def pairs_of(table: Path) -> dict[str, str]:
 
 
 def locate(folder: Path, name: str, stems: dict[str, Path]) -> Path | None:
-    """Returns the file that a table in a folder means, None if there is none.
+    """Returns the file that a name in a table refers to, None if there is none.
 
     Args:
         folder: the table's folder.
         name: the file as the table spells it, perhaps without its suffix.
-        stems: recordings that were found, by their full path without suffix.
+        stems: found recordings by their full path without suffix.
     """
     for place in PLACES:
         file = Path(os.path.abspath(folder / place / name.replace("\\", os.sep)))
@@ -408,7 +408,7 @@ def stems_of(files: Iterable[Path]) -> dict[str, Path]:
 
 
 def priority(table: Path) -> tuple[int, str]:
-    """Returns the place of a table among those that may tell about the same files: the last one counts."""
+    """Returns the sort key of a table among those that may describe the same files: the last one counts."""
     if table.name in METADATA:
         return len(LAST_LISTS) + 1, ""
     name = table.stem.lower()

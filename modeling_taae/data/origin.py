@@ -1,4 +1,4 @@
-"""Where a corpus lies, and so what its cells and metadata may name: they are other people's text."""
+"""Restricts which files a corpus's cells and metadata may name, because their content is not trusted."""
 
 import errno
 import os
@@ -16,15 +16,15 @@ CURE = "move the recordings there, or name the folder that holds them (--audio-r
 
 @dataclass(frozen=True)
 class Origin:
-    """The place of a corpus. Only what lies there is opened, whatever a cell names.
+    """The place of a corpus. Only files in it are opened, whatever a cell names.
 
     Args:
-        folder: the folder whose files may be opened, however deep; None for no file.
+        folder: the folder whose files may be opened, at any depth; None for no files.
         dataset: the Hub data set whose files may be fetched, at the addresses that `datasets` streams from; None for
             no address.
-        near: the folder where relative paths begin, below `folder`; None for `folder` itself.
-        audio_root: a further folder whose files the user allows to be opened; relative paths that lead nowhere else
-            begin there.
+        near: the folder below `folder` to which paths are relative; None for `folder` itself.
+        audio_root: a further folder whose files the user allows to be opened; relative paths that are found nowhere
+            else are tried there.
     """
 
     folder: Path | None = None
@@ -37,10 +37,10 @@ class Origin:
 
         Args:
             path: a path, or an address of the data set.
-            name: the row's name in errors.
+            name: the row's name in error messages.
 
         Raises:
-            TaaeInputError: if it is missing, or not one of the corpus's own files.
+            TaaeInputError: if it is missing, or lies outside of the corpus.
             OSError: if it cannot be read.
         """
         if "://" in path:
@@ -50,7 +50,7 @@ class Origin:
                     "fetched; download the recordings into its folder"
                 )
             return cast(BinaryIO, fsspec.open(path, "rb").open())
-        # A disk that is not mounted any more would make everything missing.
+        # Without this check, an unmounted disk would make every file count as missing.
         for root in (self.folder, self.audio_root):
             if root is not None and not root.exists():
                 raise FileNotFoundError(errno.ENOENT, "the corpus's folder is gone", str(root))
@@ -60,23 +60,23 @@ class Origin:
         return file.open("rb")
 
     def locate(self, path: str | Path) -> Path:
-        """Returns the file that a path means, whether or not it is there and may be opened."""
+        """Returns the file that a path refers to, whether or not it exists and may be opened."""
         file = Path(self.near or self.folder or "", path)
         if self.audio_root is not None and not exists(file):
             return Path(self.audio_root, path)
         return file
 
     def problem_of(self, file: Path, path: str | Path) -> str:
-        """Returns why a located file is not opened, empty if it may be; `path` is how the corpus spells it."""
+        """Returns why a located file may not be opened, empty if it may; `path` is its spelling in the corpus."""
         roots = [root for root in (self.folder, self.audio_root) if root is not None]
         if roots and not any(is_below(file, root) for root in roots):
             return f"outside: {as_text(path)} does not lie in the corpus's folder, and nothing else is opened; {CURE}"
-        if not roots or not file.is_file():  # neither folders nor pipes, which would be waited for
+        if not roots or not file.is_file():  # neither folders nor pipes, which could block
             return f"missing: there is no file {as_text(path)}"
         return ""
 
     def holds_address(self, address: str) -> bool:
-        """Returns whether `datasets` makes such an address for a file of this data set or a member of its archives."""
+        """Returns whether an address is one that `datasets` makes for a file of this data set or of its archives."""
         if self.dataset is None or ".." in re.split(r"[/\\]", address):
             return False
         place = rf"hf://datasets/{re.escape(self.dataset)}(@[\w.%~-]+)?/[^:]+"
@@ -84,7 +84,7 @@ class Origin:
 
 
 def is_below(file: Path, folder: Path) -> bool:
-    """Returns whether a file lies in a folder, however deep, once links are followed."""
+    """Returns whether a file lies in a folder, at any depth, after links are resolved."""
     try:
         return Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder))
     except ValueError:  # a path with a NUL character
@@ -92,7 +92,7 @@ def is_below(file: Path, folder: Path) -> bool:
 
 
 def exists(file: Path) -> bool:
-    """Returns whether there is something of this name, be it a broken link."""
+    """Returns whether a path exists, also as a broken link."""
     try:
         return os.path.lexists(file)
     except ValueError:

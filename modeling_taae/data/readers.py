@@ -1,8 +1,7 @@
-"""Recordings and tables, read row by row.
+"""Reads recordings and tables row by row.
 
-A reader of a source has a number of units, and a unit has the same rows in the same order whenever it is read. No audio
-is decoded here. A row without audio comes all the same, with what is wrong with it, and so does the place where a file
-turns out to be damaged.
+A reader splits a source into units; a unit has the same rows in the same order whenever it is read. Audio is not
+decoded here. A row without audio is yielded with its problem. A damaged file yields a last row that reports the damage.
 """
 
 import itertools
@@ -25,7 +24,7 @@ from .origin import Origin
 from .row import Row, check_column, row_id
 from .texts import files_beside, told_beside
 
-# Rows that a unit has at least, where the source leaves the choice. A run that is killed repeats its unfinished units.
+# Minimum rows of a unit, if the source does not fix them. A killed run repeats its unfinished units.
 UNIT_ROWS = 128
 BATCH_ROWS = 16
 WHOLE = (None,)  # in place of the parts of a recording
@@ -36,51 +35,51 @@ class Reader(Protocol):
 
     @property
     def known_rows(self) -> int | None:
-        """The number of rows in all units, if that is known before they are read."""
+        """The number of rows in all units, None if it is not known before reading."""
 
     def __len__(self) -> int:
         """Returns the number of units."""
 
     def schema(self, unit: int) -> pa.Schema:
-        """Returns the types of a unit's own columns, as far as they are known before it is read."""
+        """Returns the types of a unit's own columns, as far as they are known before reading."""
 
     def rows(self, unit: int) -> Iterator[Row]:
         """Yields the rows of a unit."""
 
     def named_files(self) -> Iterator[Path]:
-        """Yields the files that cells name, as far as they are not part of the source's fingerprint."""
+        """Yields the files that cells name and that are not part of the source's fingerprint."""
 
     def shards(self) -> list[int]:
-        """Returns how many units in a row belong together, such as those of one file."""
+        """Returns the numbers of consecutive units that belong together, such as those of one file."""
 
 
 def until_damage(rows: Iterator[Row], file: str) -> Iterator[Row]:
-    """Yields the rows of a file and, if it is damaged somewhere, a row that says so in place of the rest.
+    """Yields the rows of a file; if it is damaged, a row that reports this replaces the rest.
 
     Raises:
-        TaaeInputError: if it is not the file's content, but the file cannot be read.
+        TaaeInputError: if the file can no longer be read, rather than having damaged content.
     """
     try:
         yield from rows
     except TaaeInputError:
         raise
-    except Exception as error:  # whatever damaged content makes its reader raise
+    except Exception as error:  # damaged content makes readers raise errors of many types
         if isinstance(error, OSError) and error.errno is not None:
             raise TaaeInputError(
-                f"{file}: cannot be read any more ({error.strerror}); see to it, then run the same command again"
+                f"{file}: cannot be read any more ({error.strerror}); fix that, then run the same command again"
             ) from error
         reason = one_line(error) or type(error).__name__
         yield Row(file, file, problem=f"damaged: nothing can be read from here on ({reason})")
 
 
 class Recordings:
-    """Audio files or parts of them, with what is told about them; those that are not there come as missing.
+    """Reads audio files, or parts of them, with the tables and texts that describe them; reports missing files.
 
     Args:
-        files: their full paths, in order, with their names.
-        problems: why some of them are not opened, by path.
-        told: what tables tell about them; the last one counts.
-        beside: files that may tell about the recording of the same name, by their full path.
+        files: the recordings' full paths, in order, with their names.
+        problems: reasons why some of them are not opened, by path.
+        told: tables that describe them; the last one counts.
+        beside: files that may describe the recording of the same name, by their full path.
         id_column, unit_rows: see [`Corpus`].
     """
 
@@ -114,33 +113,33 @@ class Recordings:
         return self.types
 
     def rows(self, unit: int) -> Iterator[Row]:
-        """Yields so many files or parts, whether or not they are audio."""
+        """Yields the files or parts of a unit, whether or not they are audio."""
         for file, name, span in self.parts[unit * self.unit_rows :][: self.unit_rows]:
-            # A text beside a recording is about all of it.
+            # A text beside a recording describes all of it.
             beside = files_beside(file, self.beside) if self.beside and span is None else []
             columns, problem = told_beside(beside)
             columns |= self.columns.get((file, span), {})
             problem = self.problems.get(file, problem)
             if file in self.missing:
                 problem = problem or "missing: there is no such file"
-            # Not a reject: a disk that is not mounted any more would make one of each file.
+            # An error rather than a reject: an unmounted disk would reject every file.
             if not problem and not os.path.lexists(file):
-                raise TaaeInputError(f"{file}: is gone since the run began; see to it, then run the same command again")
+                raise TaaeInputError(f"{file}: is gone since the run began; restore it and run the same command again")
             audio = None if problem else file
             identifier = row_id(columns, self.id_column) or (f"{name}#{span}" if span else name)
             yield Row(identifier, name, audio, columns, problem, span=span)
 
     def named_files(self) -> Iterator[Path]:
-        """Yields nothing: all files are known."""
+        """Yields nothing, because all files are known."""
         return iter(())
 
     def shards(self) -> list[int]:
-        """Returns all units as one."""
+        """Returns all units as one group."""
         return [len(self)]
 
 
 def common_types(schemas: list[pa.Schema]) -> pa.Schema:
-    """Returns types that hold what is in several tables, without those of columns on which they do not agree."""
+    """Returns column types that fit all of several tables; columns with incompatible types are left out."""
     fields: dict[str, pa.Field] = {}
     for field in (field for schema in schemas for field in schema):
         try:
@@ -154,11 +153,11 @@ def common_types(schemas: list[pa.Schema]) -> pa.Schema:
 
 
 class OwnColumns:
-    """What rows have beside audio, of a kind that tokens can have as well: class labels become their names.
+    """Selects the columns of rows that are kept with the tokens: class labels become names, audio is left out.
 
     Args:
         features: the types of the whole row.
-        audio_column: the one with the audio; others of its kind are left out as well.
+        audio_column: the column with the audio; other columns of audio are left out as well.
     """
 
     def __init__(self, features: Features, audio_column: str):
@@ -175,14 +174,14 @@ class OwnColumns:
         """Returns a row's own columns."""
         columns = {name: row[name] for name in self.schema.names}
         for name, feature in self.labels.items():
-            # Data sets say -1 where the class is not known.
+            # Data sets use -1 for an unknown class.
             known = columns[name] is not None and columns[name] >= 0
             columns[name] = feature.int2str(columns[name]) if known else None
         return columns
 
 
 def cells_and_columns(batch: pa.RecordBatch | pa.Table, audio_column: str) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Yields the audio and the other columns of each row; samples without their rate get it from a column of that."""
+    """Yields the audio and the other columns of each row; samples without a rate get it from a column of rates."""
     names = batch.column_names
     others = batch.select([name for name in names if name != audio_column]).to_pylist()
     rate_column = next((name for name in RATE_KEYS if name in names), None)
@@ -192,7 +191,7 @@ def cells_and_columns(batch: pa.RecordBatch | pa.Table, audio_column: str) -> It
 
 
 class TableFile:
-    """A Parquet file, or one of Arrow as `save_to_disk` writes it.
+    """A Parquet file, or an Arrow file that `save_to_disk` wrote.
 
     Args:
         path: the file.
@@ -203,7 +202,7 @@ class TableFile:
     """
 
     def __init__(self, path: Path):
-        if path.exists() and not path.is_file():  # a pipe would be waited for
+        if path.exists() and not path.is_file():  # reading a pipe could wait forever
             raise pa.ArrowInvalid("it is no regular file")
         self.path, self.is_parquet = path, path.suffix.lower() != ".arrow"
         if self.is_parquet:
@@ -254,7 +253,7 @@ class TableFile:
             yield from (path for path in values.to_pylist() if path)
 
     def _lacks_bytes(self, audio_column: str) -> bool:
-        """Returns whether a row may have no bytes; that all have them, the statistics tell."""
+        """Returns whether a row may have no bytes, according to the file's statistics."""
         with parquet.ParquetFile(self.path) as table:
             for group in range(table.num_row_groups):
                 chunks = map(table.metadata.row_group(group).column, range(table.metadata.num_columns))
@@ -265,15 +264,15 @@ class TableFile:
 
 
 class Tables:
-    """Parquet and Arrow files; a unit is a few row groups in a row.
+    """Reads Parquet and Arrow files; a unit is a few consecutive row groups.
 
     Args:
-        files: their full paths, with their names.
-        origins: the places whose files the cells of each file may name.
+        files: the tables' full paths, with their names.
+        origins: the place whose files the cells of each table may name.
         audio_column, id_column, unit_rows: see [`Corpus`].
 
     Raises:
-        TaaeInputError: if a file has rows and no such column.
+        TaaeInputError: if a file has rows but lacks a column.
     """
 
     def __init__(
@@ -286,21 +285,21 @@ class Tables:
     ):
         self.files, self.origins, self.audio_column, self.id_column = files, origins, audio_column, id_column
         self.own: dict[Path, OwnColumns] = {}
-        self.units: list[tuple[Path, list[int], int]] = []  # a file, its row groups, the number of their first row
+        self.units: list[tuple[Path, list[int], int]] = []  # a file, its row groups, the index of their first row
         self.known_rows = 0
         for file in files:
             try:
                 table = TableFile(file)
                 features = Features.from_arrow_schema(table.schema)
             except (OSError, pa.ArrowException):
-                self.units.append((file, [], 0))  # reading will tell what is wrong
+                self.units.append((file, [], 0))  # reading will report the problem
                 continue
             except ValueError as error:
                 raise TaaeInputError(
-                    f"{file}: has a column of a kind that `datasets` does not read ({one_line(error)}); leave it out"
+                    f"{file}: has a column of a type that `datasets` does not read ({one_line(error)}); leave it out"
                 ) from error
             if not any(table.groups):
-                continue  # an empty shard often has no columns either
+                continue  # an empty shard often has no columns
             check_column(audio_column, features, str(file), "--audio-column")
             if id_column is not None:
                 check_column(id_column, features, str(file), "--id-column")
@@ -339,7 +338,7 @@ class Tables:
     def named_files(self) -> Iterator[Path]:
         """Yields the files that cells name."""
         for file in self.own:
-            with suppress(OSError, pa.ArrowException):  # reading its rows will tell what is wrong
+            with suppress(OSError, pa.ArrowException):  # reading its rows will report the problem
                 yield from map(self.origins[file].locate, TableFile(file).paths(self.audio_column))
 
     def shards(self) -> list[int]:
@@ -348,7 +347,7 @@ class Tables:
 
 
 def row_group_units(groups: list[int], unit_rows: int) -> Iterator[tuple[list[int], int]]:
-    """Yields row groups of these sizes as units of at least so many rows: their numbers, and their first row's."""
+    """Groups row groups of these sizes into units of at least `unit_rows` rows; yields their indices and first row."""
     unit: list[int] = []
     first = rows = 0
     for number, size in enumerate(groups):

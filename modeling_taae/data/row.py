@@ -1,4 +1,4 @@
-"""A recording of a corpus, and the usual names of what is told about it."""
+"""A recording of a corpus, and the usual names of its columns."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from ..audio.blocks import Span
 from ..errors import TaaeInputError
 from .origin import NOWHERE, Origin
 
-# The names under which data sets tell the same; the first that a row has counts, whatever its case.
+# Column names with the same meaning in different data sets; the first one in a row counts, whatever its case.
 COLUMNS = {
     "id": ("id", "utterance_id", "segment_id"),
     "language": ("language", "locale", "lang"),
@@ -29,15 +29,15 @@ class Row:
     """One recording of a corpus, not yet decoded.
 
     Args:
-        id: the source's own, or one made of the file's name.
-        source: the file that the row is from, as the list of rejects names it.
-        audio: the recording: a file that was found, the bytes of an audio file, a path or address that the source
-            names, or None where `problem` says why. Anything else is not understood.
+        id: the source's id, or one made from the file's name.
+        source: the file that contains the row, as named in the list of rejects.
+        audio: the recording: a file that was found, the bytes of an audio file, or a path or address from the source;
+            None if `problem` says why there is none.
         columns: the source's own columns, without the audio.
-        problem: the reason why there is no audio; empty if nothing is known against it.
+        problem: the reason why there is no audio; empty if none is known.
         origin: the place below which paths are opened.
-        is_numbered: whether the source has no id for it, and its place in a table serves instead.
-        channel: the channel to read, from 1; None averages all.
+        is_numbered: whether the row's position in a table serves as its id, because the source has none.
+        channel: the channel to read, counted from 1; None averages all.
         span: the part of the recording to read; None for all of it.
     """
 
@@ -53,11 +53,11 @@ class Row:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What is known under usual names: id, language, source, speaker, gender, kind and text, where it is told."""
+        """The known values of id, language, source, speaker, gender, kind and text."""
         return known_columns(self.columns)
 
     def text(self, column: str | None = None) -> str | None:
-        """Returns the text that is spoken, from a column or from the first with a usual name; None if none is told."""
+        """Returns the spoken text, from a column or from the first with a usual name; None if there is none."""
         if column is None:
             return self.facts.get("text")
         value = self.columns.get(column)
@@ -65,7 +65,7 @@ class Row:
 
 
 def known_columns(columns: dict[str, Any]) -> dict[str, str]:
-    """Returns what columns tell under usual names, each by the first of its names that has a value."""
+    """Returns the values of columns under their usual names, each from the first of its names that has a value."""
     spellings = {spelling(name): name for name in reversed(columns)}
     found = {}
     for name, aliases in COLUMNS.items():
@@ -77,21 +77,21 @@ def known_columns(columns: dict[str, Any]) -> dict[str, str]:
 
 
 def spelling(name: str) -> str:
-    """Returns a column's name as usual names are written: `File Name` is `file_name`."""
+    """Normalises a column's name: `File Name` becomes `file_name`."""
     return name.strip().lower().replace(" ", "_").replace("-", "_")
 
 
 def row_id(columns: dict[str, Any], id_column: str | None) -> str | None:
-    """Returns a row's id as the source tells it, None if it does not."""
+    """Returns the source's id of a row, None if it has none."""
     names = [id_column] if id_column else COLUMNS["id"]
     return next((str(columns[name]) for name in names if columns.get(name) not in (None, "")), None)
 
 
 def check_column(column: str, columns: Iterable[str], name: str, option: str) -> None:
-    """Checks that the column that an option names is there; `name` is the data's name in the error.
+    """Checks that the column of an option exists; `name` is the data's name in the error.
 
     Raises:
-        TaaeInputError: if it is not.
+        TaaeInputError: if it does not.
     """
     if column not in columns:
         raise TaaeInputError(f"{name}: has no column {column!r}, only {', '.join(columns)}; choose one with {option}")

@@ -1,4 +1,4 @@
-"""Corpora of recorded speech in units of work, whatever they are stored in."""
+"""Opens corpora of recorded speech from any kind of source, in units of work."""
 
 import glob
 import hashlib
@@ -24,7 +24,7 @@ from .streams import open_dataset
 
 LOGGER = logging.getLogger(__name__)
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
-# What ends like this is a file that is not there, rather than a data set on the Hub.
+# A missing source with one of these suffixes is a missing file rather than a data set on the Hub.
 FILE_SUFFIXES = RECORDINGS | CONTAINERS | LIST_SUFFIXES | PACKED
 TABLE_SUFFIXES = frozenset({".parquet", ".arrow"})
 
@@ -36,24 +36,24 @@ class Corpus:
         sources: recordings, Parquet files, WebDataset archives, lists of recordings, folders of all these, patterns of
             their names, or names of data sets on the Hub.
         audio_column: the column with the audio, of Parquet files and data sets.
-        id_column: the column with ids; None for the first of those that [`COLUMNS`] lists, if there is one.
-        split: the split of a data set. Where it is given, a folder is read as a data set; without it, as all that is
-            in it.
+        id_column: the column with ids; None for the first one that [`COLUMNS`] lists, if there is one.
+        split: the split of a data set. If it is given, a folder is read as a data set; otherwise everything in the
+            folder is read.
         subset: the subset of a data set that has several.
-        hub_split: the split of a data set on the Hub where `split` is None.
-        audio_root: a folder outside of the sources in which recordings may lie that they name.
-        channel: the channel of recordings to read, from 1; None averages all.
-        names_by_source: whether names begin at each source's own folder, and tables come before recordings, as
-            evaluation and training have it; else names begin at the folder that all sources have in common.
-        streamed: whether a data set on the Hub is read as it comes, rather than downloaded first.
-        unit_rows: the rows that a unit has at least, where the source leaves the choice.
+        hub_split: the split of a data set on the Hub if `split` is None.
+        audio_root: a folder outside of the sources that may hold recordings named in them.
+        channel: the channel of recordings to read, counted from 1; None averages all.
+        names_by_source: whether names are relative to each source's own folder and tables precede recordings, as in
+            evaluation and training; otherwise names are relative to the sources' common folder.
+        streamed: whether a data set on the Hub is streamed rather than downloaded first.
+        unit_rows: the minimum number of rows of a unit, if the source does not fix it.
 
     Attributes:
         sources: each source's name, number of units, and a fingerprint that changes when it does.
-        notes: lines about what lies in the sources and is not read, which are logged as warnings.
+        notes: lines about files of the sources that are not read; they are logged as warnings.
 
     Raises:
-        TaaeInputError: if a source holds nothing, cannot be read, or lacks a column that is named.
+        TaaeInputError: if a source is empty, cannot be read, or lacks a named column.
     """
 
     def __init__(
@@ -126,23 +126,23 @@ class Corpus:
             yield row
 
     def schema(self, unit: int) -> pa.Schema:
-        """Returns the types of the unit's columns, as far as they are known before the rows are read."""
+        """Returns the types of the unit's columns, as far as they are known before reading."""
         reader, index = self._locate(unit)
         return reader.schema(index)
 
     @property
     def known_rows(self) -> int | None:
-        """The number of rows, if it is known before they are read."""
+        """The number of rows, None if it is not known before reading."""
         counts = [reader.known_rows for reader in self.readers]
         return None if None in counts else sum(filter(None, counts))
 
     def fingerprint(self) -> str:
-        """Returns what changes as soon as anything does that is read, the files that cells name included."""
+        """Returns a fingerprint that changes with any file that is read, files named in cells included."""
         named = [fingerprint_of(reader.named_files(), None) for reader in self.readers]
         return hashlib.sha256("\n".join([*self.identity, *named]).encode()).hexdigest()[:32]
 
     def shards(self) -> list[list[int]]:
-        """Returns the units in groups that belong together: those of a table, all recordings of a source, one each."""
+        """Returns the units in groups that belong together: those of one table, or of all recordings of a source."""
         groups: list[list[int]] = []
         unit = 0
         for reader in self.readers:
@@ -157,12 +157,12 @@ class Corpus:
 
 
 def paths_of(name: str, split: str | None, saved: str | None) -> list[Path]:
-    """Returns the files and folders that a source means; none for a data set that `datasets` reads.
+    """Returns the files and folders of a source; none for a data set that `datasets` reads.
 
     Args:
         name: the source.
-        split: the split that is asked for, which makes a data set of a folder.
-        saved: the split of a folder that `save_to_disk` wrote where none is asked for; None reads all.
+        split: the requested split; if given, a folder is read as a data set.
+        saved: the split of a folder that `save_to_disk` wrote, if none is requested; None reads all.
     """
     if os.path.isdir(name) and is_saved(Path(name)):
         return [saved_split(Path(name), split or saved)]
@@ -173,7 +173,7 @@ def matching_paths(source: str) -> list[Path]:
     """Returns the files and folders that a source names or its pattern matches; none for the name of a Hub data set.
 
     Raises:
-        TaaeInputError: if it is neither.
+        TaaeInputError: if it is a path or pattern without files.
     """
     paths = [Path(source)] if os.path.exists(source) else sorted(map(Path, glob.glob(source, recursive=True)))
     if not paths and (not HUB_NAME.fullmatch(source) or Path(source).suffix.lower() in FILE_SUFFIXES):
@@ -182,10 +182,10 @@ def matching_paths(source: str) -> list[Path]:
 
 
 def checked_root(audio_root: str | None) -> Path | None:
-    """Returns the folder of recordings that cells may name.
+    """Returns the audio root as a full path.
 
     Raises:
-        TaaeInputError: if there is none.
+        TaaeInputError: if it is no folder.
     """
     if audio_root is not None and not os.path.isdir(audio_root):
         raise TaaeInputError(f"{audio_root}: is no folder; expected one with recordings as audio root")
@@ -193,10 +193,10 @@ def checked_root(audio_root: str | None) -> Path | None:
 
 
 def common_folder(paths: Iterable[Path]) -> Path:
-    """Returns the deepest folder that holds them all. Names begin here, so that no two files have the same.
+    """Returns the deepest common folder of paths. Names are relative to it, so that they are unique.
 
     Raises:
-        TaaeInputError: if there is none, as there is for two drives of Windows.
+        TaaeInputError: if there is none, as for two drives of Windows.
     """
     folders = [os.path.abspath(path if path.is_dir() else path.parent) for path in paths]
     try:
@@ -215,17 +215,17 @@ def open_files(
     audio_root: Path | None,
     unit_rows: int,
 ) -> tuple[list[Reader], str]:
-    """Opens what was found of a source, but for files that are taken already.
+    """Opens the files found in a source, except those that other sources have taken.
 
     Args:
-        name: the source, in errors.
-        found: its files.
-        taken: files of other sources; these are added.
-        root: the folder where names begin; None for the source's own, which also puts tables first.
+        name: the source's name in error messages.
+        found: the source's files.
+        taken: files of other sources; the files of this one are added.
+        root: the folder to which names are relative; None for the source's own, which also puts tables first.
         audio_column, id_column, audio_root, unit_rows: see [`Corpus`].
 
     Returns:
-        Its readers, and a fingerprint that changes when a file does.
+        The source's readers, and a fingerprint that changes when a file does.
 
     Raises:
         TaaeInputError: if there is no file, or one lacks a column.
@@ -251,7 +251,7 @@ def open_files(
     if twice := recordings.keys() & set(from_tables.named_files() if recordings else ()):
         found.notes.append(
             f"{name}: {len(twice)} recordings are read on their own, and once more because tables name them; to read "
-            "them once, name the tables alone"
+            "them once, name only the tables"
         )
     readers: list[Reader] = [
         Recordings(recordings, found.problems, found.told, found.beside, id_column, unit_rows),
@@ -266,7 +266,7 @@ def open_files(
 
 
 def named(found: Found, taken: set[Path], root: Path | None) -> dict[Path, str]:
-    """Returns the files that are not taken yet, with their names, which begin at a root or at the source's folder."""
+    """Returns the files that are not taken yet, with names relative to a root or to the source's folder."""
     files = {}
     for file, owner in found.owners.items():
         if file not in taken:
@@ -278,19 +278,19 @@ def named(found: Found, taken: set[Path], root: Path | None) -> dict[Path, str]:
 
 
 def kind_of(file: Path) -> str:
-    """Returns which reader a file is for."""
+    """Returns the kind of reader for a file."""
     if file.suffix.lower() in TABLE_SUFFIXES:
         return "table"
     return "archive" if is_archive(file) else "recording"
 
 
 def origin_of(file: Path, source: Path, audio_root: Path | None) -> Origin:
-    """Returns what the cells of a table may name: files below the folder that is the source, or holds it."""
+    """Returns the files that a table's cells may name: those below the source's folder, or the folder that holds it."""
     return Origin(source if source.is_dir() else source.parent, near=file.parent, audio_root=audio_root)
 
 
 def fingerprint_of(files: Iterable[Path], root: Path | None) -> str:
-    """Returns the start of a SHA-256 over the files' names, which begin at a root, sizes and times of change."""
+    """Returns the start of a SHA-256 over the files' names, relative to a root, sizes and modification times."""
     digest = hashlib.sha256()
     for file in files:
         try:

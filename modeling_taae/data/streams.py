@@ -1,4 +1,4 @@
-"""Data sets of the Hub, or folders that are read as such, as `datasets` streams them."""
+"""Reads data sets of the Hub, and folders in the format of data sets, with `datasets`."""
 
 import os
 from collections.abc import Iterator
@@ -17,17 +17,17 @@ from .origin import Origin
 from .readers import OwnColumns, cells_and_columns
 from .row import Row, check_column, row_id
 
-# Parts of a data set that is kept on disk as one, so that several processes may read it.
+# Parts into which a data set on disk is split, so that several processes can read it.
 PARTS = 64
 TIMEOUT = 10.0  # seconds
 
 
 class StreamedRows:
-    """A data set that `datasets` streams; a unit is one of its files.
+    """Reads a data set that `datasets` streams; a unit is one of its files.
 
     Args:
         rows: the stream.
-        origin: the place whose files its cells may name.
+        origin: the place whose files the cells may name.
         split: the name of the split.
         audio_column, id_column: see [`Corpus`].
     """
@@ -43,7 +43,7 @@ class StreamedRows:
         return self.streamed.num_shards
 
     def schema(self, unit: int) -> pa.Schema:
-        """Returns the types of the data set's own columns, if it tells."""
+        """Returns the types of the data set's own columns, if it has them."""
         return self.own.schema if self.own else pa.schema([])
 
     def rows(self, unit: int) -> Iterator[Row]:
@@ -55,25 +55,24 @@ class StreamedRows:
                 told = row_id(columns, self.id_column)
                 identifier = f"{name}#{number}" if told is None else told
                 yield Row(identifier, name, audio, columns, origin=self.origin, is_numbered=told is None)
-        # Whatever it is, the network may be the reason, so nothing is rejected.
+        # An error rather than rejects, because the network may be the reason.
         except (OSError, ValueError, EOFError, pa.ArrowException) as error:
             raise TaaeInputError(
-                f"{name}: cannot be read ({one_line(error)}); see to it, then run the same command again"
+                f"{name}: cannot be read ({one_line(error)}); fix that, then run the same command again"
             ) from error
 
     def _rows(self, unit: int) -> Iterator[tuple[Any, dict[str, Any]]]:
-        # By way of Arrow: by any other, `datasets` wants torchcodec for whatever is not Parquet, though it decodes
-        # nothing.
+        # Through Arrow, because otherwise `datasets` needs torchcodec for everything but Parquet.
         shard = self.streamed.shard(num_shards=len(self), index=unit).with_format("arrow")
         for table in shard:
             yield from cells_and_columns(table.combine_chunks(), self.audio_column)
 
     def named_files(self) -> Iterator[Path]:
-        """Yields nothing: of the files of a data set, `datasets` knows the versions."""
+        """Yields nothing, because `datasets` knows the versions of a data set's files."""
         return iter(())
 
     def shards(self) -> list[int]:
-        """Returns each file as one."""
+        """Returns one unit per file."""
         return [1] * len(self)
 
 
@@ -85,11 +84,10 @@ def open_dataset(
     Args:
         name: its name on the Hub, or a folder.
         split, subset, audio_column, id_column: see [`Corpus`].
-        streamed: whether to read it as it comes, rather than to download it first. What is no Parquet is streamed in
-            any case.
+        streamed: whether to stream it rather than to download it first. Formats other than Parquet are always streamed.
 
     Returns:
-        Its reader, and a fingerprint that changes when the data set does.
+        The data set's reader, and a fingerprint that changes when the data set does.
 
     Raises:
         TaaeInputError: if there is no such data set, or it lacks a column.
@@ -103,10 +101,10 @@ def open_dataset(
         else:
             downloaded = load_dataset(name, subset, split=split)
             rows = downloaded.to_iterable_dataset(num_shards=max(1, min(PARTS, len(downloaded))))
-        # Features are not known of what has to be read to know them, such as CSV; it holds paths.
+        # Formats such as CSV have no features before reading; their audio columns hold paths.
         rows = rows.decode(False) if rows.features else rows
         columns = rows.column_names or list(next(iter(rows)))
-    except Exception as error:  # datasets raises many types, and each means that there is nothing to read
+    except Exception as error:  # datasets raises errors of many types, all of which mean that it cannot be read
         place = "" if os.path.exists(name) else f"there is no folder of that name in {os.getcwd()}; "
         raise TaaeInputError(
             f"{name}: cannot be read ({one_line(error)}); {place}expected Parquet files, a folder of audio or the name "
@@ -139,7 +137,7 @@ def check_there(name: str) -> None:
 
 
 def streamed_split(builder: DatasetBuilder, split: str) -> IterableDataset:
-    """Returns a split as a stream, without the threads that decode ahead and want torchcodec for it."""
+    """Returns a split as a stream, without the threads that decode ahead, which need torchcodec."""
     if hasattr(builder.config, "decode_num_threads"):
         builder.config.decode_num_threads = 0
     return builder.as_streaming_dataset(split=split)

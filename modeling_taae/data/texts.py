@@ -1,4 +1,4 @@
-"""Texts in files of their own: beside a recording in a folder, or in its sample of an archive."""
+"""Reads texts from separate files: beside a recording in a folder, or in its sample of an archive."""
 
 import json
 import os
@@ -10,28 +10,28 @@ from typing import Any
 from ..errors import one_line
 from .listings import decode_text
 
-# What tells about a recording of the same name, by suffix.
+# Columns of the files that describe a recording of the same name, by suffix.
 TEXT_SUFFIXES = {"txt": "text", "text": "text", "transcript": "text", "cls": "cls"}
-# In folders also these; LibriTTS has a text in two forms, of which the one to be read aloud counts.
+# Suffixes of such files in folders, the best first. LibriTTS has two forms of a text; the normalised one counts.
 BESIDE = (".normalized.txt", ".txt", ".text", ".transcript", ".lab", ".json")
 # Folders of texts, beside folders of recordings in which the same paths lead to what is spoken, as in VCTK.
 TEXT_FOLDERS = frozenset({"txt", "text", "texts", "transcript", "transcripts", "transcriptions", "lab", "labels"})
 # What VCTK's recordings through several microphones end in; they share a text.
 MICROPHONE = re.compile(r"_mic\d+$")
 LARGEST_TEXT = 1 << 24  # bytes
-# Lines of a .lab file that tell when which sound is spoken.
+# Lines of a .lab file with the times of phones rather than text.
 ALIGNMENT = re.compile(r"[\d.]+\s+([\d.]+\s+)?\S+")
 
 
 def told_by(suffix: str, content: bytes) -> dict[str, Any]:
-    """Returns the columns that a member of a sample tells; what a .json holds in lists and objects is kept as JSON.
+    """Returns the columns of a sample's member; lists and objects in a .json are kept as JSON text.
 
     Args:
         suffix: the member's kind, in lower case, without the dot.
-        content: its bytes.
+        content: the member's bytes.
 
     Raises:
-        ValueError: if it is JSON and holds no object, or half of a surrogate pair.
+        ValueError: if it is JSON but no object, or contains half of a surrogate pair.
     """
     if suffix != "json":
         return {TEXT_SUFFIXES[suffix]: content.decode(errors="replace").strip()} if suffix in TEXT_SUFFIXES else {}
@@ -43,7 +43,7 @@ def told_by(suffix: str, content: bytes) -> dict[str, Any]:
 
 
 def told_beside(files: Iterable[Path]) -> tuple[dict[str, Any], str]:
-    """Returns the columns that files beside a recording tell, and what is wrong with one of them.
+    """Returns the columns in the files beside a recording, and a problem with one of them, empty if there is none.
 
     Raises:
         OSError: if one cannot be read.
@@ -65,7 +65,7 @@ def told_beside(files: Iterable[Path]) -> tuple[dict[str, Any], str]:
 
 
 def files_beside(recording: Path, names: dict[str, Path]) -> list[Path]:
-    """Returns the files that tell about a recording: at most one text, and JSON.
+    """Returns the files that describe a recording: at most one text, and JSON.
 
     Args:
         recording: the audio file.

@@ -1,6 +1,6 @@
-"""Recorded speech to score or to measure on: the rows of a corpus, decoded.
+"""Decodes the rows of a corpus to utterances, for evaluation and benchmarks.
 
-An utterance that cannot be used comes all the same, with what is wrong with it.
+An utterance that cannot be used is yielded too, with its problem.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ from .decode import decode_row, fault
 from .row import Row
 from .sources import Corpus
 
-# A duration column may be off by so many seconds before the file is called mismatched.
+# Seconds by which a duration column may be off before the file counts as mismatched.
 DURATION_TOLERANCE = 0.1
 
 
@@ -26,10 +26,10 @@ class Utterance:
     """One recording.
 
     Args:
-        id: its name, unique within the data.
-        audio: (samples,) float32, or None where it cannot be scored.
-        problem: what is wrong with it, empty if nothing; with audio beside it, it can be scored nevertheless.
-        facts: language, source, speaker and text, as far as the data tell.
+        id: the recording's name, unique within the data.
+        audio: (samples,) float32, or None if it cannot be scored.
+        problem: a problem of the recording, empty if there is none; if there is audio, it can be scored nevertheless.
+        facts: language, source, speaker and text, as far as the data give them.
     """
 
     id: str
@@ -39,7 +39,7 @@ class Utterance:
 
 
 class Utterances:
-    """The utterances of one or more sources, in their order; it can be gone through more than once.
+    """The utterances of one or more sources, in order; can be iterated more than once.
 
     Args:
         sources: see [`Corpus`].
@@ -48,15 +48,15 @@ class Utterances:
         split: the split of Hub data sets, and of what `save_to_disk` wrote.
         subset: the subset of Hub data sets that have several.
         audio_column: the column with the audio, of tables and Hub data sets.
-        transcripts: a Parquet file with columns `id` and `text`, for utterances that have no text themselves.
-        strict: whether recordings that are silent or too short to score come without their audio.
+        transcripts: a Parquet file with columns `id` and `text`, for utterances without a text in the data.
+        strict: whether recordings that are silent or too short to score are yielded without their audio.
         audio_root, channel: see [`Corpus`].
 
     Attributes:
         averaged: recordings whose channels were averaged, as far as they were gone through last.
 
     Raises:
-        TaaeInputError: if a source holds nothing.
+        TaaeInputError: if a source is empty.
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class Utterances:
 
     @property
     def notes(self) -> list[str]:
-        """Lines about what lies in the sources and is not read."""
+        """Lines about files of the sources that are not read."""
         return self.corpus.notes
 
     def __len__(self) -> int:
-        """Returns the number of utterances, 0 if it is not known before they are read."""
+        """Returns the number of utterances, 0 if it is not known before reading."""
         total = self.corpus.known_rows or 0
         return total if self.limit is None else min(total, self.limit)
 
@@ -118,7 +118,7 @@ class Utterances:
             return Utterance(name, None, problem, facts)
         seconds, promised, problem = len(audio) / self.sampling_rate, row.columns.get("duration"), ""
         if isinstance(promised, float | int) and abs(promised - seconds) > DURATION_TOLERANCE:
-            problem = f"mismatched: {seconds:.2f} s long where its duration column says {promised:.2f} s; scored"
+            problem = f"mismatched: {seconds:.2f} s long, but its duration column says {promised:.2f} s; scored"
         return Utterance(name, audio, problem, facts)
 
 

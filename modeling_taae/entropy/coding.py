@@ -1,9 +1,8 @@
-"""Entropy coding of tokens: the more likely a token is after those before it, the fewer bits it takes.
+"""Entropy coding of tokens: the more likely a token is in its context, the fewer bits it takes.
 
-Tokens stand for the digits of a grid, one per latent dimension. A context model, which is a small network, predicts
-each digit from the last frames and from the digits before it in its own frame. A range coder turns predictions and
-symbols into bytes. The network is trained on other speech (see `prior.py`); within a clip, the coder also adapts to the
-digits that this clip prefers.
+A token holds one digit of a grid per latent dimension. A context model, a small network, predicts each digit from the
+last frames and from the earlier digits of the same frame. A range coder turns predictions and symbols into bytes. The
+network is trained on other speech (see `prior.py`); within a clip, the coder also adapts to the clip's own digits.
 
 Encoder and decoder must make the same predictions on every machine, so no step rounds: the network's weights and inputs
 are multiples of small powers of two, whose sums and products float64 holds exactly, in whatever order they are
@@ -20,22 +19,22 @@ import numpy as np
 if TYPE_CHECKING:
     from constriction.stream.queue import RangeEncoder
 
-# Inputs of the network are multiples of 1 / 256, weights of 1 / 64, and so biases of 1 / (256 * 64). After four layers
-# all values are multiples of 2^-32, and with such small activations and weights, sums stay below 2^18.
+# The network's inputs are multiples of 1 / 256, its weights of 1 / 64, its biases of 1 / (256 * 64). After four layers
+# all values are multiples of 2^-32. Activations and weights are small enough for sums to stay below 2^18.
 VALUE_UNIT = 256
 WEIGHT_UNIT = 64
 LARGEST_ACTIVATION = 128
-# Scores, which are base-2 logarithms, count in 1 / 256.
+# Scores are base-2 logarithms in units of 1 / 256.
 SCORE_UNIT = 256
-# Probabilities count in 2^-24, the range coder's own unit.
+# Probabilities are in units of 2^-24, as in the range coder.
 PROBABILITY_BITS = 24
-# Learning rate within a clip: 1/16 of the difference between the digit that came and its predicted probability.
+# Learning rate within a clip: 1/16 of the difference between the actual digit and its predicted probability.
 LEARNING_SHIFT = 4
 
 
 def powers() -> np.ndarray:
     """Returns 2^(24 - i / 256) for every i up to the first that gives zero: int64."""
-    # None of these is near a half, so every machine rounds them alike.
+    # No value is close to a half, so every machine rounds it the same way.
     octave = np.array([round(2 ** (PROBABILITY_BITS - i / SCORE_UNIT)) for i in range(SCORE_UNIT)], dtype=np.int64)
     return (octave >> np.arange(PROBABILITY_BITS + 2)[:, None]).ravel()
 
@@ -49,7 +48,7 @@ def digit_values(levels: int) -> np.ndarray:
 
 
 def clipped_relu(sums: np.ndarray) -> np.ndarray:
-    """Applies the activation of every layer: negative sums become 0, and large ones a limit, so that all stay exact."""
+    """Applies the activation of every layer: ReLU with an upper limit, so that all values stay exact."""
     return np.minimum(np.maximum(sums, 0), LARGEST_ACTIVATION)
 
 
@@ -99,7 +98,7 @@ class ContextModel:
 
     @property
     def past(self) -> int:
-        """Number of frames that it looks back."""
+        """Number of previous frames that it reads."""
         return self.recent.shape[1] // self.dimensions
 
     @cached_property
@@ -156,14 +155,14 @@ class SymbolMapping(NamedTuple):
     weights: np.ndarray
 
     def to_symbols(self, tokens: np.ndarray, dimensions: int) -> np.ndarray | None:
-        """Maps tokens (stages, frames) to symbols (frames, dimensions); None if no audio gives one of the tokens."""
+        """Maps tokens (stages, frames) to symbols (frames, dimensions); None if audio cannot give one of the tokens."""
         places = np.cumprod([1, *self.levels])
         table = np.full(places[-1], -1)
         table[places[:-1] @ self.stage_digits] = np.arange(len(self.digits))
-        spelt = np.zeros((tokens.shape[1], dimensions), dtype=np.int64)
+        combined = np.zeros((tokens.shape[1], dimensions), dtype=np.int64)
         for stage, levels, place in zip(tokens, self.levels, places, strict=False):
-            spelt += place * (stage[:, None] // place_values(levels, dimensions) % levels)
-        symbols = table[spelt]
+            combined += place * (stage[:, None] // place_values(levels, dimensions) % levels)
+        symbols = table[combined]
         return None if (symbols < 0).any() else symbols
 
     def to_tokens(self, symbols: np.ndarray) -> np.ndarray:
@@ -179,13 +178,13 @@ def place_values(levels: int, dimensions: int) -> np.ndarray:
 
 @lru_cache
 def symbol_mapping(bottleneck: str, levels: int, dimensions: int) -> SymbolMapping:
-    """Returns the mapping of a bottleneck on a grid with so many levels in each dimension."""
+    """Returns the symbol mapping of a bottleneck on a grid with `levels` levels in each dimension."""
     import torch
 
     from ..quantization_taae import resolve_bottleneck
 
     quantizer = resolve_bottleneck(bottleneck, (levels,) * dimensions)
-    # The middle of each half of each quantisation cell. The outermost halves lie beyond the grid, where no latent is.
+    # The middle of each half of each quantisation cell. The outermost halves lie beyond the grid, where no latents are.
     halves = (-1 + (torch.arange(2 * levels, dtype=torch.float64) - 0.5) / (levels - 1)).clamp(-1, 1)
     tokens = quantizer.encode(torch.atanh(halves).expand(1, dimensions, -1))
     digits = [stage.unpack(tokens[:, index])[0, 0].numpy() for index, stage in enumerate(quantizer.stages)]
@@ -203,8 +202,8 @@ def symbol_mapping(bottleneck: str, levels: int, dimensions: int) -> SymbolMappi
 class ClipCoder:
     """Codes one clip, block by block; encoder and decoder each start from a new one.
 
-    Its state is the last frames, and a correction of the scores that it learns from the clip: (dimensions, levels) in
-    2^-24.
+    Its state consists of the last frames and a correction of the scores learnt from the clip, (dimensions, levels) in
+    units of 2^-24.
     """
 
     def __init__(self, predictor: ContextModel, mapping: SymbolMapping):
@@ -272,7 +271,7 @@ class ClipCoder:
     def _probabilities(self, likely: np.ndarray) -> np.ndarray:
         """Converts relative probabilities of digits, (…, levels), to those of symbols in 2^-24: (…, symbols) int64.
 
-        Each is one lower than it could be: the range coder adds one, so that no symbol is impossible.
+        Each is lowered by one: the range coder adds one, so that no symbol is impossible.
         """
         probabilities = np.cumsum(likely[..., self.mapping.digits] * self.mapping.weights, axis=-1)
         total = (1 << PROBABILITY_BITS) - len(self.mapping.digits)
@@ -284,8 +283,8 @@ class ClipCoder:
 class RangeDecoder:
     """Decodes the output of constriction's range encoder, reading zeros after its end.
 
-    It is our own, so that files can be read on machines for which constriction is not built. The range has 64 bits; as
-    it narrows, words of 32 bits are read, each with its most significant byte first.
+    Having our own, files can be read on machines for which constriction is not built. The range has 64 bits; as it
+    narrows, words of 32 bits are read, most significant byte first.
     """
 
     def __init__(self, data: bytes):
@@ -302,7 +301,7 @@ class RangeDecoder:
             probabilities: (symbols,) int64 in 2^-24, each lowered by one.
 
         Raises:
-            ValueError: if no encoder can have reached this state.
+            ValueError: if no encoder can have written these bytes.
         """
         unit = self.range >> PROBABILITY_BITS
         for symbol, probability in enumerate(probabilities.tolist()):
@@ -320,7 +319,7 @@ class RangeDecoder:
 
 
 def shortest_bytes(coder: "RangeEncoder") -> bytes:
-    """Returns the fewest bytes from which a decoder that reads zeros after them restores what was encoded."""
+    """Returns the fewest bytes from which a decoder that reads zeros after their end restores the symbols."""
     words, (lower, size) = coder.pos()
     data = coder.get_compressed().astype(">u4").tobytes().ljust(4 * words + 8, b"\0")
     # Any number within the encoder's final range decodes to the same symbols.

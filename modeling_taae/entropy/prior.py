@@ -1,7 +1,7 @@
-"""The prior that lies in a model's folder, and the entropy coding of whole clips with it.
+"""The prior in a model's folder, and the entropy coding of whole clips with it.
 
-A *prior* holds the context models for a model's tokens (see `coding.py`), which `training/make_entropy_prior.py` trains
-on other speech. It belongs to the model whose tokens it was trained on.
+A *prior* holds the context models for a model's tokens (see `coding.py`). `training/make_entropy_prior.py` trains it on
+other speech. It belongs to the model whose tokens it was trained on.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from .coding import VALUE_UNIT, WEIGHT_UNIT, ClipCoder, ContextModel, SymbolMapp
 PRIOR_FILE = "entropy_prior.safetensors"
 FORMAT = "1"
 
-# The grid on which the tokens of each bottleneck are coded. The 700 and 1000 presets write the native grid in stages.
+# The grid on which each bottleneck's tokens are coded. The 700 and 1000 presets are the native grid, split into stages.
 GRIDS = {
     "native": "native",
     "1x46656_400bps": "1x46656_400bps",
@@ -30,7 +30,7 @@ GRIDS = {
     "4x729_1000bps": "native",
 }
 
-# Frames of a block, which a decoder can read once it has the block's last byte.
+# Frames of a block: a decoder can read a block as soon as it has the block's last byte.
 BLOCK_FRAMES = 256
 # A digit takes at most 24 bits, so two bytes hold the size of any block.
 BLOCK_SIZE = struct.Struct("<H")
@@ -61,25 +61,25 @@ class EntropyPrior:
         return digest.hexdigest()[:8]
 
     def can_encode(self, bottleneck: str | list | tuple) -> bool:
-        """Returns whether it has a context model for a bottleneck, and the range encoder is installed."""
+        """Returns whether the prior has a context model for a bottleneck and the range encoder is installed."""
         known = isinstance(bottleneck, str) and GRIDS.get(bottleneck) in self.predictors
         return known and find_spec("constriction") is not None
 
     def vocabulary_sizes(self, bottleneck: str) -> tuple[int, ...]:
-        """Returns the number of distinct tokens of each stage of a bottleneck that it has a context model for."""
+        """Returns the number of distinct tokens of each stage of a bottleneck for which there is a context model."""
         predictor, mapping = self._model_and_mapping(bottleneck)
         return tuple(levels**predictor.dimensions for levels in mapping.levels)
 
     def encode(self, tokens: np.ndarray, bottleneck: str) -> bytes | None:
-        """Codes a clip with a bottleneck that it [`~EntropyPrior.can_encode`].
+        """Codes a clip, for a bottleneck that the prior [`~EntropyPrior.can_encode`].
 
-        The size of each block except the last stands before it, in two bytes.
+        The size of each block except the last precedes it in two bytes.
 
         Args:
             tokens: (tokens_per_frame, frames) int64.
 
         Returns:
-            The bytes; None if a token cannot come from audio.
+            The bytes; None if audio cannot give one of the tokens.
         """
         predictor, mapping = self._model_and_mapping(bottleneck)
         symbols = mapping.to_symbols(tokens, predictor.dimensions)
@@ -90,7 +90,7 @@ class EntropyPrior:
         return b"".join(BLOCK_SIZE.pack(len(block)) + block for block in blocks[:-1]) + blocks[-1]
 
     def decode(self, source: BinaryIO, bottleneck: str, frames: int) -> Iterator[np.ndarray]:
-        """Decodes the output of [`~EntropyPrior.encode`], block by block as the bytes come, up to the source's end.
+        """Decodes the output of [`~EntropyPrior.encode`] block by block, up to the end of the source.
 
         Args:
             source: the stream of bytes.
@@ -142,7 +142,7 @@ class EntropyPrior:
         """Reads the prior of a model's folder.
 
         Raises:
-            TaaeInputError: if there is no prior that this release reads.
+            TaaeInputError: if there is no prior, or none that this release reads.
         """
         from safetensors import SafetensorError, safe_open
 

@@ -1,7 +1,7 @@
-"""How well the tokens use their bits: entropies, and how many of the possible tokens occur.
+"""Statistics of tokens: entropies, and how many of the possible tokens are used.
 
-All entropies are plug-in estimates on the tokens at hand: too low where these are few, and optimistic as bit rates,
-because a coder's statistics would come from other speech.
+All entropies are plug-in estimates from the given tokens. They are too low if there are few tokens, and optimistic as
+bit rates, because a coder's statistics would come from other speech.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from ..quantization_taae import ResidualFSQ
 
 
 def token_statistics(codes: Sequence[np.ndarray], quantizer: ResidualFSQ, frame_rate: float) -> dict:
-    """Statistics of the tokens of several clips.
+    """Computes statistics of the tokens of several clips.
 
     Args:
         codes: (tokens_per_frame, frames) int64 of each clip.
@@ -21,10 +21,12 @@ def token_statistics(codes: Sequence[np.ndarray], quantizer: ResidualFSQ, frame_
         frame_rate: frames per second.
 
     Returns:
-        `frames`, how many tokens of each stage were counted; per stage, under `stages`: `vocabulary`, `used` (distinct
-        tokens), `digit_entropy` (per dimension, over its maximum); `entropy` and `conditional_entropy` in bit per
-        frame, summed over all digits as if they were independent of each other, the latter given the same digit of the
-        frame before; `entropy_bit_rate` and `conditional_bit_rate`, the same in bit/s.
+        - `frames`: the number of frames.
+        - `stages`: for each stage `vocabulary`, `used` (distinct tokens) and `digit_entropy` (per dimension, divided by
+          its maximum).
+        - `entropy`: bits per frame, summed over all digits as if they were independent.
+        - `conditional_entropy`: the same, given the same digit of the frame before.
+        - `entropy_bit_rate`, `conditional_bit_rate`: both in bit/s.
     """
     stages, entropy, conditional = [], 0.0, 0.0
     for index, stage in enumerate(quantizer.stages):
@@ -50,12 +52,12 @@ def token_statistics(codes: Sequence[np.ndarray], quantizer: ResidualFSQ, frame_
 
 
 def digit_entropy(digits: Sequence[np.ndarray], dimension: int, levels: int) -> float:
-    """Entropy of one dimension's digits in bit; `digits` holds each clip's (dimensions, frames)."""
+    """Returns the entropy of one dimension's digits in bit; `digits` holds each clip's (dimensions, frames)."""
     return entropy_of_counts(np.sum([np.bincount(clip[dimension], minlength=levels) for clip in digits], axis=0))
 
 
 def conditional_digit_entropy(digits: Sequence[np.ndarray], dimension: int, levels: int) -> float:
-    """Entropy of one dimension's digits in bit, given the frame before; first frames have none and do not count."""
+    """Returns the entropy of one dimension's digits in bit, given the previous frame; first frames do not count."""
     pairs = np.zeros(levels * levels, dtype=np.int64)
     for clip in digits:
         before, after = clip[dimension, :-1], clip[dimension, 1:]
@@ -64,6 +66,6 @@ def conditional_digit_entropy(digits: Sequence[np.ndarray], dimension: int, leve
 
 
 def entropy_of_counts(counts: np.ndarray) -> float:
-    """Entropy in bit of the distribution that counts show; 0 where nothing was counted."""
+    """Returns the entropy in bit of a distribution given by counts; 0 if all counts are 0."""
     shares = counts[counts > 0] / max(counts.sum(), 1)
     return float((shares * np.log2(1 / shares)).sum())

@@ -1,6 +1,6 @@
-"""Codecs on speech: metrics, judges, baseline codecs, tables, reports and pages to listen to.
+"""Evaluates speech codecs: metrics, judges, baseline codecs, tables, reports and pages to listen to.
 
-`evaluate_codecs` does what `taae evaluate` does:
+`evaluate_codecs` is the function behind `taae evaluate`:
 
     codec = load_codec("taae-speech-16k-nano")
     peers, left_out = available_peers(["codec2-700C", "opus-6k"])

@@ -1,4 +1,4 @@
-"""The delay of a codec's output against its input: estimated by cross-correlation, and taken out."""
+"""Estimates and removes the delay of a codec's output against its input."""
 
 from collections.abc import Iterable
 
@@ -8,16 +8,16 @@ SAMPLING_RATE = 16_000
 # The longest delay that is searched for, in seconds, and the step of the search on levels, in samples.
 LONGEST_DELAY = 0.15
 ENVELOPE_STEP = SAMPLING_RATE // 1000
-# Below this correlation of waveforms a codec does not keep the phase; below that of levels its output is noise.
+# Below KEPT_PHASE (correlation of waveforms) a codec does not keep the phase; below KEPT_LEVEL its output is noise.
 KEPT_PHASE, KEPT_LEVEL = 0.5, 0.5
 
 
 def estimate_delay(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> int:
-    """Estimates by how many samples decoded clips lag behind their references, one figure for all of them.
+    """Estimates the delay of decoded clips against their references in samples, one figure for all clips.
 
-    The normalised cross-correlations of the waveforms are averaged over the clips. Where their peak is low, as with
-    vocoders, those of the log energy in windows of 10 ms are taken instead, to the millisecond; where that is low too,
-    the delay is 0.
+    The normalised cross-correlations of the waveforms are averaged over the clips. If their peak is low, as with
+    vocoders, the log energy in windows of 10 ms is correlated instead, to the millisecond. If that peak is low too, the
+    delay is 0.
 
     Args:
         pairs: reference and decoded clip, each (samples,) at 16 kHz.
@@ -38,12 +38,12 @@ def estimate_delay(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> int:
 
 
 def cross_correlation(reference: np.ndarray, decoded: np.ndarray, longest: int) -> np.ndarray:
-    """Returns correlation coefficients at lags from -longest to +longest: (2 * longest + 1,)."""
+    """Returns correlation coefficients at delays from -longest to +longest: (2 * longest + 1,)."""
     from scipy.signal import correlate
 
     reference, decoded = reference - reference.mean(), decoded - decoded.mean()
     scale = np.sqrt(np.square(reference).sum() * np.square(decoded).sum())
-    # Padded so that every lag exists; lag 0 then lies at the end of the padded reference.
+    # Padded so that every delay exists; delay 0 then lies at the end of the padded reference.
     padded = np.pad(decoded, (longest, max(longest + len(reference) - len(decoded), 0)))
     correlation = correlate(padded, reference, mode="valid", method="fft")[: 2 * longest + 1]
     return correlation / max(scale, 1e-12)

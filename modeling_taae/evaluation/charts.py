@@ -1,4 +1,4 @@
-"""Quality against bit rate, drawn: one panel for each metric, the codecs as points with their intervals."""
+"""Draws quality against bit rate: one panel per metric, the codecs as points with intervals."""
 
 import io
 from collections.abc import Sequence
@@ -11,8 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The figure that a newcomer looks at first: one metric for intelligibility, naturalness and the voice, as far as a run
-# has them, the first of each that it has.
+# The first figure of a report: a metric each for intelligibility, naturalness and the voice, the first that a run has.
 QUESTIONS = {
     "Are the words still there?": ("dwer", "wer", "stoi"),
     "Does it sound natural?": ("distillmos", "dnsmos_p808", "pesq_wb"),
@@ -20,7 +19,7 @@ QUESTIONS = {
 }
 TICKS = [digit * 10**power for power in range(2, 6) for digit in (1, 2, 5)]  # bit/s
 MARKERS = "osDv^<>Pphd*X"
-# The models under evaluation in one colour, the others in further ones.
+# The colour of the models under evaluation, and the colours of other codecs.
 OURS, OTHERS = "#c2185b", ("#1976d2", "#2e7d32", "#ef6c00", "#6a1b9a", "#00838f", "#5d4037", "#455a64")
 
 
@@ -39,7 +38,7 @@ def draw_rates(results: Results, names: Sequence[str], titles: Sequence[str] = (
     Args:
         results: the results of two codecs or more.
         names: names of the metrics, one panel each.
-        titles: titles of the panels; none for the metrics' own headings.
+        titles: titles of the panels; empty for the metrics' headings.
     """
     from matplotlib.figure import Figure
 
@@ -70,7 +69,7 @@ def draw_panel(panel: "Axes", systems: Sequence[SystemSummary], name: str, resul
             continue
         bounds = None
         if mean.low is not None and mean.high is not None:
-            # A bootstrap interval may leave out the mean of a skewed sample by a hair.
+            # The bootstrap interval of a skewed sample may just miss the mean.
             bounds = [[scale * max(mean.mean - mean.low, 0)], [scale * max(mean.high - mean.mean, 0)]]
         panel.errorbar(
             [system.nominal_bit_rate],
@@ -95,7 +94,7 @@ def draw_panel(panel: "Axes", systems: Sequence[SystemSummary], name: str, resul
 
 
 def draw_originals(panel: "Axes", name: str, scale: float, results: Results) -> None:
-    """Draws the recordings themselves as a line: their own figure, or two recordings of one person and of two."""
+    """Draws the recordings as a line: their own score, or the similarity of recordings of one and of two speakers."""
     if results.originals is None:
         return
     lines = {"originals": results.originals.metrics.get(name)}
@@ -123,11 +122,11 @@ def metric_heading(facts: MetricFacts) -> str:
 
 
 def svg(figure: "Figure", label: str) -> str:
-    """Returns a figure as an SVG element for a page, the same one for the same figure.
+    """Returns a figure as an SVG element for a page; equal figures give equal elements.
 
     Args:
         figure: the figure.
-        label: its description for those who do not see it.
+        label: a description for screen readers.
     """
     import html
 

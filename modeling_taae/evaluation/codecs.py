@@ -1,7 +1,7 @@
-"""Codecs under evaluation behind one pair of methods, `encode` and `decode`: TAAE, PCM, and no codec at all.
+"""Codecs under evaluation, with common methods `encode` and `decode`: TAAE, PCM, and no codec at all.
 
-Every codec takes the same float32 clip at 16 kHz and returns one. What it does in between (resampling, 16-bit samples)
-is its own affair and stands in its `facts`. Its delay is taken out by the evaluation. Other codecs are in `peers.py`.
+Every codec takes the same float32 clip at 16 kHz and returns one. Its `facts` describe everything in between, such as
+resampling and 16-bit samples. The evaluation removes its delay. Other codecs are in `peers.py`.
 """
 
 import copy
@@ -12,10 +12,10 @@ import numpy as np
 
 from ..codec import Codec
 from ..errors import TaaeInputError
-from ..taae_file import TaaeFile, format_bottleneck, parse_bottleneck, read_description
+from ..taae_file import TaaeFile, format_bottleneck, parse_bottleneck, read_header
 from .alignment import SAMPLING_RATE
 
-# The errors that codecs raise at a clip that they cannot take.
+# The errors that codecs raise for a clip that they cannot encode.
 CODEC_ERRORS = (RuntimeError, ValueError, OSError)
 ORIGINAL = "original"
 
@@ -25,10 +25,10 @@ class Encoded:
     """One encoded clip.
 
     Args:
-        content: what `decode` takes.
+        content: the input of `decode`.
         payload_bytes: size of the coded speech alone.
-        file_bytes: size of what would be stored or sent, with header, container and checksum.
-        codes: (tokens_per_frame, frames) int64, where the codec has tokens.
+        file_bytes: size of the stored or sent file, with header, container and checksum.
+        codes: (tokens_per_frame, frames) int64, if the codec has tokens.
     """
 
     content: Any
@@ -46,27 +46,27 @@ class System(Protocol):
 
     @property
     def nominal_bit_rate(self) -> float:
-        """The bit rate in bit/s as its makers count it."""
+        """The bit rate in bit/s that the codec's authors state."""
 
     @property
     def delay(self) -> int | None:
-        """The number of samples by which its output lags; None to have it estimated."""
+        """The delay of its output in samples; None if it must be estimated."""
 
     @property
     def facts(self) -> dict[str, Any]:
-        """All that a reader must know to repeat the figures, JSON values by name; `kind` and `file` among them."""
+        """Everything needed to reproduce the figures, as JSON values by name, including `kind` and `file`."""
 
     def encode(self, audio: np.ndarray) -> Encoded:
         """Encodes a clip, (samples,) float32 at 16 kHz."""
 
     def decode(self, encoded: Encoded) -> np.ndarray:
-        """Decodes to (samples,) float32 at 16 kHz, with the codec's delay and at the length that comes out."""
+        """Decodes to (samples,) float32 at 16 kHz, with the codec's own delay and length."""
 
 
 class TaaeSystem:
     """A TAAE model with one of its bottlenecks.
 
-    Clips come at the loudness of the evaluation, so the model's own normalisation is left out; the codec given is not
+    Clips already have the evaluation's loudness, so the model's own normalisation is skipped; the given codec is not
     changed.
 
     Args:
@@ -78,7 +78,7 @@ class TaaeSystem:
         ValueError: if the model has no such bottleneck.
     """
 
-    delay = 0  # a frame's audio is returned where it was
+    delay = 0  # decoded frames are aligned with the input
 
     def __init__(self, codec: Codec, bottleneck: str | list | tuple | None, name: str):
         model, extractor = codec.model, copy.copy(codec.extractor)
@@ -102,10 +102,10 @@ class TaaeSystem:
         }
 
     def encode(self, audio: np.ndarray) -> Encoded:
-        """Encodes to the `.taae` file that `taae encode` writes, entropy-coded where the model has a prior for it."""
+        """Encodes to the `.taae` file that `taae encode` writes, entropy-coded if the model has a prior for it."""
         encoded = self.codec.encode(audio, self.bottleneck)
         content = encoded.to_bytes(self.prior)
-        payload, _ = read_description(content)
+        payload, _ = read_header(content)
         return Encoded(encoded, len(payload.read()), len(content), encoded.audio_codes)
 
     def decode(self, encoded: Encoded) -> np.ndarray:
@@ -119,11 +119,11 @@ def taae_systems(codec: Codec, bottlenecks: list[str | None], name: str) -> list
 
     Args:
         codec: the model.
-        bottlenecks: the bottlenecks as text; None for the model's own. One that comes twice is taken once.
+        bottlenecks: the bottlenecks as text; None for the model's own. Repetitions are dropped.
         name: the model's name.
 
     Raises:
-        TaaeInputError: if one is no bottleneck, or not one of the model's.
+        TaaeInputError: if one is no bottleneck, or none of the model's.
     """
     try:
         parsed = [None if text is None else parse_bottleneck(text) for text in dict.fromkeys(bottlenecks)]
@@ -135,7 +135,7 @@ def taae_systems(codec: Codec, bottlenecks: list[str | None], name: str) -> list
 
 
 class PcmSystem:
-    """No codec: the reference in 16-bit samples, which shows the best that metrics give."""
+    """No codec: the reference in 16-bit samples, which shows the best scores that metrics give."""
 
     tools: tuple[str, ...] = ()
     package = ""
@@ -157,7 +157,7 @@ class PcmSystem:
 
 
 class OriginalSystem:
-    """The recording itself, scored by the metrics that compare with no recording: where the judges' scale ends."""
+    """The recording itself, for metrics without a reference: the upper end of the judges' scale."""
 
     name, nominal_bit_rate, delay = ORIGINAL, 0.0, 0
 
@@ -165,7 +165,7 @@ class OriginalSystem:
         self.facts: dict[str, Any] = {"kind": ORIGINAL, "file": "none"}
 
     def encode(self, audio: np.ndarray) -> Encoded:
-        """Keeps the clip."""
+        """Returns the clip as it is."""
         return Encoded(audio, 0, 0)
 
     def decode(self, encoded: Encoded) -> np.ndarray:

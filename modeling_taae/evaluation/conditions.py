@@ -1,7 +1,7 @@
-"""Harder trials of a codec: noise and reverberation, other lengths, passage after passage, lost frames, no speech.
+"""Stress tests of a codec: noise and reverberation, other lengths, repeated coding, lost frames, music and silence.
 
-Trials of the data are conditions: an utterance comes once per condition, which results are broken down by. The
-reference is the clip that the codec is given, noise included. Trials of a codec are systems of their own beside it.
+Tests that change the data are *conditions*: each utterance is evaluated once per condition, and results are broken down
+by condition. The reference is the codec's input, noise included. Tests that change the codec are separate systems.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,20 +17,20 @@ from .alignment import SAMPLING_RATE, align
 from .codecs import CODEC_ERRORS, Encoded, System, TaaeSystem
 
 PLAIN = "as recorded"
-# Music of three chords, for want of any that is free: seconds of each, and the notes in Hz.
+# Music of three chords, synthesised to need no licence: seconds per chord, and the notes in Hz.
 CHORD_SECONDS = 1.5
 CHORDS = ((220.0, 277.18, 329.63), (293.66, 369.99, 440.0), (329.63, 415.3, 493.88))
 
 
 class Conditions:
-    """Utterances as they are and under conditions, read once.
+    """Yields utterances unchanged and under conditions; the data are read once.
 
     Args:
         utterances: the data.
-        noises: recordings of noise, (samples,) each; the n-th utterance gets the n-th of them, over and over.
-        ratios: signal-to-noise ratios in dB to mix them at.
-        responses: room impulse responses, (samples,) each, used in turn likewise.
-        lengths: lengths in seconds of further clips, each cut from the data set end to end.
+        noises: recordings of noise, (samples,) each; utterances use them in turn.
+        ratios: signal-to-noise ratios of the mixtures in dB.
+        responses: room impulse responses, (samples,) each; utterances use them in turn.
+        lengths: durations in seconds of additional clips, each cut from the joined data.
         music: whether to add a clip of music.
     """
 
@@ -48,7 +48,7 @@ class Conditions:
         self.responses, self.lengths, self.music = responses or [], list(lengths), music
 
     def __len__(self) -> int:
-        """Returns the number of clips, as far as the data tell theirs."""
+        """Returns the number of clips, if the data's number is known."""
         each = 1 + len(self.ratios) * bool(self.noises) + bool(self.responses)
         return each * length_hint(self.utterances) + len(self.lengths) + self.music
 
@@ -78,7 +78,7 @@ class Conditions:
 
 
 def changed(utterance: Utterance, condition: str, audio: np.ndarray | None) -> Utterance:
-    """Returns an utterance under a condition, with an id of its own."""
+    """Returns an utterance under a condition, with a new id."""
     name = utterance.id if condition == PLAIN else f"{utterance.id} @ {condition}"
     return replace(utterance, id=name, audio=audio, facts={**utterance.facts, "condition": condition})
 
@@ -91,7 +91,7 @@ def mix(speech: np.ndarray, noise: np.ndarray, ratio: float) -> np.ndarray:
 
 
 def reverberate(speech: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """Puts speech into a room at the power that it had: no delay of the direct sound, no ringing past the end."""
+    """Convolves speech with a room response; keeps its power and length, and does not delay the direct sound."""
     from scipy.signal import fftconvolve
 
     wet = align(fftconvolve(speech, response), int(np.abs(response).argmax()), len(speech))
@@ -100,12 +100,12 @@ def reverberate(speech: np.ndarray, response: np.ndarray) -> np.ndarray:
 
 
 def end_to_end(clips: Iterable[np.ndarray], samples: int) -> np.ndarray:
-    """Joins clips one after another, from the first one again if need be: (samples,)."""
+    """Joins clips, repeating them from the first one if necessary: (samples,)."""
     return np.resize(np.concatenate([*clips] or [np.zeros(samples, np.float32)]), samples)
 
 
 def make_music() -> np.ndarray:
-    """Makes chords of plucked strings, each note with ten overtones: (samples,) float32."""
+    """Synthesises chords of plucked strings, each note with ten overtones: (samples,) float32."""
     time = np.arange(int(CHORD_SECONDS * SAMPLING_RATE)) / SAMPLING_RATE
     chords = [
         sum(np.sin(2 * np.pi * note * k * time) * np.exp(-2 * k * time) / k for note in chord for k in range(1, 11))
@@ -116,10 +116,10 @@ def make_music() -> np.ndarray:
 
 
 def read_kind(sources: list[str], kind: str) -> list[np.ndarray]:
-    """Reads recordings of a kind, such as noise or rir, from data with a column of that name; all, where there is none.
+    """Reads the recordings whose column `kind` has this value, such as noise or rir; all if there is no such column.
 
     Raises:
-        TaaeInputError: if there is none.
+        TaaeInputError: if there are none.
     """
     recordings = Utterances(sources, SAMPLING_RATE, strict=False)
     found = [each.audio for each in recordings if each.audio is not None and each.facts.get("kind", kind) == kind]
@@ -129,12 +129,12 @@ def read_kind(sources: list[str], kind: str) -> list[np.ndarray]:
 
 
 class Tandem:
-    """A codec several times in a row, as when a recording passes from service to service.
+    """Applies a codec several times in a row, as when a recording passes through several services.
 
     Args:
         system: the codec.
-        times: number of passages.
-        delay: the codec's delay in samples, which is taken out after every passage.
+        times: number of passes.
+        delay: the codec's delay in samples, which is removed after every pass.
     """
 
     def __init__(self, system: System, times: int, delay: int):
@@ -144,23 +144,23 @@ class Tandem:
         self.facts = {**system.facts, "kind": "tandem", "codec": system.name, "trial": f"{times} times in a row"}
 
     def encode(self, audio: np.ndarray) -> Encoded:
-        """Encodes the output of all passages but the last."""
+        """Encodes the output of all passes but the last."""
         for _ in range(self.times - 1):
             decoded = self.system.decode(self.system.encode(audio))
             audio = align(decoded, self.delay, len(audio)).astype(np.float32)
         return self.system.encode(audio)
 
     def decode(self, encoded: Encoded) -> np.ndarray:
-        """Decodes the last passage."""
+        """Decodes the last pass."""
         return self.system.decode(encoded)
 
 
 class PacketLoss:
-    """A TAAE model some of whose frames are lost, each on its own; the frame before takes the place of a lost one.
+    """Simulates a TAAE model that loses frames independently; the previous frame replaces a lost one.
 
     Args:
         system: the model.
-        share: share of frames that are lost; the clip's length alone decides which.
+        share: share of lost frames; which frames are lost depends only on the clip's length.
     """
 
     def __init__(self, system: TaaeSystem, share: float):
@@ -175,7 +175,7 @@ class PacketLoss:
         return self.system.encode(audio)
 
     def decode(self, encoded: Encoded) -> np.ndarray:
-        """Loses frames and decodes."""
+        """Drops frames and decodes."""
         whole: TaaeFile = encoded.content
         codes = whole.audio_codes.copy()
         lost = np.asarray(np.random.default_rng(codes.shape[1]).random(codes.shape[1]) < self.share)
@@ -185,7 +185,7 @@ class PacketLoss:
 
 
 def silence_level(system: System) -> float | None:
-    """Returns the level in dB of full scale that a codec makes of two seconds of silence; None if it refuses them."""
+    """Returns the level of a codec's output for two seconds of silence in dB of full scale; None if it rejects it."""
     silence = np.zeros(2 * SAMPLING_RATE, np.float32)
     try:
         decoded = system.decode(system.encode(silence))

@@ -1,4 +1,4 @@
-"""The results of an evaluation as one page to look at and to listen to, with nothing to fetch from anywhere."""
+"""Writes the results of an evaluation as one HTML page with sounds, which loads nothing from the network."""
 
 import base64
 import html
@@ -16,11 +16,11 @@ from .alignment import SAMPLING_RATE
 from .charts import draw_rates, questions, svg
 from .results import Results, Sample
 
-# Longer clips are cut for the page, so that it stays a few megabytes.
+# Seconds to which clips are cut, so that the page has only a few megabytes.
 LONGEST_CLIP = 8.0
 # Spectrograms: window and hop in samples, range in dB below the loudest point of the reference.
 WINDOW, HOP, RANGE_DB = 512, 160, 70
-# Metrics that are drawn beside the three questions, as far as they are there.
+# Metrics that are also drawn, if a run has them.
 FURTHER_CHARTS = ("stoi", "pesq_wb", "mel_distance")
 CLIPS_IN_A_ROW = 4
 
@@ -48,7 +48,7 @@ audio, figure img, figure svg {{ width: 100%; height: auto; display: block; }}
 <h1>Evaluation of {title}</h1>
 {body}
 <script>
-// Starting one clip of an utterance stops the others and goes on from the same moment, to compare by ear.
+// Starting one clip of an utterance stops the others and continues at the same position, to compare by ear.
 for (const group of document.querySelectorAll("section.sample")) {{
   const players = [...group.querySelectorAll("audio")];
   for (const player of players) player.addEventListener("play", () => {{
@@ -102,7 +102,7 @@ def sections_of(parts: Sequence[str]) -> list[str]:
 
 
 def paragraph(text: str) -> str:
-    """Converts a paragraph of Markdown without more markup than code."""
+    """Converts a paragraph of Markdown whose only markup is code."""
     return f"<p>{inline(text)}</p>"
 
 
@@ -129,7 +129,7 @@ def markdown_list(markdown: str) -> str:
 
 
 def rate_charts(results: Results) -> str:
-    """Returns quality against bit rate, one chart per metric; empty where there are fewer than two codecs."""
+    """Returns charts of quality against bit rate, one per metric; empty for fewer than two codecs."""
     if sum(system.kind != "PCM" for system in results.systems) < 2 or find_spec("matplotlib") is None:
         return ""
     asked = questions(results)
@@ -145,7 +145,7 @@ def rate_charts(results: Results) -> str:
 
 
 def sample_section(sample: Sample) -> str:
-    """Returns one utterance: its text, and players with spectrograms side by side, in rows of about one length."""
+    """Returns one utterance: its text, and players with spectrograms in rows of about equal length."""
     facts = ", ".join(sample.facts[name] for name in ("language", "source", "speaker") if name in sample.facts)
     reference = spectrum(next(iter(sample.clips.values())))
     figures = "".join(clip_figure(name, clip, reference.max()) for name, clip in sample.clips.items())
@@ -159,7 +159,7 @@ def sample_section(sample: Sample) -> str:
 
 
 def clip_figure(name: str, clip: np.ndarray, loudest: float) -> str:
-    """Returns a player and a spectrogram, its colours relative to the loudest point of the reference, in dB."""
+    """Returns a player and a spectrogram with levels in dB relative to the loudest point of the reference."""
     clip = clip[: int(LONGEST_CLIP * SAMPLING_RATE)]
     sound = io.BytesIO()
     soundfile.write(sound, clip.clip(-1, 1), SAMPLING_RATE, format="FLAC", subtype="PCM_16")

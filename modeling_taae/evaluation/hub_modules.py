@@ -1,6 +1,6 @@
-"""The base classes of the `evaluate` modules in hub_cards/metrics: clips in, means out.
+"""Base classes of the `evaluate` modules in hub_cards/metrics, which average metrics over clips.
 
-Each module is a folder that `evaluate.load` takes without a network; the figures come from `metrics.py` and from the
+Each module is a folder that `evaluate.load` loads without a network. The scores come from `metrics.py` and from the
 judges of this package.
 """
 
@@ -57,7 +57,7 @@ def means(scores: Sequence[Mapping[str, Score]], names: Sequence[str]) -> dict[s
 
 
 class ClipMetric(evaluate.Metric):
-    """Metrics of decoded clips; a module names them in `names` and says in its docstring what they are."""
+    """Metrics of decoded clips; a module lists them in `names` and describes them in its docstring."""
 
     names: tuple[str, ...]
 
@@ -76,14 +76,14 @@ class ClipMetric(evaluate.Metric):
 
 
 class JudgeMetric(evaluate.Metric):
-    """Metrics by a judge; a module has them in `metrics`, says in its docstring what they are, and loads the judge."""
+    """Metrics by a judge; a module lists them in `metrics`, describes them in its docstring, and loads the judge."""
 
     metrics: dict[str, Metric]
     needs_references = True
     further = ""
 
     def load_judge(self, model: str | None) -> Judge:
-        """Loads the judge of a folder or Hub name; of None, the one that needs no download."""
+        """Loads a judge from a folder or Hub name; None loads the one that needs no download."""
         raise NotImplementedError
 
     def _info(self) -> evaluate.MetricInfo:

@@ -1,8 +1,8 @@
-"""Networks that judge decoded speech, and which of them an evaluation can have.
+"""Networks that judge decoded speech, and the choice of judges for an evaluation.
 
-Judges that need no download bring their weights in a package: Resemblyzer for the voice, DistillMOS for naturalness,
-Whisper (tiny, English) for words. Larger ones are named by folder or Hub name. Figures by different judges do not
-compare, so each table says which judged.
+Some judges need no download, because a package contains their weights: Resemblyzer for the voice, DistillMOS for
+naturalness, Whisper (tiny, English) for words. Larger ones are given by folder or Hub name. Scores of different judges
+are not comparable, so each table names its judges.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ class JudgedClip:
 
     Args:
         reference, decoded: (samples,) float32 at 16 kHz.
-        facts: what is known of the utterance, such as its text and language.
+        facts: known facts about the utterance, such as its text and language.
         original: whether the decoded clip is the recording itself.
     """
 
@@ -53,26 +53,26 @@ class Judge(Protocol):
 
     Attributes:
         metrics: its metrics by name.
-        facts: all that a reader must know to repeat the figures, JSON values by name: the model with its version and
-            purpose, and under the same name with " weights" the identity of its weights.
+        facts: everything needed to reproduce the scores, as JSON values by name: the model with its version and
+            purpose, and the identity of its weights under the same name with " weights".
     """
 
     metrics: dict[str, Metric]
     facts: dict[str, Any]
 
     def judge(self, clips: Sequence[JudgedClip]) -> list[dict[str, Any]]:
-        """Scores a batch: for each clip, scores by the metric's name, None where one is not defined."""
+        """Scores a batch: returns for each clip the scores by the metric's name, None for undefined ones."""
 
 
 T = TypeVar("T")
 
 
 class Remembered(Generic[T]):
-    """A function of a batch of clips that is applied once to each distinct clip, and remembers the last ones.
+    """Caches a function of a batch of clips, so that it is applied once to each distinct clip.
 
     Args:
-        function: the function, from a list of clips with something hashable beside each, such as the language.
-        size: number of results to remember.
+        function: the function of a list of clips, each with a hashable value such as the language.
+        size: number of results to keep.
     """
 
     def __init__(self, function: Callable[[list[tuple[np.ndarray, Any]]], Sequence[T]], size: int = 64):
@@ -93,19 +93,20 @@ class Remembered(Generic[T]):
 def choose_judges(
     metrics: Sequence[str] | None, recognizer: str | None = None, speaker_model: str | None = None, device: str = "cpu"
 ) -> tuple[list[str], list[Judge], list[str]]:
-    """Chooses what scores, and loads it.
+    """Chooses metrics and judges, and loads the judges.
 
     Args:
-        metrics: names of metrics; None for all that can be had without a download.
+        metrics: names of metrics; None for all that need no download.
         recognizer: folder or Hub name of a speech recogniser; None for the one in a package.
         speaker_model: folder or Hub name of an x-vector model; None for the one in a package.
         device: the judges' device, as torch spells it.
 
     Returns:
-        names of the metrics without a judge, the judges, and a line that says what is left out, if anything is.
+        The names of the metrics without a judge, the judges, and a line about metrics that are left out, empty if none
+        are.
 
     Raises:
-        TaaeInputError: if a metric is unknown, a model cannot be loaded, or one asked for is not installed.
+        TaaeInputError: if a metric is unknown, a model cannot be loaded, or a requested judge is not installed.
     """
     from .naturalness import DistillMos
     from .recognition import load_recognizer
@@ -146,7 +147,7 @@ def need_package(package: str, modules: Iterable[str]) -> str:
     """Returns a package's version.
 
     Raises:
-        MissingJudgeError: if the package, or one of the modules it is used with, is not installed.
+        MissingJudgeError: if the package, or one of the modules that it needs, is not installed.
     """
     try:
         if missing := [module for module in modules if find_spec(module) is None]:
@@ -157,10 +158,10 @@ def need_package(package: str, modules: Iterable[str]) -> str:
 
 
 def load(loader: Callable[[], T], name: str) -> T:
-    """Loads a model, with an error that names it.
+    """Loads a model, and names it in errors.
 
     Raises:
-        TaaeInputError: if that fails.
+        TaaeInputError: if it cannot be loaded.
     """
     try:
         return loader()

@@ -1,12 +1,12 @@
-"""A MUSHRA listening test (ITU-R BS.1534-3) of a few utterances, for webMUSHRA (github.com/audiolabs/webMUSHRA).
+"""Writes a MUSHRA listening test (ITU-R BS.1534-3) of a few utterances for webMUSHRA (github.com/audiolabs/webMUSHRA).
 
-Every trial has the hidden reference and a low anchor, the reference without what lies above 3.5 kHz; all clips of a
-trial are brought to the reference's loudness. Before the trials come consent, a volume setting and a check for
-headphones. Nothing is sent anywhere but to the server that the organiser sets up.
+Every trial has the hidden reference and a low anchor, the reference low-passed at 3.5 kHz. All clips of a trial are
+normalised to the reference's loudness. Consent, a volume setting and a headphone check precede the trials. Ratings are
+sent only to the server that the organiser sets up.
 
-What webMUSHRA asks for, by its doc/experimenter.md and its code: clips of 12 s at most, of one length, and in two equal
-channels, for it plays mono in the left ear alone; and YAML in which a list within a list begins on a line of its own,
-for its parser (yamljs) makes a string of it otherwise.
+webMUSHRA (its doc/experimenter.md and its code) needs clips of at most 12 s, all of one length, with two equal
+channels, because it plays mono only in the left ear. Its YAML parser (yamljs) needs a list within a list to begin on a
+new line; otherwise it reads a string.
 """
 
 import io
@@ -29,11 +29,11 @@ from .run import REFERENCE
 
 ANCHOR_CUTOFF = 3_500  # Hz
 LONGEST_CLIP = 10.0  # seconds, as BS.1534-3 recommends
-# BS.1534-3 has twelve versions a trial at most, the hidden reference and the anchor among them.
+# BS.1534-3 allows at most twelve versions per trial, including the hidden reference and the anchor.
 MOST_CODECS = 10
-# Three tones of which one is quieter; another has its channels in opposite phase, so that loudspeakers make that one
-# seem the quietest (Woods et al., 2017, doi 10.3758/s13414-017-1361-2). They come in every order; listeners with
-# headphones are right about five of the six or more.
+# Headphone check (Woods et al., 2017, doi 10.3758/s13414-017-1361-2): of three tones one is quieter, and another has
+# channels in opposite phase, so that it seems the quietest over loudspeakers. The tones come in all six orders;
+# listeners with headphones answer at least five correctly.
 TONE, TONE_SECONDS, TONE_PAUSE, QUIETER_DB = 200.0, 1.0, 0.5, -6.0
 TONES = ("plain", "quiet", "opposite")
 
@@ -52,20 +52,20 @@ LEVELS = ("First", "Second", "Third")
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes a list within a list on lines of its own."""
+    """Begins a list within a list on a new line."""
 
     def expect_block_sequence(self) -> None:
-        """As YAML has it, but with a line's end before a list that is an item of another."""
+        """Writes a line break before a list that is an item of another list."""
         if self.sequence_context:
             self.write_indent()
         super().expect_block_sequence()
 
 
 def check_codecs(count: int) -> None:
-    """Checks that so many codecs can be compared in one trial.
+    """Checks that the number of codecs fits one trial.
 
     Raises:
-        TaaeInputError: if they are too many.
+        TaaeInputError: if there are too many.
     """
     if count > MOST_CODECS:
         raise TaaeInputError(
@@ -81,8 +81,8 @@ def write_listening_test(folder: Path, samples: Sequence[Sample]) -> None:
     `http://SERVER/?config=mushra.yaml`.
 
     Args:
-        folder: where to; made if need be.
-        samples: utterances with what the codecs make of them, one trial each.
+        folder: the folder to write; made if it does not exist.
+        samples: utterances with their decoded clips, one trial each.
     """
     trials = [write_trial(folder, number, sample) for number, sample in enumerate(samples)]
     configuration = {
@@ -116,17 +116,17 @@ def write_listening_test(folder: Path, samples: Sequence[Sample]) -> None:
 
 
 def page(kind: str, name: str, title: str, content: str) -> dict:
-    """Returns what all pages of webMUSHRA have."""
+    """Returns the fields that all pages of webMUSHRA have."""
     return {"type": kind, "id": name, "name": title, "content": content}
 
 
 def resource(folder: Path, *parts: str) -> str:
-    """A clip's address as webMUSHRA finds it."""
+    """Returns a clip's address for webMUSHRA."""
     return quote("/".join(["configs/resources", folder.resolve().name, *parts]))
 
 
 def write_trial(folder: Path, number: int, sample: Sample) -> dict:
-    """Writes one utterance's clips and returns its page. Listeners do not see what the versions are called."""
+    """Writes one utterance's clips and returns its page. Listeners do not see the names of the versions."""
     clips = {name: clip[: int(LONGEST_CLIP * SAMPLING_RATE)] for name, clip in sample.clips.items()}
     reference = clips.pop(REFERENCE)
     versions = {"anchor35": low_anchor(reference)} | clips
@@ -153,15 +153,15 @@ def write_trial(folder: Path, number: int, sample: Sample) -> dict:
 
 
 def volume_page(stimulus: str) -> dict:
-    """The page on which listeners set the volume, on a clip of this address."""
+    """Returns the page on which listeners set the volume, with a clip at this address."""
     text = "Put on headphones, and set the volume so that the speech is comfortable. Leave it as it is from then on."
     return {**page("volume", "volume", "Volume", text), "stimulus": stimulus, "defaultVolume": 0.5}
 
 
 def write_headphone_check(folder: Path) -> dict:
-    """Writes the tones in every order and returns what webMUSHRA makes a page of each of.
+    """Writes the tones in every order and returns the pages of the headphone check.
 
-    A row of its results (lss.csv) has the answer, 1 to 3, and the stimulus, whose name says what was right.
+    A row of webMUSHRA's results (lss.csv) has the answer, 1 to 3, and the stimulus, whose name gives the right answer.
     """
     stimuli = {}
     for order in itertools.permutations(TONES):
@@ -179,14 +179,14 @@ def write_headphone_check(folder: Path) -> dict:
 
 
 def low_anchor(reference: np.ndarray) -> np.ndarray:
-    """The reference without what lies above 3.5 kHz: (samples,) float32."""
+    """Low-passes the reference at 3.5 kHz: (samples,) float32."""
     low = soxr.resample(reference, SAMPLING_RATE, 2 * ANCHOR_CUTOFF, quality="VHQ")
     anchor = soxr.resample(low, 2 * ANCHOR_CUTOFF, SAMPLING_RATE, quality="VHQ")
     return np.resize(np.pad(anchor, (0, max(len(reference) - len(anchor), 0))), len(reference)).astype(np.float32)
 
 
 def headphone_tones(order: Sequence[str]) -> np.ndarray:
-    """The three tones of the headphone check, as `TONES` calls them: (samples, 2) float32."""
+    """Synthesises the three tones of the headphone check in an order of `TONES`: (samples, 2) float32."""
     time = np.arange(int(TONE_SECONDS * SAMPLING_RATE)) / SAMPLING_RATE
     fade = np.minimum(1, np.minimum(time, TONE_SECONDS - time) / 0.1)
     tone = two_channels(0.2 * fade * np.sin(2 * np.pi * TONE * time))
@@ -196,12 +196,12 @@ def headphone_tones(order: Sequence[str]) -> np.ndarray:
 
 
 def two_channels(audio: np.ndarray) -> np.ndarray:
-    """(samples,) -> (samples, 2), both the same."""
+    """Copies one channel to two: (samples,) -> (samples, 2)."""
     return np.stack([audio, audio], axis=1)
 
 
 def stereo_wav(audio: np.ndarray) -> bytes:
-    """(samples, 2) as a WAV file's content."""
+    """Encodes (samples, 2) as a WAV file."""
     content = io.BytesIO()
     soundfile.write(content, audio.clip(-1, 1), SAMPLING_RATE, format="WAV", subtype="PCM_16")
     return content.getvalue()

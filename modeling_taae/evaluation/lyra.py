@@ -1,8 +1,8 @@
 """Lyra V2, a SoundStream codec at 3.2, 6 and 9.2 kbit/s (github.com/google/lyra), through its three TFLite models.
 
-The encoder makes 64 features of 20 ms of sound at 16 kHz; the quantizer turns them into residual codes of 4 bits, as
-many as the rate pays for; the decoder makes 20 ms of sound of the features that the codes stand for. Encoder and
-decoder keep their state from frame to frame.
+For every 20 ms of sound at 16 kHz, the encoder computes 64 features. The quantizer turns them into residual codes of 4
+bits, whose number depends on the rate. The decoder turns the codes' features into 20 ms of sound. Encoder and decoder
+keep state between frames.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""Objective quality of decoded speech: one function per metric, and what each is called.
+"""Objective metrics of decoded speech: one function per metric, and facts about each.
 
-Clips are mono, (samples,) float32 at 16 kHz with full scale at 1. Metrics of fidelity take the reference first and the
-decoded clip second, of equal length; metrics without a reference take the decoded clip alone.
+Clips are mono, (samples,) float32 at 16 kHz with full scale at 1. Metrics of fidelity take the reference and the
+decoded clip, of equal length. Metrics without a reference take only the decoded clip.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -17,9 +17,9 @@ from .alignment import SAMPLING_RATE
 
 NOT_A_NUMBER = float("nan")
 
-# Magnitudes are cut off here before their logarithm is taken, 80 dB below 1.
+# Lower bound of magnitudes before their logarithm, 80 dB below 1.
 QUIETEST_MAGNITUDE = 1e-4
-# Languages that are written without spaces between words: ISO 639-1, and 639-3 where data sets use it.
+# Languages that are written without spaces between words: ISO 639-1 codes, and 639-3 codes that data sets use.
 UNSPACED_LANGUAGES = frozenset({"zh", "cmn", "yue", "ja", "jpn", "th", "tha", "lo", "my", "km", "bo"})
 LONGEST_PESQ = 20  # seconds
 STFT_WINDOW, STFT_HOP, MEL_BANDS = 1024, 256, 128
@@ -28,11 +28,11 @@ STFT_WINDOW, STFT_HOP, MEL_BANDS = 1024, 256, 128
 def si_sdr(reference: np.ndarray, decoded: np.ndarray) -> float:
     """Scale-invariant signal-to-distortion ratio (Le Roux et al., 2019, arXiv 1811.02508).
 
-    Both clips are made zero-mean first (torchmetrics with `zero_mean=True`). A codec that does not keep the phase, as
-    vocoders and small models do not, is far below zero whatever it sounds like.
+    Both clips are made zero-mean first (torchmetrics with `zero_mean=True`). Codecs that do not keep the phase, such as
+    vocoders and small models, score far below zero however good they sound.
 
     Returns:
-        Decibels; NaN where either clip is constant, as digital silence is.
+        Decibels; NaN if either clip is constant, such as digital silence.
     """
     from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 
@@ -45,11 +45,11 @@ def si_sdr(reference: np.ndarray, decoded: np.ndarray) -> float:
 def pesq_wb(reference: np.ndarray, decoded: np.ndarray) -> float:
     """Wide-band PESQ, ITU-T P.862.2, as the package pesq computes it at 16 kHz.
 
-    Clips over 20 s, which are beyond what the standard was made for, are scored in equal parts and averaged.
+    Clips over 20 s, for which the standard was not made, are scored in equal parts and averaged.
 
     Returns:
-        MOS-LQO, 1.04 to 4.64; NaN where PESQ finds no speech, the decoded clip is digital silence, or the clip is under
-        a quarter of a second.
+        MOS-LQO, 1.04 to 4.64; NaN if PESQ finds no speech, the decoded clip is digital silence, or the clip is shorter
+        than a quarter of a second.
     """
     return _pesq(reference, decoded, SAMPLING_RATE, "wb")
 
@@ -60,8 +60,8 @@ def pesq_nb(reference: np.ndarray, decoded: np.ndarray) -> float:
     Clips over 20 s are scored in equal parts and averaged.
 
     Returns:
-        MOS-LQO, 1.02 to 4.56; NaN where PESQ finds no speech, the decoded clip is digital silence, or the clip is under
-        a quarter of a second.
+        MOS-LQO, 1.02 to 4.56; NaN if PESQ finds no speech, the decoded clip is digital silence, or the clip is shorter
+        than a quarter of a second.
     """
     import soxr
 
@@ -75,7 +75,7 @@ def _pesq(reference: np.ndarray, decoded: np.ndarray, sampling_rate: int, mode: 
     parts = -(-len(reference) // (LONGEST_PESQ * sampling_rate))
     scores = []
     for whole, coded in zip(np.array_split(reference, parts), np.array_split(decoded, parts), strict=True):
-        if not coded.any():  # of which pesq would divide by its power
+        if not coded.any():  # pesq divides by the power
             continue
         try:
             scores.append(float(pesq.pesq(sampling_rate, whole, coded, mode)))
@@ -88,8 +88,8 @@ def stoi(reference: np.ndarray, decoded: np.ndarray) -> float:
     """Short-time objective intelligibility (Taal et al., 2011), the plain kind (pystoi with `extended=False`).
 
     Returns:
-        About 0 to 1; NaN where less than 0.4 s is left once silent frames are removed, for which pystoi is not
-        defined and gives 1e-5.
+        About 0 to 1; NaN if less than 0.4 s remains after silent frames are removed: pystoi is then undefined and
+        returns 1e-5.
     """
     import warnings
 
@@ -130,7 +130,7 @@ def _mel_filters() -> np.ndarray:
 
 
 def _magnitudes(clip: np.ndarray) -> np.ndarray:
-    """(samples,) -> (frequencies, frames)."""
+    """Returns the magnitudes of a clip's spectrum: (samples,) -> (frequencies, frames)."""
     # The edges are reflected, which needs more samples than half a window.
     audio = np.pad(clip, (0, max(STFT_WINDOW - len(clip), 0)))
     window = window_function(STFT_WINDOW, "hann")
@@ -153,7 +153,7 @@ def dnsmos(decoded: np.ndarray) -> dict[str, float]:
         Scores from 1 to 5: `dnsmos_sig` (speech), `dnsmos_bak` (background), `dnsmos_ovrl` (overall), `dnsmos_p808`.
 
     Raises:
-        ImportError: if speechmos, or what it needs, is not installed.
+        ImportError: if speechmos or one of its dependencies is not installed.
     """
     scores = _dnsmos_networks()(decoded.clip(-1, 1), SAMPLING_RATE, False)
     return {f"dnsmos_{name}": float(scores[f"{name}_mos"]) for name in ("sig", "bak", "ovrl", "p808")}
@@ -165,7 +165,7 @@ def _dnsmos_networks() -> Callable[[np.ndarray, int, bool], dict[str, float]]:
     from speechmos import dnsmos
 
     options = onnxruntime.SessionOptions()
-    # One thread: the same figures on any machine, and no threads that spin beside other work.
+    # One thread, for the same scores on any machine, and to avoid spinning threads beside other work.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     networks = dnsmos.DNSMOS.__new__(dnsmos.DNSMOS)
     folder = Path(dnsmos.__file__).parent / "dnsmos_models"
@@ -176,15 +176,15 @@ def _dnsmos_networks() -> Callable[[np.ndarray, int, bool], dict[str, float]]:
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is computed and shown.
+    """The function of a metric, and how its values are shown.
 
     Args:
-        label: its name in tables.
+        label: the metric's name in tables.
         better: the direction of improvement, `"higher"` or `"lower"`.
-        decimals: number of decimals that mean anything.
-        function: the function of the reference and the decoded clip; without a reference, of the decoded clip alone,
-            giving several metrics by name.
-        unit: unit, where there is one; a metric in % is computed as a share of one.
+        decimals: number of meaningful decimals.
+        function: the function of the reference and the decoded clip; for metrics without a reference, a function of the
+            decoded clip that returns several metrics by name.
+        unit: the unit, if there is one; metrics in % are computed as shares of one.
         needs_reference: whether it compares with the recording.
         needs_text: whether it is defined only where the text is known.
         needs_words: whether it is defined only in languages that put spaces between words.
@@ -207,7 +207,7 @@ class Metric:
         return (self.function.__doc__ or "").splitlines()[0]
 
     def applies_to(self, facts: Mapping[str, str]) -> bool:
-        """Returns whether it can be defined for an utterance of these facts; a language that is not told counts."""
+        """Returns whether the metric can be defined for an utterance with these facts; an unknown language counts."""
         language = primary_language(facts.get("language", ""))
         if self.languages and language and language not in self.languages:
             return False
@@ -237,11 +237,11 @@ ALL_METRICS = METRICS | DNSMOS_METRICS
 
 
 def score(reference: np.ndarray, decoded: np.ndarray, names: Iterable[str] = tuple(METRICS)) -> dict[str, float]:
-    """Metrics of one pair of clips by name, in the order asked for; NaN where one is not defined for the pair.
+    """Computes metrics of one pair of clips; returns them by name, in the order of `names`, NaN if undefined.
 
     Args:
         reference, decoded: (samples,) float32 at 16 kHz, of equal length.
-        names: which, of `ALL_METRICS`; by default all that need a reference.
+        names: names of metrics, of `ALL_METRICS`; by default all that need a reference.
 
     Raises:
         ValueError: if the clips differ in length or a metric is unknown.
@@ -256,5 +256,5 @@ def score(reference: np.ndarray, decoded: np.ndarray, names: Iterable[str] = tup
         if metric.needs_reference:
             scores[name] = metric.function(reference, decoded)
         elif name not in scores:
-            scores |= metric.function(decoded)  # several by name
+            scores |= metric.function(decoded)  # several metrics by name
     return {name: scores[name] for name in names}

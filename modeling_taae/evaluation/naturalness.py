@@ -1,4 +1,4 @@
-"""How natural speech sounds, by a network that learnt from listeners' ratings and compares with no recording."""
+"""Rates the naturalness of speech with a network trained on listeners' ratings, without a reference."""
 
 import math
 import sys
@@ -15,7 +15,7 @@ from ..identity import weights_identity
 from .judges import JudgedClip, Remembered, need_package
 from .metrics import Metric
 
-BATCH_WINDOWS = 16  # windows of 7.68 s that go through the network at once
+BATCH_WINDOWS = 16  # windows of 7.68 s in a batch
 
 
 def distillmos(decoded: np.ndarray) -> float:
@@ -24,10 +24,10 @@ def distillmos(decoded: np.ndarray) -> float:
 
 
 class DistillMos:
-    """Naturalness by DistillMOS, whose weights are in its package.
+    """Judges naturalness with DistillMOS, whose weights are in its package.
 
     Args:
-        device: its device, as torch spells it.
+        device: the network's torch device.
 
     Raises:
         MissingJudgeError: if its packages are not installed.
@@ -63,7 +63,7 @@ class DistillMos:
         return [float(ratings.mean()) for ratings in ratings.split([len(each) for each in windows])]
 
     def _windows(self, audio: np.ndarray) -> np.ndarray:
-        """Returns windows a second apart at most that cover a clip, a short one zero-padded: (windows, samples)."""
+        """Cuts a clip into windows at most a second apart, after zero-padding a short one: (windows, samples)."""
         spare = max(len(audio) - self.window, 0)
         padded = np.pad(audio, (0, max(self.window - len(audio), 0))).astype(np.float32)
         starts = (np.linspace(0, 1, math.ceil(spare / self.hop) + 1) * spare).astype(int)
@@ -72,7 +72,7 @@ class DistillMos:
 
 @contextmanager
 def torchaudio_left_out() -> Iterator[None]:
-    """Lets a package be imported that needs torchaudio for its command line alone, where that is not installed."""
+    """Allows importing a package without torchaudio, which it needs only for its command line."""
     if "torchaudio" in sys.modules or find_spec("torchaudio") is not None:
         yield
         return

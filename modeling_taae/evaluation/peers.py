@@ -1,4 +1,4 @@
-"""Baseline codecs by name: Codec2, Opus with and without its neural decoder, Lyra, and codecs of Transformers."""
+"""Baseline codecs: Codec2, Opus with and without its neural decoder, Lyra, and codecs of Transformers."""
 
 import re
 import shutil
@@ -23,7 +23,7 @@ class Codec2System:
     """Codec2 through its tools c2enc and c2dec, which work at 8 kHz.
 
     Args:
-        mode: the mode as the tools call it: 3200, 2400, 1600, 1400, 1300, 1200, 700C or 450.
+        mode: the tools' name of the mode: 3200, 2400, 1600, 1400, 1300, 1200, 700C or 450.
 
     Raises:
         MissingToolError: if the tools are not installed.
@@ -45,7 +45,7 @@ class Codec2System:
         }
 
     def encode(self, audio: np.ndarray) -> Encoded:
-        """Encodes to bare frames; the last, incomplete one is filled up with zeros."""
+        """Encodes to bare frames; an incomplete last frame is zero-padded."""
         narrow = soxr.resample(audio, SAMPLING_RATE, 8_000)
         # The tool drops an incomplete frame, of at most 40 ms.
         narrow = np.pad(narrow, (0, -len(narrow) % 320))
@@ -59,10 +59,10 @@ class Codec2System:
 
 
 class OpusSystem:
-    """Opus through opusenc and opusdec, at the longest frames, which suit low rates best.
+    """Opus through opusenc and opusdec, with the longest frames, which are best at low rates.
 
     Args:
-        kilobits: target bit rate in kbit/s; Opus's variable rate comes out near it.
+        kilobits: target bit rate in kbit/s; the actual, variable rate is close to it.
 
     Raises:
         MissingToolError: if the tools are not installed.
@@ -71,7 +71,7 @@ class OpusSystem:
     tools: tuple[str, ...] = ("opusenc", "opusdec")
     package = "opus-tools"
     delay: int | None = None
-    # Options of opusenc beside the rate, as they stand in the facts and on the command line.
+    # Options of opusenc besides the rate, as in the facts and on the command line.
     settings = "--framesize 60 --comp 10"
 
     def __init__(self, kilobits: str):
@@ -102,8 +102,8 @@ class OpusSystem:
 class NeuralOpusSystem(OpusSystem):
     """Opus whose decoder enhances speech with a network, NoLACE of libopus 1.5 (Büthe et al., 2023, arXiv 2309.14521).
 
-    The decoder is the WebAssembly build in the npm package @wasm-audio-decoders/opus-ml, run by Node. The encoder is
-    held at SILK in wide band, which NoLACE needs and which opusenc leaves at low rates.
+    The decoder is the WebAssembly build in the npm package @wasm-audio-decoders/opus-ml, run by Node. NoLACE needs SILK
+    in wide band, so the encoder is fixed to it; otherwise opusenc would leave it at low rates.
 
     Args:
         kilobits: target bit rate in kbit/s.
@@ -147,16 +147,16 @@ PEERS: dict[str, type] = {
 
 
 def make_peer(name: str, device: str = "cpu") -> System:
-    """Returns the codec that a name on the command line stands for.
+    """Returns the codec for a name on the command line.
 
     Args:
-        name: a codec with programs or models of its own, such as codec2-700C, opus-6k-nolace or lyra-3.2k; or the
-            folder or Hub name of a Transformers codec.
-        device: the device of a Transformers codec, as torch spells it.
+        name: the name of a codec, such as codec2-700C, opus-6k-nolace or lyra-3.2k; or the folder or Hub name of a
+            Transformers codec.
+        device: the torch device of a Transformers codec.
 
     Raises:
-        TaaeInputError: if there is none of that name, or it cannot be loaded.
-        MissingToolError: if what it needs is not installed.
+        TaaeInputError: if there is no such codec, or it cannot be loaded.
+        MissingToolError: if programs, packages or models that it needs are missing.
     """
     for pattern, kind in PEERS.items():
         if match := re.fullmatch(pattern, name):
@@ -179,7 +179,7 @@ def available_peers(names: Iterable[str], device: str = "cpu") -> tuple[list[Sys
     """Returns the codecs of these names that can run here, and a line for each one that was left out.
 
     Raises:
-        TaaeInputError: if a name is none of a codec, or a model cannot be loaded.
+        TaaeInputError: if there is no codec of a name, or a model cannot be loaded.
     """
     peers: list[System] = []
     left_out = []
@@ -195,7 +195,7 @@ def need_tools(name: str, tools: Iterable[str], package: str) -> None:
     """Checks that programs are installed.
 
     Raises:
-        MissingToolError: if one is not.
+        MissingToolError: if one is missing.
     """
     if missing := [tool for tool in tools if shutil.which(tool) is None]:
         raise MissingToolError(
@@ -218,7 +218,7 @@ def run_tool(command: list[str], content: bytes) -> bytes:
 
 
 def ogg_packets(content: bytes) -> list[bytes]:
-    """Returns the packets of an Ogg file with one stream: of Opus, two headers and then the coded frames."""
+    """Returns the packets of an Ogg file with one stream; for Opus, two headers followed by the coded frames."""
     packets, packet, position = [], b"", 0
     while position < len(content):
         segments = content[position + 26]

@@ -1,7 +1,7 @@
-"""What tokens carry: how well small models tell language, gender, speaker and phonemes from them.
+"""Probes tokens: measures how well small models predict language, gender, speaker and phonemes from them.
 
-Each probe runs on the digits of a model's tokens and, to compare, on log-mel spectra of the same frames. Information
-that a probe does not find may be there all the same, for a larger one.
+Each probe runs on the digits of a model's tokens and, for comparison, on log-mel spectra of the same frames. A larger
+probe may find information that these do not.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from .alignment import SAMPLING_RATE
 
 MEL_BANDS, MEL_WINDOW, MEL_FLOOR = 80, 512, 1e-4
 FOLDS, PENALTY, STEPS = 5, 1e-2, 1_000
-# The phoneme probe: channels, passes over the data, learning rate, utterances at a time.
+# The phoneme probe: channels, epochs, learning rate, and utterances in a batch.
 CHANNELS, EPOCHS, LEARNING_RATE, BATCH = 128, 20, 4e-3, 16
 
 
 def digit_features(codes: np.ndarray, quantizer: ResidualFSQ) -> np.ndarray:
-    """Returns all digits as zeros and ones: (tokens_per_frame, frames) -> (frames, features)."""
+    """Returns all digits one-hot encoded: (tokens_per_frame, frames) -> (frames, features)."""
     columns = []
     for stage, tokens in zip(quantizer.stages, codes, strict=True):
         digits = stage.unpack(torch.from_numpy(tokens)[None])[0].numpy()
@@ -31,7 +31,7 @@ def digit_features(codes: np.ndarray, quantizer: ResidualFSQ) -> np.ndarray:
 
 
 def mel_features(audio: np.ndarray, hop_length: int) -> np.ndarray:
-    """Returns log-mel spectra, four to a token frame: (samples,) -> (frames, 4 * 80)."""
+    """Returns log-mel spectra, four per token frame: (samples,) -> (frames, 4 * 80)."""
     hop = hop_length // 4
     frames = -(-len(audio) // hop_length)
     padded = np.pad(audio, (MEL_WINDOW // 2, frames * hop_length + MEL_WINDOW - len(audio)))
@@ -51,9 +51,9 @@ def classify(features: np.ndarray, labels: Sequence[str], groups: Sequence[str],
 
     Args:
         features: one row per utterance: (utterances, features).
-        labels: the label to tell of each utterance.
-        groups: the group of each utterance, all of which is in one fold: its speaker, so that it is not the speaker who
-            is told, or the utterance itself.
+        labels: the label of each utterance, to be predicted.
+        groups: the group of each utterance; a group is never split between folds. Use speakers, so that the classifier
+            cannot recognise them instead of the label, or the utterances themselves.
         seed: the seed of the folds.
 
     Returns:
@@ -67,7 +67,7 @@ def classify(features: np.ndarray, labels: Sequence[str], groups: Sequence[str],
     from sklearn.preprocessing import StandardScaler
 
     folds = min(FOLDS, len(set(groups)))
-    # scikit-learn weighs the sum of losses against half the penalty: here it is their mean.
+    # scikit-learn weighs the sum of the losses against half the penalty; our penalty is relative to their mean.
     strength = 1 / (2 * PENALTY * len(labels) * (1 - 1 / folds))
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=STEPS))
     split = GroupKFold(folds, shuffle=True, random_state=seed)
@@ -84,12 +84,12 @@ def classify(features: np.ndarray, labels: Sequence[str], groups: Sequence[str],
 
 
 class PhonemeProbe(nn.Module):
-    """Two convolutions over five frames, each with layer norm, and a linear layer, to be trained with CTC.
+    """Predicts phonemes with two convolutions over five frames, each with layer norm, and a linear layer.
 
-    Two outputs per frame, because there can be more phonemes than frames.
+    It is trained with CTC and has two outputs per frame, because there can be more phonemes than frames.
 
     Args:
-        mean, deviation: the features' statistics, by which they are standardised: (features,).
+        mean, deviation: mean and standard deviation of the features, to standardise them: (features,).
         phonemes: number of phonemes; label 0 is CTC's blank.
     """
 
@@ -116,12 +116,12 @@ def phoneme_error_rate(known: Sequence[Utterance], unknown: Sequence[Utterance],
     """Trains a phoneme probe and tests it.
 
     Args:
-        known, unknown: features, (frames, features), and phonemes of each utterance to train and to test on.
+        known, unknown: training and test utterances: the features, (frames, features), and the phonemes of each.
         seed: the seed of weights and order.
 
     Returns:
-        `phoneme_error_rate`: substitutions, deletions and insertions per phoneme; `chance`, that of guessing the most
-        frequent phoneme as often as there are phonemes; `phonemes`, their number in the test; `utterances`.
+        `phoneme_error_rate`: substitutions, deletions and insertions per phoneme; `chance`, the error rate of guessing
+        the most frequent phoneme as often as there are phonemes; `phonemes`, their number in the test; `utterances`.
     """
     from rapidfuzz.distance import Levenshtein
 
@@ -145,7 +145,7 @@ def phoneme_error_rate(known: Sequence[Utterance], unknown: Sequence[Utterance],
 def train_probe(
     probe: PhonemeProbe, known: Sequence[Utterance], names: Sequence[str], generator: torch.Generator
 ) -> None:
-    """Trains with CTC, in batches drawn at random."""
+    """Trains a probe with CTC on random batches."""
     numbers = {name: place + 1 for place, name in enumerate(names)}
     optimizer = torch.optim.AdamW(probe.parameters(), lr=LEARNING_RATE)
     steps = EPOCHS * -(-len(known) // BATCH)
@@ -170,6 +170,6 @@ def train_probe(
 
 @torch.no_grad()
 def decode(probe: PhonemeProbe, features: np.ndarray, names: Sequence[str]) -> list[str]:
-    """Returns the best path: repetitions merged, blanks dropped."""
+    """Returns the phonemes of the best path, with repetitions merged and blanks dropped."""
     path = probe(torch.from_numpy(features)[None])[:, 0].argmax(dim=-1).unique_consecutive().tolist()
     return [names[label - 1] for label in path if label]

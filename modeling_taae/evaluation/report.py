@@ -1,6 +1,6 @@
-"""The results of an evaluation as files: JSON for programs, CSV with a line per utterance, Markdown for people.
+"""Writes the results of an evaluation as JSON, as CSV with a line per utterance, and as Markdown tables.
 
-`html_report.py` makes a page of the same tables.
+`html_report.py` writes the same tables as HTML.
 """
 
 import csv
@@ -20,7 +20,7 @@ FACTS_OF_ROWS = ("condition", "language", "source", "speaker", "gender")
 COLUMNS = ("id", "system", *FACTS_OF_ROWS, "seconds", "payload_bytes", "file_bytes")
 GROUPINGS = ("condition", "language", "source", "gender")
 LISTED_PROBLEMS = 50
-# A spreadsheet takes a cell that begins like this for a formula.
+# Spreadsheets treat cells that begin with one of these as formulas.
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -55,7 +55,7 @@ def rows_as_csv(results: Results) -> str:
 
 
 def harmless(text: str) -> str:
-    """Returns a cell's text such that a spreadsheet shows it, and runs no formula."""
+    """Escapes a cell's text, so that a spreadsheet shows it instead of running a formula."""
     return f"'{text}" if text.startswith(FORMULAS) else text
 
 
@@ -89,7 +89,7 @@ def report(results: Results) -> str:
 
 
 def setting(results: Results) -> str:
-    """Says in a few sentences what was evaluated, and on what."""
+    """Returns a few sentences about the data and the reference of the evaluation."""
     data, reference = results.data, results.reference
     loudness = reference.target_loudness
     level = "at its own level" if loudness is None else f"brought to {loudness:g} LUFS"
@@ -105,7 +105,7 @@ def setting(results: Results) -> str:
 
 
 def code_list(names: Iterable[str]) -> str:
-    """Returns names of files and the like, each as code."""
+    """Returns names, such as those of files, each as code."""
     return ", ".join(code(name) for name in names)
 
 
@@ -115,7 +115,7 @@ def code(text: str) -> str:
 
 
 def footnote(results: Results) -> str:
-    """Says how the intervals were made, who judged, and how alike the originals' speakers are."""
+    """Returns a note on the intervals, the judges, and the similarity of the originals' speakers."""
     intervals = results.intervals
     text = (
         f"Means over utterances, in brackets their {100 * intervals.level:g} % intervals ({intervals.method}, "
@@ -126,7 +126,7 @@ def footnote(results: Results) -> str:
 
 
 def voices_text(results: Results) -> str:
-    """Says how alike two originals of one person and of two people are, in a sentence; empty if that is not known."""
+    """Returns a sentence on the similarity of recordings of one and of two people; empty if it is not known."""
     known = results.originals
     if known is None or known.same_speaker is None or known.other_speakers is None:
         return ""
@@ -139,12 +139,12 @@ def voices_text(results: Results) -> str:
 
 
 def quality_table(results: Results, names: Sequence[str] | None = None, intervals: bool = True) -> str:
-    """Returns codecs against metrics as a Markdown table, the originals first where they are judged.
+    """Returns a Markdown table of codecs and metrics, with the originals first if they are judged.
 
     Args:
         results: the results.
         names: names of the metrics; None for all.
-        intervals: whether to give them.
+        intervals: whether to include intervals.
     """
     metrics = {name: results.metrics[name] for name in names or results.metrics}
     rows = [
@@ -163,7 +163,7 @@ def quality_table(results: Results, names: Sequence[str] | None = None, interval
 
 
 def data_section(results: Results) -> list[str]:
-    """Returns a section that says what the test set is; empty where the data do not tell."""
+    """Returns a section on the test set; empty if the data give no facts about it."""
     rows = [
         [f"{fact}: {value}", f"{share.utterances:,}", number(share.seconds / 60, 1), number_or_nothing(share.speakers)]
         for fact, shares in results.data.parts.items()
@@ -183,7 +183,7 @@ def number_or_nothing(count: int) -> str:
 
 
 def breakdown(results: Results, grouping: str) -> list[str]:
-    """Returns a section with one line per codec and group; empty where the data do not tell."""
+    """Returns a section with one line per codec and group; empty if the data have no groups."""
     rows = [
         [
             name,
@@ -224,7 +224,7 @@ def rate_table(results: Results) -> str:
 
 
 def token_section(results: Results) -> list[str]:
-    """Returns a section that says how well tokens use their bits; empty without tokens."""
+    """Returns a section with statistics of the tokens; empty if there are no tokens."""
     rows = []
     for system in results.systems:
         tokens = system.tokens
@@ -255,7 +255,7 @@ def token_section(results: Results) -> list[str]:
 
 
 def speed_section(results: Results) -> list[str]:
-    """Returns a section with real-time factors; empty where speed was not measured."""
+    """Returns a section with real-time factors; empty if speed was not measured."""
     measured = [(each, each.speed) for each in results.systems if each.speed is not None and each.kind != "PCM"]
     if not measured:
         return []
@@ -282,7 +282,7 @@ def speed_section(results: Results) -> list[str]:
 
 
 def problem_list(results: Results) -> str:
-    """Lists what was not scored, or scored with a reservation."""
+    """Lists the utterances that were not scored, or scored with a reservation."""
     if not results.problems:
         return "Every utterance was scored by every metric for every codec."
     lines = [f"- {line}" for line in problem_lines(results, LISTED_PROBLEMS)]
@@ -290,7 +290,7 @@ def problem_list(results: Results) -> str:
 
 
 def problem_lines(results: Results, most: int) -> list[str]:
-    """Lists what was not scored, or scored with a reservation, a line each, and how many more there are."""
+    """Lists at most `most` utterances that were not scored or scored with a reservation, and the number of others."""
     listed = results.problems
     lines = [
         f"{code(entry.id)}{f', {entry.system}' if entry.system else ''}: {printable(entry.problem)}"
@@ -300,7 +300,7 @@ def problem_lines(results: Results, most: int) -> list[str]:
 
 
 def definitions(results: Results) -> str:
-    """Says what each metric is, who judged, and what the run was made with."""
+    """Returns definitions of the metrics, the judges, and the versions of the packages."""
     lines = {f"- {facts.label}: {facts.definition}" for facts in results.metrics.values()}
     judges = [f"- {name}: {value}" for name, value in results.judges.items()]
     packages = ", ".join(f"{name} {version}" for name, version in results.environment["packages"].items())
@@ -308,7 +308,7 @@ def definitions(results: Results) -> str:
 
 
 def figure(value: Mean, facts: MetricFacts, interval: bool = True) -> str:
-    """Returns a mean as text, with its interval; a metric in per cent is kept as a share of one."""
+    """Returns a mean as text, with its interval; shares of metrics in % are converted to per cent."""
     scale = 100 if facts.unit == "%" else 1
     mean, low, high = (None if bound is None else bound * scale for bound in (value.mean, value.low, value.high))
     text = number(mean, facts.decimals)
@@ -323,21 +323,21 @@ def number(value: float | None, decimals: int) -> str:
 
 
 def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a Markdown table; the first column is text, the others are set to the right."""
+    """Returns a Markdown table; the first column is aligned left, the others right."""
     lines = [list(heading), ["---", *["---:"] * (len(heading) - 1)], *rows]
     return "\n".join("| " + " | ".join(printable(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def between(markers: tuple[str, str], page: Path, content: str) -> str | None:
-    """Returns the text of a page with this content between its two markers, in place of what is there.
+    """Returns the text of a page with the content between two markers replaced.
 
     Args:
-        markers: the line before and what comes after.
-        page: the file.
-        content: without the last end of line.
+        markers: the line before the content, and the text after it.
+        page: the page's file.
+        content: the new content, without a final line break.
 
     Returns:
-        None where there is no such page, or it lacks a marker.
+        The page's text; None if there is no such page, or it lacks a marker.
     """
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
     before, start, rest = text.partition(markers[0])

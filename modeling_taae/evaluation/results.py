@@ -1,4 +1,4 @@
-"""The results of an evaluation as typed values, and how results.json and rows.jsonl hold them."""
+"""The results of an evaluation as typed values, with their form in results.json and rows.jsonl."""
 
 import json
 import math
@@ -12,10 +12,10 @@ import numpy as np
 from ..errors import TaaeInputError, one_line
 
 FORMAT = 1
-# Figures are written with so many significant digits, more than any of them deserves.
+# Significant digits of written figures, more than any figure is accurate to.
 SIGNIFICANT_DIGITS = 7
 
-# A number; a count and what it is relative to, such as errors and words; None where a metric is not defined.
+# A number; a count and its reference, such as errors and words; None if a metric is not defined.
 Score = float | list[int] | None
 
 
@@ -24,7 +24,7 @@ class Mean:
     """A mean over utterances with its interval.
 
     Args:
-        mean: the mean; None where no utterance has a value.
+        mean: the mean; None if no utterance has a value.
         low, high: bounds of the interval; None for fewer than two values.
         n: number of values.
     """
@@ -37,7 +37,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class MetricFacts:
-    """All that a reader must know about a metric; `better` is "higher" or "lower"."""
+    """Facts about a metric for readers; `better` is "higher" or "lower"."""
 
     label: str
     unit: str
@@ -55,7 +55,7 @@ class Group:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Reads what [`dataclasses.asdict`] made."""
+        """Reads the output of [`dataclasses.asdict`]."""
         return cls(content["utterances"], means_of(content["metrics"]))
 
 
@@ -74,15 +74,15 @@ class SystemSummary:
 
     Args:
         name: the codec's name.
-        nominal_bit_rate: bit rate as its makers count it, in bit/s.
-        payload_bit_rate, file_bit_rate: all bits over all seconds, in bit/s; None where no clip was encoded.
-        delay_samples: the delay that was taken out.
+        nominal_bit_rate: the bit rate that its authors state, in bit/s.
+        payload_bit_rate, file_bit_rate: all bits over all seconds, in bit/s; None if no clip was encoded.
+        delay_samples: the delay that was removed.
         metrics: means by the metric's name, over utterances as they were recorded.
-        silence_level: level in dB of full scale of what digital silence becomes; None where it is refused.
+        silence_level: level of its output for digital silence, in dB of full scale; None if it rejects silence.
         by: groups of utterances by fact and value.
-        facts: the codec's own facts, `kind` among them (see [`System`]).
-        tokens: how well tokens use their bits, where the codec has tokens (see [`token_statistics`]).
-        speed: its speed, where that was measured.
+        facts: the codec's facts, including `kind` (see [`System`]).
+        tokens: statistics of its tokens, if it has tokens (see [`token_statistics`]).
+        speed: its speed, if that was measured.
     """
 
     name: str
@@ -108,11 +108,11 @@ class SystemSummary:
         return self.facts.get("bottleneck")
 
     def groups(self, fact: str) -> dict[str, Group]:
-        """Returns the groups of a fact, none where the data do not tell it."""
+        """Returns the groups of a fact, empty if the data do not give it."""
         return self.by.get(fact, {})
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the entry of results.json, in which the codec's facts stand beside its figures."""
+        """Returns the entry of results.json, which merges the codec's facts with its figures."""
         content = asdict(self)
         facts = content.pop("facts")
         if self.tokens is None:
@@ -141,12 +141,12 @@ class SystemSummary:
 
 @dataclass(frozen=True)
 class Originals:
-    """The recordings themselves, judged as codecs are: the line that codecs are measured against.
+    """Scores of the recordings themselves, for comparison with codecs.
 
     Args:
-        metrics: means of the metrics that compare with no recording.
+        metrics: means of the metrics without a reference.
         same_speaker, other_speakers: similarity of two recordings of one person, and of two people, with the number of
-            pairs; None where speakers are not told or not judged.
+            pairs; None if speakers are unknown or not judged.
     """
 
     metrics: dict[str, Mean]
@@ -155,7 +155,7 @@ class Originals:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Reads what [`dataclasses.asdict`] made."""
+        """Reads the output of [`dataclasses.asdict`]."""
         pairs = {
             name: None if content.get(name) is None else Mean(**content[name])
             for name in ("same_speaker", "other_speakers")
@@ -165,7 +165,7 @@ class Originals:
 
 @dataclass(frozen=True)
 class Share:
-    """A part of the test set: its utterances, seconds and speakers; `speakers` is 0 where they are not told."""
+    """A part of the test set: its utterances, seconds and speakers; `speakers` is 0 if they are unknown."""
 
     utterances: int
     seconds: float
@@ -177,13 +177,13 @@ class DataSummary:
     """The data of an evaluation.
 
     Args:
-        sources: the names under which its user gave it.
+        sources: the data as the user named them.
         utterances: number of utterances, scored or not.
-        scored: number of utterances as recorded that were scored.
-        seconds: their length in all.
-        added: what was mixed in under conditions, and the names of its files.
-        parts: what was scored, by fact (`source`, `language`, `gender`, `condition`) and value.
-        speakers: number of speakers, 0 where they are not told.
+        scored: number of scored utterances as recorded.
+        seconds: their total duration.
+        added: sounds that were mixed in under conditions, with the names of their files.
+        parts: scored parts of the data, by fact (`source`, `language`, `gender`, `condition`) and value.
+        speakers: number of speakers, 0 if they are unknown.
     """
 
     sources: list[str]
@@ -196,7 +196,7 @@ class DataSummary:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Reads what [`dataclasses.asdict`] made."""
+        """Reads the output of [`dataclasses.asdict`]."""
         parts = {
             fact: {name: Share(**share) for name, share in shares.items()}
             for fact, shares in content.get("parts", {}).items()
@@ -206,7 +206,7 @@ class DataSummary:
 
 @dataclass(frozen=True)
 class Reference:
-    """What decoded clips are compared with: its rate in Hz and its loudness in LUFS, None for each clip's own."""
+    """The reference of decoded clips: its rate in Hz and its loudness in LUFS, None for each clip's own."""
 
     sampling_rate: int
     target_loudness: float | None
@@ -214,7 +214,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Intervals:
-    """How intervals of means were made."""
+    """The method of the intervals of means."""
 
     method: str
     level: float
@@ -224,7 +224,7 @@ class Intervals:
 
 @dataclass(frozen=True)
 class Problem:
-    """An utterance that was not scored, or with a reservation; `system` is the codec that it happened to, if any."""
+    """An utterance that was not scored, or with a reservation; `system` is the codec concerned, if any."""
 
     id: str
     problem: str
@@ -246,11 +246,11 @@ class Row:
         seconds: the clip's length.
         facts: the utterance's language, source, speaker, text, …, as far as they are known.
         metrics: scores by the metric's name.
-        payload_bytes, file_bytes: sizes of the encoded clip; None where the codec failed.
-        codes: tokens, (tokens_per_frame, frames), where the codec has them.
-        error: why the codec failed; empty if it did not.
-        embedding: the speaker's voice, of an original that a speaker judge heard.
-        key: a hash of all that the row depends on.
+        payload_bytes, file_bytes: sizes of the encoded clip; None if the codec failed.
+        codes: tokens, (tokens_per_frame, frames), if the codec has them.
+        error: the reason why the codec failed; empty if it did not.
+        embedding: the speaker embedding of an original, if a speaker judge scored it.
+        key: a hash of everything that the row depends on.
     """
 
     id: str
@@ -266,7 +266,7 @@ class Row:
     key: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the line of rows.jsonl, in which the utterance's facts stand beside the figures."""
+        """Returns the line of rows.jsonl, which merges the utterance's facts with the figures."""
         content: dict[str, Any] = {"key": self.key, "id": self.id, "system": self.system}
         content |= {**self.facts, "seconds": self.seconds}
         known = {name: getattr(self, name) for name in ("payload_bytes", "file_bytes", "codes", "embedding")}
@@ -292,7 +292,7 @@ class Sample:
     Args:
         id: the utterance's id.
         facts: its language, source, speaker and text, as far as they are known.
-        clips: (samples,) float32 at 16 kHz by codec, the reference first; a codec that failed has none.
+        clips: (samples,) float32 at 16 kHz by codec, the reference first; without codecs that failed.
     """
 
     id: str
@@ -302,18 +302,18 @@ class Sample:
 
 @dataclass
 class Results:
-    """All that an evaluation has found.
+    """The results of an evaluation.
 
     Args:
         data: the test set.
-        reference: what decoded clips are compared with.
+        reference: the reference of decoded clips.
         metrics: facts of the metrics by name, in the order of the tables.
-        judges: what a reader must know about the networks that judged.
-        intervals: how intervals were made.
+        judges: facts about the networks that judged.
+        intervals: the method of the intervals.
         systems: figures of the codecs, in order.
         problems: utterances that were not scored, or with a reservation.
         environment: the machine and the versions of packages.
-        originals: figures of the recordings themselves, where a metric compares with no recording.
+        originals: scores of the recordings themselves, if a metric needs no reference.
         rows: one row per utterance and codec, by the codec's name; not in results.json.
         samples: utterances to listen to; not in results.json.
     """
@@ -332,7 +332,7 @@ class Results:
 
     @property
     def model_identities(self) -> set[str]:
-        """The TAAE models that were evaluated."""
+        """The identities of the evaluated TAAE models."""
         return {system.facts["model_identity"] for system in self.systems if "model_identity" in system.facts}
 
     def to_json(self) -> dict[str, Any]:
@@ -356,7 +356,7 @@ class Results:
         """Reads the content of results.json, of this release or an earlier one.
 
         Raises:
-            KeyError, TypeError: if it is something else.
+            KeyError, TypeError: if it has another structure.
         """
         return cls(
             data=DataSummary.from_json(content["data"]),
@@ -375,7 +375,7 @@ class Results:
         """Reads a results.json.
 
         Raises:
-            TaaeInputError: if it is missing, damaged, or of another kind.
+            TaaeInputError: if it is missing, damaged, or no results.json.
         """
         try:
             return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
@@ -393,7 +393,7 @@ def means_of(content: Mapping[str, Any]) -> dict[str, Mean]:
 
 
 def rounded(tree: Any) -> Any:
-    """Returns the same JSON value with every float at a fixed number of significant digits."""
+    """Rounds every float in a JSON value to a fixed number of significant digits."""
     if isinstance(tree, dict):
         return {name: rounded(value) for name, value in tree.items()}
     if isinstance(tree, list | tuple):

@@ -1,4 +1,4 @@
-"""Rows of an evaluation on disk: what an interrupted run has scored is not scored again."""
+"""Stores the rows of an evaluation on disk, so that an interrupted run does not score them again."""
 
 import hashlib
 import json
@@ -20,13 +20,13 @@ ROWS_FILE = "rows.jsonl"
 
 
 def settings_key(system: System, delay: int, metrics: Iterable[str], judges: Sequence[Judge]) -> str:
-    """Returns as text all that a codec's figures depend on beside the audio."""
+    """Returns as text everything that a codec's scores depend on besides the audio."""
     settings = [system.name, system.facts, delay, list(metrics), [judge.facts for judge in judges]]
     return json.dumps(settings, sort_keys=True)
 
 
 def row_key(settings: str, utterance: Utterance, reference: np.ndarray) -> str:
-    """Returns the key of a row: a hash of settings, of what is known of the utterance, and of its audio."""
+    """Returns the key of a row: a hash of the settings, the utterance's facts and its audio."""
     facts = json.dumps(utterance.facts, sort_keys=True)
     digest = hashlib.sha256(f"{settings}\n{utterance.id}\n{facts}\n".encode())
     digest.update(np.ascontiguousarray(reference).data)
@@ -34,14 +34,14 @@ def row_key(settings: str, utterance: Utterance, reference: np.ndarray) -> str:
 
 
 class RowStore:
-    """Rows in a JSON-lines file, each written as soon as it is there.
+    """Stores rows in a JSON-lines file, each as soon as it is complete.
 
     Args:
-        folder: the folder of the file, made if need be; None to keep rows in memory alone. A last line that an
-            interruption cut short is dropped, and so are clips at which a codec failed, to be tried again.
+        folder: the folder of the file, made if it does not exist; None keeps rows only in memory. An incomplete last
+            line is dropped. So are clips for which a codec failed, so that they are tried again.
 
     Raises:
-        TaaeInputError: by its methods, if the file cannot be written.
+        TaaeInputError: raised by its methods if the file cannot be written.
     """
 
     def __init__(self, folder: Path | None):
@@ -64,7 +64,7 @@ class RowStore:
 
     def __exit__(self, *_: object) -> None:
         if self.file is not None:
-            # What a full disk did not take before, it does not take now.
+            # Closing flushes, which fails again on a full disk.
             with suppress(OSError):
                 self.file.close()
 
@@ -80,7 +80,7 @@ class RowStore:
             raise self._refusal(error) from error
 
     def keep(self, keys: Iterable[str]) -> None:
-        """Writes the file anew with these rows alone, in this order."""
+        """Rewrites the file with only these rows, in this order."""
         if self.path is None:
             return
         partial = self.path.with_suffix(".partial")
@@ -96,5 +96,5 @@ class RowStore:
     def _refusal(self, error: OSError) -> TaaeInputError:
         return TaaeInputError(
             f"{self.path}: cannot be written ({error.strerror or error}); make room or choose another folder with -o, "
-            "and the same command goes on from here"
+            "then run the same command to resume"
         )

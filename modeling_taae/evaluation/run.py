@@ -1,7 +1,7 @@
-"""Evaluation: every codec on every utterance, scored, and written down so that an interrupted run goes on.
+"""Runs an evaluation: every codec on every utterance, scored, and stored so that an interrupted run resumes.
 
-The reference of every comparison is the utterance as the model hears it: mono, at the model's rate, brought to the
-loudness that its feature extractor asks for. All codecs are given exactly the same clip.
+The reference of every comparison is the model's input: the utterance in mono, at the model's rate, normalised to the
+loudness of its feature extractor. All codecs get exactly the same clip.
 """
 
 import heapq
@@ -31,7 +31,7 @@ from .results import Intervals, Problem, Reference, Results, Row, Sample, Speed
 from .rows import RowStore, row_key, settings_key
 from .scoring import Scorer, metric_workers
 
-# Delays are estimated on so many utterances from the start of the data.
+# Number of utterances, from the start of the data, on which delays are estimated.
 CALIBRATION_UTTERANCES = 16
 SPEED_REPETITIONS = 5
 REFERENCE = "reference"
@@ -53,26 +53,26 @@ def evaluate_codecs(
     sources: Sequence[str] = (),
     added: Mapping[str, Sequence[str]] | None = None,
 ) -> Results:
-    """Runs every codec on every utterance, scores what comes out, and sums it up.
+    """Runs every codec on every utterance, scores the decoded clips, and summarises the scores.
 
-    The data are gone through once, and each codec runs once on each clip. Where there is a folder, rows are appended to
-    its `rows.jsonl` as they are made. A row of an earlier run is used again if it was made of the same audio by the
-    same codec, settings and metrics.
+    The data are read once, and each codec runs once on each clip. If there is a folder, rows are appended to its
+    `rows.jsonl` as they are made. A row of an earlier run is reused if its audio, codec, settings and metrics are the
+    same.
 
     Args:
-        data: the utterances, as they are or under [`Conditions`].
+        data: the utterances, unchanged or under [`Conditions`].
         systems: the codecs.
         metrics: names of metrics, of `ALL_METRICS`.
-        judges: networks that score as well, in this process (see [`choose_judges`]).
-        folder: where rows are kept, made if need be; None to keep none.
-        target_loudness: loudness in LUFS that utterances are brought to; None leaves them as they are.
-        tandem: number of passages of a trial of each codec in a row; None for no such trial.
-        packet_loss: shares of frames lost, for a trial of each TAAE codec with each of them.
-        samples: number of utterances to keep for listening, of as many sources and languages as there are.
-        speed_seconds: length of the clip on which speed is measured; None to measure none.
-        workers: number of processes that compute metrics; 1 computes them in this one.
+        judges: networks that also score, in this process (see [`choose_judges`]).
+        folder: the folder for rows, made if it does not exist; None keeps no rows.
+        target_loudness: loudness in LUFS to which utterances are normalised; None leaves them unchanged.
+        tandem: number of passes for a test of each codec applied repeatedly; None for no such test.
+        packet_loss: shares of lost frames, for tests of each TAAE codec.
+        samples: number of utterances to keep for listening, from as many sources and languages as possible.
+        speed_seconds: duration of the clip on which speed is measured; None measures no speed.
+        workers: number of processes that compute metrics; with 1, this process computes them.
         sources: names of the data, for the results.
-        added: what the conditions add, such as noise, and the names of its files.
+        added: sounds that the conditions add, such as noise, with the names of their files.
 
     Raises:
         TaaeInputError: if there is no utterance to score, two codecs have one name, a metric's package is missing, or
@@ -98,7 +98,7 @@ def evaluate_codecs(
 
 
 class Coded(NamedTuple):
-    """A clip through a codec: its encoded form and the decoded samples, with the codec's delay; or why it failed."""
+    """A coded clip: its encoded form and the decoded samples, with the codec's delay; or the reason why it failed."""
 
     encoded: Encoded | None
     decoded: np.ndarray | None
@@ -106,7 +106,7 @@ class Coded(NamedTuple):
 
 
 class Run:
-    """An evaluation under way.
+    """A running evaluation.
 
     Args:
         systems, metrics, judges, target_loudness, samples: see [`evaluate_codecs`].
@@ -135,7 +135,7 @@ class Run:
 
     @property
     def absolute_metrics(self) -> list[str]:
-        """The metrics that compare with no recording, and so can be had of the originals."""
+        """The metrics without a reference, which can also score the originals."""
         return [name for name, metric in self.metrics.items() if not metric.needs_reference]
 
     def calibrate(self, data: Iterable[Utterance]) -> Iterator[Utterance]:
@@ -167,10 +167,10 @@ class Run:
         return estimate_delay(pairs)
 
     def add_trials(self, tandem: int | None, packet_loss: Iterable[float]) -> None:
-        """Adds codecs several times in a row, and with frames lost.
+        """Adds codecs applied repeatedly, and codecs with lost frames.
 
         Raises:
-            TaaeInputError: if two of them have one name.
+            TaaeInputError: if two codecs have the same name.
         """
         trials: list[System] = []
         if tandem is not None:
@@ -220,7 +220,7 @@ class Run:
         known: Row | None,
         scorer: Scorer,
     ) -> None:
-        """Runs a codec on a clip, unless its row is known and nobody wants to hear it, and hands it to the scorer."""
+        """Runs a codec on a clip, unless its row is known and its sound is not needed, and passes it to the scorer."""
         wanted = self.heard.wants(utterance) and system.name != ORIGINAL
         coded = self.coded.pop((system.name, place), None)
         if known is not None and not wanted:
@@ -245,7 +245,7 @@ class Run:
         return self.absolute_metrics if system.name == ORIGINAL else list(self.metrics)
 
     def reference(self, utterance: Utterance) -> np.ndarray:
-        """Returns an utterance's clip at the loudness that codecs are given: (samples,) float32."""
+        """Returns an utterance's clip at the target loudness: (samples,) float32."""
         assert utterance.audio is not None
         if self.target_loudness is None:
             return utterance.audio
@@ -254,7 +254,7 @@ class Run:
     def results(
         self, speed_seconds: float | None, sources: Sequence[str], added: Mapping[str, Sequence[str]]
     ) -> Results:
-        """Sums up; see [`evaluate_codecs`]."""
+        """Returns the results; see [`evaluate_codecs`]."""
         speed = {} if speed_seconds is None else speeds(self.systems, self.head, speed_seconds)
         originals = self.rows.pop(ORIGINAL, None)
         names = list(self.metrics)
@@ -281,7 +281,7 @@ class Run:
             environment=tables.environment(),
             originals=None if originals is None else tables.originals(originals, self.absolute_metrics),
         )
-        # As results.json has them, so that a page made of either says the same.
+        # Rounded as in results.json, so that reports made from either are equal.
         results = Results.from_json(results.to_json())
         results.rows = self.rows | ({} if originals is None else {ORIGINAL: originals})
         results.samples = self.heard.samples()
@@ -289,10 +289,10 @@ class Run:
 
 
 class SampleCollector:
-    """A few utterances to listen to, of as many sources and languages as there are.
+    """Selects a few utterances to listen to, from as many sources and languages as possible.
 
-    Taken are the first utterance of each source and language, then the second ones, and so on. Which these are is known
-    at the end of the data; until then the best so far are kept.
+    It takes the first utterance of each source and language, then the second ones, and so on. Until the end of the
+    data, it keeps the best so far.
 
     Args:
         count: number of utterances.
@@ -307,7 +307,7 @@ class SampleCollector:
         self.place = 0
 
     def offer(self, utterance: Utterance, reference: np.ndarray) -> None:
-        """Takes an utterance as it was recorded, if it is among the best so far."""
+        """Takes an utterance without a condition, if it is among the best so far."""
         if utterance.facts.get("condition", PLAIN) != PLAIN or not self.count:
             return
         kind = utterance.facts.get("source"), utterance.facts.get("language")
@@ -328,11 +328,11 @@ class SampleCollector:
         return utterance.id in self.kept
 
     def keep(self, utterance: Utterance, system: str, decoded: np.ndarray) -> None:
-        """Keeps what a codec makes of an utterance."""
+        """Stores a codec's output for an utterance."""
         self.kept[utterance.id].clips[system] = decoded
 
     def samples(self) -> list[Sample]:
-        """Returns the best, in the order in which they were taken."""
+        """Returns the selected utterances in the order in which they were taken."""
         return [self.kept[name] for _, _, name in sorted(self.best, reverse=True)]
 
 
@@ -349,21 +349,21 @@ def run_codec(system: System, clip: np.ndarray) -> Coded:
 
 
 def check_names(systems: Sequence[System]) -> None:
-    """Checks that codecs can be told apart.
+    """Checks that the names of codecs differ.
 
     Raises:
-        TaaeInputError: if two have one name.
+        TaaeInputError: if two have the same name.
     """
     counts = Counter(system.name for system in systems)
     if repeated := [name for name, count in counts.items() if count > 1]:
         raise TaaeInputError(
             f"{', '.join(repeated)}: several codecs have this name, and would be one in the results; evaluate them in "
-            "runs of their own, or rename a folder"
+            "separate runs, or rename a folder"
         )
 
 
 def check_metrics(names: Sequence[str]) -> None:
-    """Tries each metric on half a second of noise, so that a missing package shows before the work.
+    """Tries each metric on half a second of noise, so that a missing package is noticed at once.
 
     Raises:
         TaaeInputError: if a metric is unknown, or its package is not installed.
@@ -381,7 +381,7 @@ def check_metrics(names: Sequence[str]) -> None:
 
 
 def speeds(systems: Iterable[System], clips: Sequence[np.ndarray], seconds: float) -> dict[str, Speed]:
-    """Measures the speed of each codec, by its name; those that fail have none."""
+    """Measures the speed of each codec; returns it by name, without codecs that fail."""
     measured = {}
     clip = np.resize(np.concatenate(clips), int(seconds * SAMPLING_RATE))
     for system in systems:
@@ -391,9 +391,9 @@ def speeds(systems: Iterable[System], clips: Sequence[np.ndarray], seconds: floa
 
 
 def measure_speed(system: System, clip: np.ndarray) -> Speed:
-    """Measures real-time factors of a single clip: medians after a run to warm up.
+    """Measures real-time factors of a single clip: medians after a warm-up run.
 
-    Programs that are started for each clip count with their start.
+    Programs that are started for each clip are measured including their start.
     """
     seconds = len(clip) / SAMPLING_RATE
     encoding, decoding = [], []

@@ -1,4 +1,4 @@
-"""Metrics of clips in other processes, and judges in batches in this one."""
+"""Computes metrics in other processes, and runs judges in batches in this one."""
 
 import os
 from collections import deque
@@ -23,7 +23,7 @@ JUDGED_TOGETHER = 16  # clips in a batch
 
 @dataclass
 class Waiting:
-    """A row that waits for its metrics and judges; a row of an earlier run waits for those before it alone."""
+    """A row that waits for its metrics and judges; a row of an earlier run waits only for the rows before it."""
 
     row: Row
     clip: JudgedClip | None = None
@@ -32,12 +32,12 @@ class Waiting:
 
 
 class Scorer:
-    """Scores rows in the order in which they come; while metrics are computed, later clips are encoded.
+    """Scores rows in order; later clips are encoded while metrics are computed.
 
     Args:
-        store: where rows go once they are scored.
+        store: the store for scored rows.
         judges: networks that score batches of clips in this process.
-        submit: the `submit` of an executor for the other metrics.
+        submit: the `submit` method of an executor for the other metrics.
         lookahead: number of rows that may wait for their metrics.
     """
 
@@ -51,7 +51,7 @@ class Scorer:
         self.waiting.append(Waiting(row, judged=True))
 
     def add(self, row: Row, reference: np.ndarray, decoded: np.ndarray | None, original: bool = False) -> None:
-        """Takes a new row, whose `metrics` say which to fill in; nothing is scored where the codec failed.
+        """Takes a new row and fills in its `metrics`; nothing is scored if the codec failed.
 
         Args:
             row: the row.
@@ -66,12 +66,12 @@ class Scorer:
         self.waiting.append(Waiting(row, clip, self.submit(score, reference, decoded, names), judged=not self.judges))
 
     def ready(self) -> Iterator[Row]:
-        """Yields rows, scored, while more than those that may wait do so."""
+        """Yields scored rows until no more rows wait than may."""
         while len(self.waiting) > self.lookahead:
             yield self._finish(self.waiting.popleft())
 
     def rest(self) -> Iterator[Row]:
-        """Yields all rows that are left."""
+        """Yields all remaining rows."""
         while self.waiting:
             yield self._finish(self.waiting.popleft())
 
@@ -96,11 +96,11 @@ class Scorer:
 
 @contextmanager
 def metric_workers(workers: int) -> Iterator[Callable[..., Future]]:
-    """Gives a function that computes in other processes, or at once and here if there is one worker."""
+    """Returns a function like `submit` that computes in other processes, or immediately if there is one worker."""
     if workers <= 1:
         yield call_now
         return
-    # Not forked: torch's threads do not survive that.
+    # Spawned, because torch's threads do not survive a fork.
     pool: Executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=start_worker)
     try:
         yield pool.submit
@@ -109,14 +109,14 @@ def metric_workers(workers: int) -> Iterator[Callable[..., Future]]:
 
 
 def call_now(function: Callable, *arguments: Any) -> Future:
-    """Calls a function and returns what an executor would."""
+    """Calls a function and returns its result as a future."""
     future: Future = Future()
     future.set_result(function(*arguments))
     return future
 
 
 def start_worker() -> None:
-    """Keeps a worker from starting a thread per core, and from staying when its parent was killed."""
+    """Limits a worker to one thread, and ends it when its parent is killed."""
     import torch
 
     torch.set_num_threads(1)
@@ -124,6 +124,6 @@ def start_worker() -> None:
 
 
 def end_with(parent: BaseProcess) -> None:
-    """Ends this process as soon as another has ended."""
+    """Ends this process as soon as another one has ended."""
     parent.join()
     os._exit(1)

@@ -1,4 +1,4 @@
-"""From the rows of an evaluation to means with intervals, per codec, language, source, speaker and gender."""
+"""Summarises the rows of an evaluation as means with intervals, per codec, language, source, speaker and gender."""
 
 import glob
 import os
@@ -34,8 +34,8 @@ def describe_data(
     """Describes the data of an evaluation.
 
     Args:
-        sources: the data as its user named it.
-        added: what was added under conditions, and the files that it is from.
+        sources: the data as the user named them.
+        added: sounds added under conditions, with the names of their files.
         count: number of utterances as recorded, scored or not.
         rows: the rows of one codec, under all conditions.
     """
@@ -53,7 +53,7 @@ def describe_data(
 
 
 def shares(rows: Sequence[Row], fact: str) -> dict[str, Share]:
-    """Returns what the rows with each value of a fact amount to."""
+    """Returns the share of the data for each value of a fact."""
     return {
         value: Share(len(members), sum(row.seconds for row in members), number_of_speakers(members))
         for value, members in grouped(rows, fact).items()
@@ -61,23 +61,23 @@ def shares(rows: Sequence[Row], fact: str) -> dict[str, Share]:
 
 
 def number_of_speakers(rows: Iterable[Row]) -> int:
-    """Counts the speakers that are told."""
+    """Counts the known speakers."""
     return len({row.facts["speaker"] for row in rows if "speaker" in row.facts})
 
 
 def names_of(sources: Sequence[str]) -> list[str]:
-    """Returns files, folders and patterns without the folders that hold them, which are the user's own affair."""
+    """Returns the names of files, folders and patterns without their parent folders, which are private."""
     local = {source for source in sources if os.path.exists(source) or glob.has_magic(source)}
     return [as_text(Path(source).resolve().name) if source in local else source for source in sources]
 
 
 def plain_rows(rows: Iterable[Row]) -> list[Row]:
-    """Returns the utterances as they were recorded: all of them where there are no conditions."""
+    """Returns the rows of utterances without a condition."""
     return [row for row in rows if row.facts.get("condition", PLAIN) == PLAIN]
 
 
 def metric_facts(metric: Metric) -> MetricFacts:
-    """Returns what a reader must know about a metric."""
+    """Returns the facts about a metric for readers."""
     return MetricFacts(metric.label, metric.unit, metric.better, metric.decimals, metric.definition)
 
 
@@ -89,15 +89,15 @@ def system_summary(
     silence_level: float | None,
     speed: Speed | None,
 ) -> SystemSummary:
-    """Sums up one codec.
+    """Summarises one codec.
 
     Args:
         system: the codec.
-        rows: its rows, under all conditions.
+        rows: the codec's rows, under all conditions.
         metrics: names of the metrics.
-        delay: the delay that was taken out, in samples.
-        silence_level: level in dB of full scale of what silence becomes.
-        speed: its speed, if that was measured.
+        delay: the delay that was removed, in samples.
+        silence_level: level of the codec's output for silence, in dB of full scale.
+        speed: the codec's speed, if that was measured.
     """
     plain = plain_rows(rows)
     tokens = None
@@ -120,7 +120,7 @@ def system_summary(
 
 
 def bit_rate(rows: Sequence[Row], size: Callable[[Row], int | None]) -> float | None:
-    """Returns all bits over all seconds of the utterances that were encoded, in bit/s."""
+    """Returns all bits over all seconds of the encoded utterances, in bit/s."""
     encoded = [(found, row.seconds) for row in rows if (found := size(row)) is not None]
     if not encoded:
         return None
@@ -136,8 +136,8 @@ def mean_with_interval(values: Sequence[Score]) -> Mean:
     """Returns a mean with a bootstrap interval, over the values that are defined.
 
     Args:
-        values: one per utterance: a number; a count and what it is relative to, such as errors and words, which are
-            each added up before they are divided; or None.
+        values: one per utterance: a number; a count and its reference, such as errors and words, which are both summed
+            before they are divided; or None.
     """
     pairs = [value if isinstance(value, list) else (value, 1) for value in values if value is not None]
     counts, weights = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
@@ -146,7 +146,7 @@ def mean_with_interval(values: Sequence[Score]) -> Mean:
     mean = float(counts.sum() / weights.sum())
     if len(pairs) == 1:
         return Mean(mean, n=1)
-    # The same draws for every codec: what is compared was resampled alike.
+    # The same draws for every codec, so that codecs are compared on the same resamples.
     draws = np.random.default_rng(SEED).integers(len(pairs), size=(RESAMPLES, len(pairs)))
     means = counts[draws].sum(axis=1) / np.maximum(weights[draws].sum(axis=1), 1)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -154,7 +154,7 @@ def mean_with_interval(values: Sequence[Score]) -> Mean:
 
 
 def grouped(rows: Iterable[Row], fact: str) -> dict[str, list[Row]]:
-    """Returns rows by the value of a fact, conditions in their order; rows without it are left out."""
+    """Groups rows by the value of a fact, with conditions in their order; leaves out rows without it."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         if fact in row.facts:
@@ -168,11 +168,11 @@ def group_means(rows: Iterable[Row], fact: str, metrics: Sequence[str]) -> dict[
 
 
 def originals(rows: Sequence[Row], metrics: Sequence[str]) -> Originals:
-    """Sums up the recordings themselves.
+    """Summarises the scores of the recordings themselves.
 
     Args:
         rows: the rows of the originals.
-        metrics: names of the metrics that compare with no recording.
+        metrics: names of the metrics without a reference.
     """
     voices = [row for row in rows if row.embedding is not None and "speaker" in row.facts]
     if len(voices) < 2:
@@ -184,15 +184,15 @@ def originals(rows: Sequence[Row], metrics: Sequence[str]) -> Originals:
     for first, second in combinations(range(len(voices)), 2):
         same = voices[first].facts["speaker"] == voices[second].facts["speaker"]
         pairs[same].append(float(cosines[first, second]))
-    # No intervals: the pairs share their recordings.
+    # No intervals, because the pairs share recordings.
     means = {same: Mean(float(np.mean(found)), n=len(found)) if found else None for same, found in pairs.items()}
     return Originals(metric_means(rows, metrics), means[True], means[False])
 
 
 def problems_of(rows: Iterable[Row], metrics: Mapping[str, Metric]) -> list[Problem]:
-    """Lists codecs' failures and metrics that are not defined for an utterance.
+    """Lists failures of codecs, and metrics that are not defined for an utterance.
 
-    A metric that needs a text, or words, is not missed where the utterance or its language has none.
+    Metrics that need a text, or words, are not listed if the utterance has no text or its language no spaces.
     """
     listed = []
     for row in rows:
@@ -210,7 +210,7 @@ def problems_of(rows: Iterable[Row], metrics: Mapping[str, Metric]) -> list[Prob
 
 
 def environment() -> dict[str, Any]:
-    """Returns the machine and the versions of packages that a run was made with."""
+    """Returns facts about the machine, and the versions of packages."""
     import torch
 
     versions = {}
@@ -230,7 +230,7 @@ def environment() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Returns the processor's name, as far as the system tells it."""
+    """Returns the processor's name, if the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Codecs of the Transformers library as peers: Mimi, EnCodec, DAC, X-codec 2, and what is built like them."""
+"""Codecs of the Transformers library as peers: Mimi, EnCodec, DAC, X-codec 2, and others with the same interface."""
 
 import inspect
 import math
@@ -18,17 +18,17 @@ from .judges import load
 
 
 class TransformersSystem:
-    """A codec that AutoModel loads, with options of its `encode` after a question mark.
+    """A codec that AutoModel loads; options of its `encode` follow a question mark in its name.
 
-    `kyutai/mimi?num_quantizers=8`, `facebook/encodec_24khz?bandwidth=1.5`, `descript/dac_16khz?n_quantizers=2`.
-    The codec works at its own rate; the clip is resampled there and back.
+    Such as `kyutai/mimi?num_quantizers=8`, `facebook/encodec_24khz?bandwidth=1.5`, `descript/dac_16khz?n_quantizers=2`.
+    Clips are resampled to the codec's rate and back.
 
     Args:
-        name: its folder or Hub name, with options.
-        device: its device, as torch spells it.
+        name: the codec's folder or Hub name, with options.
+        device: the codec's torch device.
 
     Raises:
-        TaaeInputError: if it cannot be loaded, or is no codec with `encode` and `decode`.
+        TaaeInputError: if it cannot be loaded, or has no `encode` and `decode`.
     """
 
     delay = None
@@ -73,7 +73,7 @@ class TransformersSystem:
         wanted = {name: value for name, value in inputs.items() if name in taken}
         encoded = self.model.encode(**wanted, **self.options)
         codes = encoded.audio_codes
-        # EnCodec has a leading dimension for chunks of long audio, which it does not use as published.
+        # EnCodec has a leading dimension for chunks of long audio, which the published models do not use.
         flat = codes.reshape(-1, codes.shape[-1]).cpu().numpy()
         size = math.ceil(flat.size * math.log2(self.codebook_size) / 8)
         return Encoded((encoded, inputs.get("padding_mask")), size, size, flat)
@@ -91,17 +91,17 @@ class TransformersSystem:
 
 
 def codebook_size(config: Any) -> int:
-    """Returns the number of values that a code can take, whichever way a configuration says so."""
+    """Returns the number of values of a code, from any of the fields that configurations use for it."""
     if levels := getattr(config, "quantization_levels", None):
         return math.prod(levels)
     return config.codebook_size
 
 
 class Xcodec2Inputs:
-    """The inputs of X-codec 2, made without torchaudio, which its own feature extractor needs.
+    """Prepares the inputs of X-codec 2 without torchaudio, which its own feature extractor needs.
 
-    Waveform: one zero more, then zero-padded to whole frames. Spectrum: Kaldi's 80 log-mel bands of the same with half
-    a frame of zeros at either end, normalised per band, two frames to a row.
+    The waveform gets one zero, then zero padding to whole frames. The spectrum has Kaldi's 80 log-mel bands of this
+    waveform with half a frame of zeros at both ends, normalised per band, with two frames per row.
 
     Args:
         config: the codec's configuration.

@@ -1,4 +1,4 @@
-"""Whether a decoded clip still sounds like its speaker: the similarity of speaker embeddings."""
+"""Measures whether a decoded clip still sounds like its speaker, by the similarity of speaker embeddings."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ from ..identity import weights_identity
 from .judges import JudgedClip, Remembered, load, need_package
 from .metrics import SAMPLING_RATE, Metric
 
-# The verifier that most figures of the literature are made with.
+# The speaker verification model that most publications use.
 USUAL_VERIFIER = "microsoft/wavlm-base-plus-sv"
 EMBEDDING_DIGITS = 5
 
@@ -22,7 +22,7 @@ def speaker_similarity(first: np.ndarray, second: np.ndarray) -> float:
 
 
 class Embedder(Protocol):
-    """A speaker-verification network; `facts` say what it is (see [`Judge`])."""
+    """A speaker-verification network; for `facts` see [`Judge`]."""
 
     facts: dict[str, Any]
 
@@ -31,9 +31,9 @@ class Embedder(Protocol):
 
 
 class SpeakerJudge:
-    """Speaker similarity of the decoded clip and the recording.
+    """Judges the speaker similarity of the decoded clip and the recording.
 
-    Of an original it keeps the embedding, by which recordings of one person and of several are compared.
+    For an original it returns the embedding, to compare recordings of one person and of several.
 
     Args:
         embedder: the network.
@@ -60,8 +60,8 @@ class XVectorEmbedder:
     """A Transformers model that AutoModelForAudioXVector loads.
 
     Args:
-        name: its folder or Hub name.
-        device: its device, as torch spells it.
+        name: the folder or Hub name of the model.
+        device: the torch device.
 
     Raises:
         TaaeInputError: if it cannot be loaded.
@@ -90,10 +90,10 @@ class XVectorEmbedder:
 class ResemblyzerEmbedder:
     """The voice encoder of Resemblyzer (Wan et al., 2018, arXiv 1710.10467), whose weights are in its package.
 
-    It hears the recording at the level and with the pauses that it has here.
+    Level and pauses of the recording are left unchanged.
 
     Args:
-        device: its device, as torch spells it.
+        device: the network's torch device.
 
     Raises:
         MissingJudgeError: if Resemblyzer, or webrtcvad, which it imports, is not installed.
@@ -119,7 +119,7 @@ def load_speaker_judge(name: str | None, device: str = "cpu") -> SpeakerJudge:
 
     Args:
         name: folder or Hub name of a Transformers x-vector model; None for Resemblyzer.
-        device: its device, as torch spells it.
+        device: the torch device.
 
     Raises:
         MissingJudgeError: if Resemblyzer is wanted and not installed.

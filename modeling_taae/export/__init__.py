@@ -1,1 +1,1 @@
-"""Encoder and decoder as programs that run without this package."""
+"""Exports encoder and decoder as programs that run without this package."""

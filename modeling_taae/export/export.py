@@ -1,12 +1,12 @@
-"""Exports the two sides of a model as files that run without this package: ONNX, or programs of `torch.export`.
+"""Exports the encoder and the decoder of a model as files that run without this package: ONNX or `torch.export`.
 
-The encoder takes what the feature extractor gives and returns what `encode` does; the decoder takes that and returns
-audio. Both have their bottleneck built in, work for any number of items and samples, and heed masks of padding. What
-else one must know to use them is in their metadata, as strings: `format`, `model_identity`, `bottleneck`,
-`vocabulary_sizes`, `sampling_rate` (Hz), `hop_length` (samples per frame) and `target_loudness` (LUFS, or `none`).
+The encoder takes the feature extractor's output and returns the output of `encode`; the decoder takes that and returns
+audio. Both have a fixed bottleneck, take any number of items and samples, and respect padding masks. Their metadata, as
+strings, hold the other facts needed to use them: `format`, `model_identity`, `bottleneck`, `vocabulary_sizes`,
+`sampling_rate` (Hz), `hop_length` (samples per frame) and `target_loudness` (LUFS, or `none`).
 
-With 8-bit weights the files are a quarter as large. Such weights make a model of their own, with its own identity;
-[`round_weights`] gives it in PyTorch.
+With 8-bit weights the files are a quarter as large. They count as a different model with its own identity;
+[`round_weights`] returns that model in PyTorch.
 """
 
 import copy
@@ -40,25 +40,25 @@ if TYPE_CHECKING:
 
 Bottleneck = str | list | tuple | None
 
-# Format and suffix of its files.
+# Each format with the suffix of its files.
 FORMATS = {"onnx": ".onnx", "onnx-int8": ".onnx", "torch-export": ".pt2"}
-# Of all files that an export may consist of.
+# Suffixes of all files of an export.
 SUFFIXES = {*FORMATS.values(), ".onnx.data"}
-# The dimension of the input channels in the weights of each layer, and in those of ONNX's operators.
+# The dimension of the input channels in the weights of each type of layer, and of each ONNX operator.
 LAYERS = {nn.Linear: 1, nn.Conv1d: 1, nn.ConvTranspose1d: 0}
 OPERATORS = {"MatMul": 0, "Conv": 1, "ConvTranspose": 0}
-# Weights of fewer numbers stay as they are: those beside the latents, where rounding matters most and saves nothing.
+# Smaller weights stay in float32: they are next to the latents, where rounding matters most and saves little.
 FEWEST_ROUNDED = 2**15
-# How far sums in another order may move a latent or a sample.
+# Largest difference of a latent or a sample that another order of summation may cause.
 TOLERANCE = 1e-4
 
 
 class ExportError(RuntimeError):
-    """An export that does not do what the model does."""
+    """An export that does not give the model's results."""
 
 
 class Encoding(nn.Module):
-    """What is exported of a model to encode with."""
+    """The exported encoder of a model, with its bottleneck."""
 
     inputs = {"input_values": {0: "batch", 2: "samples"}, "padding_mask": {0: "batch", 1: "samples"}}
     outputs = ("audio_codes", "audio_codes_mask", "latents")
@@ -68,7 +68,7 @@ class Encoding(nn.Module):
         self.model, self.bottleneck = one_side(model, "encoder"), bottleneck
 
     def forward(self, input_values: Tensor, padding_mask: Tensor) -> tuple[Tensor, ...]:
-        """Tokens, their mask and latents of (batch, 1, samples) audio and its (batch, samples) int32 mask."""
+        """Returns tokens, their mask and latents for (batch, 1, samples) audio and its (batch, samples) int32 mask."""
         return self.model.encode(input_values, padding_mask, bottleneck=self.bottleneck, return_dict=False)
 
     def example(self) -> tuple[Tensor, ...]:
@@ -78,7 +78,7 @@ class Encoding(nn.Module):
 
 
 class Decoding(nn.Module):
-    """What is exported of a model to decode with."""
+    """The exported decoder of a model, with its bottleneck."""
 
     inputs = {"audio_codes": {0: "batch", 2: "frames"}, "audio_codes_mask": {0: "batch", 1: "frames"}}
     outputs = ("audio_values",)
@@ -88,7 +88,7 @@ class Decoding(nn.Module):
         self.model, self.bottleneck = one_side(model, "decoder"), bottleneck
 
     def forward(self, audio_codes: Tensor, audio_codes_mask: Tensor) -> Tensor:
-        """Audio of (batch, tokens_per_frame, frames) tokens and their (batch, frames) mask, both int64."""
+        """Decodes (batch, tokens_per_frame, frames) tokens with their (batch, frames) mask, both int64."""
         return self.model.decode(audio_codes, audio_codes_mask, bottleneck=self.bottleneck).audio_values
 
     def example(self) -> tuple[Tensor, ...]:
@@ -101,26 +101,26 @@ SIDES: dict[str, type[Encoding] | type[Decoding]] = {"encoder": Encoding, "decod
 
 
 def one_side(model: TaaeModel, name: str) -> TaaeModel:
-    """The model without its other side, sharing its weights."""
+    """Returns the model with only its encoder or its decoder, sharing the weights."""
     side = copy.copy(model)
     side._modules = {name: model._modules[name]}
     return side
 
 
 def export_program(side: Encoding | Decoding) -> ExportedProgram:
-    """A program of `torch.export` for any number of items, and of frames from two up."""
+    """Returns a program of `torch.export` for any number of items and at least two frames."""
     shapes = {name: dict.fromkeys(axes, Dim.DYNAMIC) for name, axes in side.inputs.items()}
     with torch.no_grad(), quiet():
         return torch.export.export(side.eval(), side.example(), dynamic_shapes=shapes)
 
 
 def export_onnx(side: Encoding | Decoding) -> "ONNXProgram":
-    """An ONNX graph for any number of items and frames."""
+    """Returns an ONNX graph for any number of items and frames."""
     program = export_program(side)
     names = {"input_names": list(side.inputs), "output_names": list(side.outputs), "dynamic_shapes": side.inputs}
     with quiet():
         onnx_program = torch.onnx.export(program, dynamo=True, verbose=False, **names)
-    # Each operator tells where in the source it comes from, with this machine's paths: a twentieth of a small model.
+    # Remove source locations with this machine's paths from the operators; they are a twentieth of a small model.
     for node in onnx_program.model.graph.all_nodes():
         for part in (node, *node.outputs):
             part.metadata_props.clear()
@@ -128,7 +128,7 @@ def export_onnx(side: Encoding | Decoding) -> "ONNXProgram":
 
 
 def to_int8(weights: np.ndarray, input_channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Integers from -127 to 127 and the float32 scales that make weights of them, by broadcasting.
+    """Quantises weights to integers from -127 to 127; returns them and float32 scales that broadcast to the weights.
 
     There is one scale for each output channel, and for each step of a kernel.
 
@@ -142,7 +142,7 @@ def to_int8(weights: np.ndarray, input_channels: int) -> tuple[np.ndarray, np.nd
 
 
 def round_weights(model: TaaeModel) -> TaaeModel:
-    """A copy of the model with the weights that it has in 8 bits."""
+    """Returns a copy of the model with weights rounded to 8 bits."""
     rounded = copy.deepcopy(model)
     for module in rounded.modules():
         input_channels = next((axis for layer, axis in LAYERS.items() if isinstance(module, layer)), None)
@@ -153,10 +153,10 @@ def round_weights(model: TaaeModel) -> TaaeModel:
 
 
 def store_in_int8(model: "onnx_ir.Model") -> None:
-    """Makes the weights of an ONNX graph integers and scales, in place, so that a runtime multiplies them out.
+    """Replaces the weights of an ONNX graph by integers and scales, in place; the runtime multiplies them.
 
-    For matrices this takes DequantizeLinear, which onnxruntime can also read as a product in 8 bits; for convolutions,
-    whose scales differ in two dimensions, where DequantizeLinear knows one, Cast and Mul.
+    Matrices use DequantizeLinear, which onnxruntime can also compute as a product in 8 bits. Convolutions use Cast and
+    Mul, because their scales differ in two dimensions and DequantizeLinear supports one.
     """
     import onnx_ir as ir
 
@@ -195,7 +195,7 @@ def metadata_of(codec: Codec, bottleneck: Bottleneck, file_format: str, identity
 
 
 def write_side(side: Encoding | Decoding, path: Path, file_format: str, metadata: dict[str, str]) -> None:
-    """Writes an encoder or decoder; beside an ONNX file of over 1.5 GB, a second one with its weights."""
+    """Writes an encoder or decoder; for ONNX over 1.5 GB, the weights go into a second file."""
     if file_format == "torch-export":
         with quiet():
             torch.export.save(export_program(side), path, extra_files={METADATA_FILE: json.dumps(metadata)})
@@ -208,7 +208,7 @@ def write_side(side: Encoding | Decoding, path: Path, file_format: str, metadata
 
 
 def write_sides(codec: Codec, folder: Path, file_format: str, bottleneck: Bottleneck, identity: str) -> None:
-    """Writes encoder and decoder to a folder that exists, unchecked; `identity` is that of their weights."""
+    """Writes encoder and decoder to an existing folder, unchecked; `identity` is that of their weights."""
     metadata = metadata_of(codec, bottleneck, file_format, identity)
     for name, side in tqdm(SIDES.items(), unit="file", disable=None):
         path = Path(folder, name).with_suffix(FORMATS[file_format])
@@ -217,12 +217,12 @@ def write_sides(codec: Codec, folder: Path, file_format: str, bottleneck: Bottle
 
 @dataclass(frozen=True)
 class Agreement:
-    """How an exported codec compares with its model on a signal.
+    """The agreement of an exported codec with its model on a signal.
 
     Args:
-        tokens: compared.
-        differing: number of these that differ, all at rounding ties.
-        signal_to_error: ratio of the audio that both make of the model's tokens to its difference, in dB.
+        tokens: number of compared tokens.
+        differing: number of tokens that differ, all at rounding ties.
+        signal_to_error: ratio of the decoded audio to the difference between both decoders, in dB.
     """
 
     tokens: int
@@ -234,8 +234,8 @@ def compare(codec: ExportedCodec, model: TaaeModel, bottleneck: Bottleneck) -> A
     """Runs an exported codec and its model on a batch of two lengths.
 
     Raises:
-        ExportError: if a latent or a sample is off by more than summing in another order explains, or a token by more
-            than latents so far off do.
+        ExportError: if latents or samples differ more than another order of summation explains, or tokens differ more
+            than such latents explain.
     """
     audio, mask = signal(model)
     with torch.inference_mode():
@@ -263,7 +263,7 @@ def compare(codec: ExportedCodec, model: TaaeModel, bottleneck: Bottleneck) -> A
 
 
 def signal(model: TaaeModel) -> tuple[Tensor, Tensor]:
-    """Three seconds of noise that swells and fades, the same cut short, and their mask."""
+    """Returns a batch of three seconds of noise that swells and fades and a shorter copy of it, and their mask."""
     rate = model.config.sampling_rate
     time = torch.arange(3 * rate - 1) / rate
     noise = torch.randn(2, 1, len(time), generator=torch.Generator().manual_seed(0))
@@ -272,20 +272,20 @@ def signal(model: TaaeModel) -> tuple[Tensor, Tensor]:
 
 
 def export_codec(codec: Codec, folder: Path, file_format: str, bottleneck: Bottleneck = None) -> Agreement:
-    """Writes `encoder` and `decoder` to a folder, once they were found to do what the model does.
+    """Exports `encoder` and `decoder` to a folder after checking that they give the model's results.
 
     Args:
         codec: the model, in float32 on the CPU, with its feature extractor.
-        folder: made if need be; what was exported there before is replaced.
+        folder: the folder, made if it does not exist; an earlier export in it is replaced.
         file_format: one of `FORMATS`.
         bottleneck: see `TaaeModel.encode`.
 
     Returns:
-        How they compare with the model, or with that of [`round_weights`] where weights have 8 bits.
+        The agreement with the model, or with that of [`round_weights`] for 8-bit weights.
 
     Raises:
         TaaeInputError: if the folder cannot be written.
-        ExportError: if the files do not do what the model does.
+        ExportError: if the files do not give the model's results.
     """
     model, identity = codec.model, codec.identity
     if file_format == "onnx-int8":
@@ -312,7 +312,7 @@ def export_codec(codec: Codec, folder: Path, file_format: str, bottleneck: Bottl
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps to itself what exporting says of its own inner workings."""
+    """Silences the log messages of exporters."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

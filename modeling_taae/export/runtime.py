@@ -1,4 +1,4 @@
-"""Runs what `taae export` wrote, arrays in and arrays out: ONNX in onnxruntime, programs of `torch.export` in torch."""
+"""Runs the files of `taae export` on arrays: ONNX in onnxruntime, programs of `torch.export` in torch."""
 
 import json
 from collections.abc import Callable
@@ -13,16 +13,16 @@ METADATA_FILE = "metadata.json"
 # Suffix of programs of `torch.export`.
 PROGRAM = ".pt2"
 
-# How onnxruntime computes with 8-bit weights: in float32, of which it makes them when it loads them, ...
+# Options of onnxruntime for 8-bit weights: convert them to float32 when they are loaded, ...
 EXACT_OPTIONS = {"session.disable_quant_qdq": "1"}
-# ... or in 8 bits, with activations rounded in groups of so many.
+# ... or compute in 8 bits, with activations rounded in blocks.
 FAST_OPTIONS = {"session.qdq_matmulnbits_accuracy_level": "4", "session.qdq_matmulnbits_block_size": "128"}
 
 Graph = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
 
 
 class EncodedArrays(NamedTuple):
-    """What the encoder returns, as `TaaeModel.encode` does.
+    """The encoder's output, as that of `TaaeModel.encode`.
 
     Args:
         audio_codes: (batch, tokens_per_frame, frames) int64.
@@ -39,8 +39,8 @@ class ExportedCodec:
     """An exported encoder and decoder.
 
     Args:
-        encoder, decoder: each from named inputs to outputs.
-        metadata: what the files say of themselves, see `modeling_taae.export.export`.
+        encoder, decoder: functions of named inputs.
+        metadata: the files' metadata, see `modeling_taae.export.export`.
     """
 
     def __init__(self, encoder: Graph, decoder: Graph, metadata: dict[str, str]):
@@ -54,17 +54,18 @@ class ExportedCodec:
         """Loads encoder and decoder from a folder.
 
         Args:
-            folder: what was given to `taae export -o`.
-            threads: threads of onnxruntime; None for one per core. Programs of `torch.export` follow
-            `torch.set_num_threads`.
-            fast: whether 8-bit weights are multiplied with activations in 8 bits, which changes some tokens. Otherwise
-                they are made float32 when they are loaded, and give the same tokens in any runtime.
-            trust_code: true to load programs of `torch.export` (.pt2) as well. Loading one can run any code that its
-                author put there, so say so of files that you made, or whose author you trust. ONNX files hold no code.
+            folder: the folder of `taae export -o`.
+            threads: threads of onnxruntime; None for one per core. Programs of `torch.export` use
+                `torch.set_num_threads`.
+            fast: whether to multiply 8-bit weights with 8-bit activations, which changes some tokens. Otherwise weights
+                are converted to float32 when they are loaded, and give the same tokens in any runtime.
+            trust_code: whether to load programs of `torch.export` (.pt2) too. Loading one can run any code that its
+                author put there, so set it only for files that you made or whose author you trust. ONNX files hold no
+                code.
 
         Raises:
-            TaaeInputError: if there is no such pair, the two are not of one export, or they are programs that are not
-                trusted.
+            TaaeInputError: if there is no such pair, the two come from different exports, or they are programs that are
+                not trusted.
         """
         encoders = sorted(path for path in Path(folder).glob("encoder.*") if path.suffix in READERS)
         if len(encoders) != 1:
@@ -91,18 +92,18 @@ class ExportedCodec:
 
         Args:
             input_values: (batch, 1, samples) float32, as the feature extractor returns it.
-            padding_mask: (batch, samples), 1 for each item's own samples, which come first; None where all are.
+            padding_mask: (batch, samples), 1 for each item's own samples, which come first; None if all are real.
 
         Raises:
             ValueError: if audio is NaN or infinite, or the mask is not ones followed by zeros.
         """
         batch, _, samples = input_values.shape
         mask = checked_mask(padding_mask, (batch, samples)).astype(np.int32)
-        # Only each item's own samples matter: padding may hold anything.
+        # Only each item's own samples matter; padding may hold any value.
         if not np.isfinite(input_values[mask[:, None] == 1]).all():
-            raise ValueError("input_values are NaN or infinite in places; remove these first")
+            raise ValueError("input_values are NaN or infinite in places; remove these samples first")
         frames = -(-samples // self.hop_length)
-        # A program of torch.export is for several frames; what is padded and masked changes none of the others.
+        # A program of torch.export needs at least two frames; masked padding does not change the other frames.
         missing = max(2 * self.hop_length - samples, 0)
         inputs = {
             "input_values": np.pad(input_values, ((0, 0), (0, 0), (0, missing))),
@@ -115,7 +116,7 @@ class ExportedCodec:
 
         Args:
             audio_codes: (batch, tokens_per_frame, frames) int64.
-            audio_codes_mask: (batch, frames), 1 for each item's own frames, which come first; None where all are.
+            audio_codes_mask: (batch, frames), 1 for each item's own frames, which come first; None if all are real.
 
         Raises:
             ValueError: if a token is out of its vocabulary's range, or the mask is not ones followed by zeros.
@@ -136,7 +137,7 @@ class ExportedCodec:
 
 
 def checked_mask(mask: np.ndarray | None, shape: tuple[int, int]) -> np.ndarray:
-    """Returns a mask as (batch, steps) int64, ones where there is none.
+    """Returns a mask as (batch, steps) int64, all ones if it is None.
 
     Raises:
         ValueError: if it has another shape, or is not ones followed by zeros.
@@ -150,7 +151,7 @@ def checked_mask(mask: np.ndarray | None, shape: tuple[int, int]) -> np.ndarray:
 def _read(read: Callable, path: Path, *options) -> tuple[Graph, dict[str, str]]:
     try:
         return read(path, *options)
-    # Damaged files raise whatever their reader raises.
+    # Damaged files make their readers raise errors of many types.
     except Exception as error:
         raise TaaeInputError(
             f"{path}: cannot be loaded ({one_line(error)}); expected a file that `taae export` wrote"
@@ -158,7 +159,7 @@ def _read(read: Callable, path: Path, *options) -> tuple[Graph, dict[str, str]]:
 
 
 def read_onnx(path: Path, threads: int | None, fast: bool) -> tuple[Graph, dict[str, str]]:
-    """An ONNX file as a function, and its metadata."""
+    """Returns an ONNX file as a function, and its metadata."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -170,7 +171,7 @@ def read_onnx(path: Path, threads: int | None, fast: bool) -> tuple[Graph, dict[
 
 
 def read_program(path: Path, threads: int | None, fast: bool) -> tuple[Graph, dict[str, str]]:
-    """A program of `torch.export` as a function, and its metadata."""
+    """Returns a program of `torch.export` as a function, and its metadata."""
     import torch
 
     files = {METADATA_FILE: ""}

@@ -1,6 +1,6 @@
-"""Corpora of recorded speech to data sets of tokens.
+"""Turns corpora of recorded speech into data sets of tokens.
 
-[`tokenize_corpus`] does it, [`open_token_folder`] gives the [`Manifest`] of what it has made.
+[`tokenize_corpus`] makes a folder of tokens; [`open_token_folder`] checks one and returns its [`Manifest`].
 """
 
 from .manifest import Manifest, Reject, Shard, read_manifest

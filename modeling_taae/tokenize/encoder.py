@@ -1,6 +1,6 @@
-"""A corpus to tokens, unit by unit: here, and in each worker of a Ray cluster.
+"""Encodes a corpus unit by unit, in this process and in each worker of a Ray cluster.
 
-A unit becomes a [`Part`]. Which units are encoded together makes no difference to it.
+A unit becomes a [`Part`], which does not depend on the units that are encoded together.
 """
 
 import copy
@@ -29,22 +29,22 @@ from .units import Clip, Place, UnitQueue
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Units that are encoded as one stream of clips, by type of device. More of them fill a GPU's blocks better, but a run
-# that is killed loses all that are unfinished.
+# Units that are encoded as one stream of clips, by type of device. More units fill GPU blocks better, but a killed run
+# loses all unfinished ones.
 UNITS_TOGETHER = {"cpu": 1}
 DEFAULT_UNITS_TOGETHER = 64
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """The settings that a clip's tokens depend on, and how they are made.
+    """The settings of an encoding: those that a clip's tokens depend on, and those that only change its speed.
 
     Args:
         bottleneck: a preset's name, `"native"`, or stages.
         dtype: the model's dtype, as torch spells it.
-        shortest: seconds; shorter clips are rejected.
+        shortest: minimum duration in seconds; shorter clips are rejected.
         readers: the number of threads that read and decode audio.
-        units_together: the number of units that are encoded as one stream of clips; None for 1 on a CPU and 64 else.
+        units_together: the number of units encoded as one stream of clips; None for 1 on a CPU, else 64.
         compile: whether the model's layers are compiled.
     """
 
@@ -67,9 +67,9 @@ class Part:
     Args:
         unit: the unit's number.
         content: a Parquet file, as [`part_bytes`] makes it.
-        seconds: the audio that was encoded, in seconds.
+        seconds: the encoded audio, in seconds.
         worked: the time that this part took, in seconds.
-        waited: the time out of it that the model waited for audio, in seconds.
+        waited: the part of that time in which the model waited for audio, in seconds.
     """
 
     unit: int
@@ -80,19 +80,19 @@ class Part:
 
 
 class Stopwatch:
-    """Time since the last part, and the time out of it that was spent waiting, in seconds."""
+    """Measures the time since the last part, and how much of it was spent waiting, in seconds."""
 
     def __init__(self) -> None:
         self.start, self.waited = time.perf_counter(), 0.0
 
     def lap(self) -> tuple[float, float]:
-        """Returns the time since the last lap and the waiting in it, and begins the next lap."""
+        """Returns the time and the waiting time since the last lap, and begins the next lap."""
         worked, waited = time.perf_counter() - self.start, self.waited
         self.start, self.waited = time.perf_counter(), 0.0
         return worked, waited
 
     def waiting(self, items: Iterator[Item]) -> Iterator[Item]:
-        """Passes items on, and counts the time until each one comes as waiting."""
+        """Passes items on, and counts the time until each one arrives as waiting."""
         end = cast(Item, object())
         while True:
             start = time.perf_counter()
@@ -109,7 +109,7 @@ class CorpusEncoder:
     Args:
         corpus: the corpus.
         encoding: the settings.
-        codec: model and feature extractor, which stay as they are.
+        codec: model and feature extractor; they are not changed.
     """
 
     def __init__(self, corpus: Corpus, encoding: Encoding, codec: Codec):
@@ -125,7 +125,7 @@ class CorpusEncoder:
         """Yields the units as parts, each as soon as it is complete.
 
         Raises:
-            TaaeInputError: if a source cannot be read any more, or the machine cannot encode a clip.
+            TaaeInputError: if a source can no longer be read, or the machine cannot encode a clip.
         """
         together = self.encoding.stream_units(self.codec.model.device.type)
         for first in range(0, len(units), together):
@@ -169,26 +169,26 @@ class CorpusEncoder:
         return in_threads(read, rows(), self.encoding.readers)
 
     def _read(self, row: Row) -> Clip:
-        """Returns a row as a clip: with audio at its loudness, or with the reason why it has none.
+        """Returns a row as a clip, with audio of normalised loudness or with the reason why there is none.
 
-        The threads that read normalise as well, so that the model does not wait for it.
+        Loudness is normalised in the reading threads, so that the model does not wait for it.
         """
         if row.problem:
             return Clip(row, problem=row.problem)
         try:
             recording, row.audio = decode_row(row, self.sampling_rate), None
         except (TaaeInputError, PermissionError) as error:
-            # Not a reject, as in the reader: it was there a moment ago.
+            # An error rather than a reject, as in the reader: the file existed a moment ago.
             if isinstance(row.audio, Path) and not os.path.lexists(row.audio):
                 raise TaaeInputError(
-                    f"{row.audio}: is gone since the run began; see to it, then run the same command again"
+                    f"{row.audio}: is gone since the run began; restore it, then run the same command again"
                 ) from error
             reason = one_line(error).removeprefix(f"{row.id}: ")
             told = reason.startswith(("missing: ", "outside: "))
             return Clip(row, problem=reason if told else f"bad audio: {reason}")
-        except OSError as error:  # a reject for good, perhaps for a disk that is away for a moment
+        except OSError as error:  # a reject would be permanent, and the disk may be away only for a moment
             raise TaaeInputError(
-                f"{row.id}: cannot be read ({error.strerror or error}); see to it, then run the same command again"
+                f"{row.id}: cannot be read ({error.strerror or error}); fix that, then run the same command again"
             ) from error
         audio = recording.audio
         if problem := fault(audio, self.sampling_rate, self.encoding.shortest):
@@ -198,10 +198,10 @@ class CorpusEncoder:
         return Clip(row, audio, len(audio), averaged=recording.averaged)
 
     def _reason(self, row: Row, error: Exception) -> str:
-        """Returns why a clip was refused by the model, unless the machine is to blame, as for too little memory."""
+        """Returns why the model rejected a clip; raises if the machine is the cause, as with too little memory."""
         if not isinstance(error, ValueError):
             raise TaaeInputError(
-                f"{row.id}: cannot be encoded ({one_line(error)}); see to it, then run the same command again"
+                f"{row.id}: cannot be encoded ({one_line(error)}); fix that, then run the same command again"
             ) from error
         return f"bad audio: {one_line(error)}"
 
@@ -213,20 +213,20 @@ class CorpusEncoder:
 
 
 def in_dtype(codec: Codec, dtype: str) -> Codec:
-    """Returns a codec whose model computes in a dtype: the same one if it does already, else a copy."""
+    """Returns a codec whose model computes in a dtype: the given one if it does already, else a copy."""
     wanted = getattr(torch, dtype)
     return codec if codec.model.dtype == wanted else replace(codec, model=copy.deepcopy(codec.model).to(wanted))
 
 
 def without_loudness(codec: Codec) -> Codec:
-    """Returns a codec with the same model, whose extractor leaves loudness alone."""
+    """Returns a codec with the same model and an extractor that does not normalise loudness."""
     extractor = copy.copy(codec.extractor)
     extractor.target_loudness = None
     return replace(codec, extractor=extractor)
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """Applies a function to items as `map` does, with a few items at work in threads."""
+    """Applies a function to items like `map`, with a few items at a time in threads."""
     with ThreadPoolExecutor(threads) as pool:
         at_work: deque = deque()
         for item in items:

@@ -1,8 +1,8 @@
 """The folder of a tokenised corpus, from its plan to its manifest.
 
-Parts are collected in `.parts`, each written in one step, beside the plan that they belong to. When all are there, they
-become shards in `data`, then the card and the list of rejects are written, and last of all the manifest. At whatever
-moment a run is killed, the next one finds all parts that were made, or a corpus that is complete.
+Parts are collected in `.parts`, each written in one step, beside the plan that they belong to. When all exist, they
+are joined to shards in `data`; then the card and the list of rejects are written, and finally the manifest. Whenever a
+run is killed, the next one finds all finished parts, or a complete corpus.
 """
 
 import hashlib
@@ -27,18 +27,18 @@ from .parts import kept_names
 from .shards import Contents, common_schema, in_shards, shard_bytes
 from .verification import DATA, fingerprint_of
 
-# In place of the fingerprints that say so.
+# Shown in place of fingerprints that differ.
 FILES_DIFFER = "other files, or files that were changed since"
-MORE_FILES = "; recordings that were added go into a folder of tokens of their own, and both are loaded together"
+MORE_FILES = "; recordings that were added go into a folder of their own: load both folders together"
 SHARD_NAME = re.compile(r".+-\d{5,}-of-\d{5,}-[0-9a-f]{16}\.parquet")
 
 
 @dataclass(frozen=True)
 class Assembled:
-    """The shards of a folder, and what they leave out.
+    """The shards of a folder, and the numbers of rejected rows.
 
     Args:
-        shards: the files.
+        shards: the shards' files.
         columns: the names of their columns.
         rejected: the number of rejected rows for each kind of reason.
         averaged: the number of rows whose channels were averaged.
@@ -59,9 +59,9 @@ class TokenFolder:
     """A folder for a tokenised corpus; as a context, it is reserved for this process.
 
     Args:
-        path: the folder; it is made if need be.
+        path: the folder; made if it does not exist.
         plan: the settings. A folder belongs to one plan.
-        units: the number of the corpus's units.
+        units: the number of units of the corpus.
 
     Raises:
         TaaeInputError: if the folder belongs to another plan or holds something else.
@@ -77,7 +77,7 @@ class TokenFolder:
         """Reserves the folder.
 
         Raises:
-            TaaeInputError: if another process has it, or it cannot be written.
+            TaaeInputError: if another process has reserved it, or it cannot be written.
         """
         try:
             self.parts.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ class TokenFolder:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Lets others have the folder, and removes what a complete corpus does not need."""
+        """Releases the folder, and removes files that a complete corpus does not need."""
         self.lock.release()
         if self.complete:
             shutil.rmtree(self.parts, ignore_errors=True)
@@ -100,34 +100,34 @@ class TokenFolder:
     def _check(self) -> None:
         begun = read_json(self.path / MANIFEST).get("plan") or read_json(self.parts / "plan.json")
         if not begun and self.path.exists() and not (self.path.is_dir() and set(self.path.iterdir()) <= {self.parts}):
-            raise TaaeInputError(f"{self.path}: is there and holds no tokenised corpus; choose a new folder with -o")
+            raise TaaeInputError(f"{self.path}: exists and holds no tokenised corpus; choose a new folder with -o")
         for name in {**self.plan, **begun} if begun else ():
             if begun.get(name) != self.plan.get(name):
                 before, now = json.dumps(begun.get(name)), json.dumps(self.plan.get(name))
                 difference = FILES_DIFFER if name == "source" else f"{before}, now {now}"
                 raise TaaeInputError(
-                    f"{self.path}: was begun with another {name} ({difference}); go on with what it was begun with, or "
-                    f"choose a new folder with -o{MORE_FILES if name == 'source' else ''}"
+                    f"{self.path}: was begun with another {name} ({difference}); continue with the settings it was "
+                    f"begun with, or choose a new folder with -o{MORE_FILES if name == 'source' else ''}"
                 )
 
     def _unwritable(self, error: BaseException | None) -> TaaeInputError:
-        # Making folders below a file says "File exists".
+        # Making a folder below a file raises "File exists".
         strerror = getattr(error, "strerror", None)
         reason = "Not a directory" if isinstance(error, FileExistsError) else strerror or error
         return TaaeInputError(
-            f"{self.path}: cannot be written ({reason}); see to it, then run the same command again: nothing that is "
-            "done is lost"
+            f"{self.path}: cannot be written ({reason}); fix that, then run the same command again: finished parts are "
+            "kept"
         )
 
     @property
     def complete(self) -> bool:
-        """True once there is nothing left to do."""
+        """Whether nothing is left to do."""
         return (self.path / MANIFEST).is_file()
 
     def missing(self, schema: Callable[[int], pa.Schema]) -> list[int]:
-        """Returns the units without a part, or with one that lacks a column of their source.
+        """Returns the units without a part, or with a part that lacks a column of the source.
 
-        Parts from before a source's own `codes`, `frames` and `duration` were kept lack these.
+        Parts of older versions lack the source's own `codes`, `frames` and `duration`.
 
         Args:
             schema: returns the types of a unit's columns, as far as they are known.
@@ -139,7 +139,7 @@ class TokenFolder:
         return self.parts / f"{unit:08d}.parquet"
 
     def add(self, part: Part) -> None:
-        """Keeps a part.
+        """Stores a part.
 
         Raises:
             TaaeInputError: if it cannot be written.
@@ -161,12 +161,12 @@ class TokenFolder:
         """Makes the shards and the list of rejects from all parts.
 
         Args:
-            split: the split, after which the shards are named.
-            hours: the audio in a shard, to which little more may be added.
+            split: the split, which is part of the shards' names.
+            hours: hours of audio in a shard; a shard may be slightly longer.
 
         Raises:
-            TaaeInputError: if a file cannot be written, a column's types have nothing in common, or no row has tokens;
-                then nothing is kept, so that the folder can be used again.
+            TaaeInputError: if a file cannot be written, a column's types are incompatible, or no row has tokens; then
+                nothing is kept, so that the folder can be used again.
         """
         for leftover in self.path.glob(".*.tmp"):
             leftover.unlink()
@@ -197,7 +197,7 @@ class TokenFolder:
         )
 
     def _place_shards(self, unnamed: list[Shard], split: str) -> list[Shard]:
-        """Moves the shards to where they stay, and removes those that an earlier run left there."""
+        """Moves the shards to their final names, and removes those that an earlier run left there."""
         end = f"of-{len(unnamed):05d}-{fingerprint_of([shard.sha256 for shard in unnamed])}.parquet"
         names = [f"{DATA}/{split}-{number:05d}-{end}" for number in range(len(unnamed))]
         try:
@@ -217,7 +217,7 @@ class TokenFolder:
         raise TaaeInputError(f"no row could be tokenised ({reasons or 'there is none'}); check the source")
 
     def finish(self, card: str, manifest: Manifest) -> None:
-        """Writes what makes the corpus complete.
+        """Writes the files that make the corpus complete.
 
         Raises:
             TaaeInputError: if it cannot be written.
@@ -227,7 +227,7 @@ class TokenFolder:
 
 
 def is_part(path: Path, columns: list[str]) -> bool:
-    """Returns whether there is a whole Parquet file with a source's columns: after a power failure there may be less.
+    """Returns whether a part is a complete Parquet file with the source's columns; a power failure may truncate it.
 
     Args:
         path: the file.

@@ -1,7 +1,7 @@
-"""The manifest of a token folder: what the corpus is, what it was made of and how, and what is in each of its files.
+"""The manifest of a token folder: its sources, its settings, and the content of each of its files.
 
-Each class is a part of `manifest.json` (or, in the case of [`Reject`], a line of `rejects.jsonl`): `to_json` returns
-it as a dictionary for JSON, `from_json` reads that.
+Each class is a part of `manifest.json`, except for [`Reject`], a line of `rejects.jsonl`. `to_json` returns it as a
+dictionary for JSON; `from_json` reads that dictionary.
 """
 
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -22,12 +22,12 @@ class ModelFacts:
     """The model that made the tokens.
 
     Args:
-        name: its folder's name, or its name on the Hub.
+        name: the name of its folder, or its name on the Hub.
         identity: the identity of its weights.
         sampling_rate: samples per second, in Hz.
         hop_length: samples per frame.
         frame_rate: frames per second, in Hz.
-        token_identity: the identity of the tokens; None in manifests from before there was one.
+        token_identity: the identity of the tokens; None in older manifests.
         ancestors: the identities of the models with the same tokens, oldest first.
     """
 
@@ -45,7 +45,7 @@ class ModelFacts:
         return TokenSource(self.identity, self.token_identity, tuple(self.ancestors))
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the model as a dictionary; what is not known about its tokens is left out."""
+        """Returns the model as a dictionary, without unknown values."""
         content = asdict(self)
         return {name: value for name, value in content.items() if value is not None and value != []}
 
@@ -70,9 +70,9 @@ class SourceFacts:
     """A source of the corpus.
 
     Args:
-        name: its file's or folder's name, or its name on the Hub.
+        name: the name of its file or folder, or its name on the Hub.
         units: the number of its units.
-        fingerprint: a text that changes with its content.
+        fingerprint: a text that changes with the source's content.
     """
 
     name: str
@@ -87,9 +87,9 @@ class Shard:
     Args:
         file: its path in the folder.
         rows: the number of its rows.
-        frames: the number of frames in all of them.
-        seconds: the audio in all of them, in seconds.
-        bytes: its size.
+        frames: the number of frames in all rows.
+        seconds: the audio in all rows, in seconds.
+        bytes: its size in bytes.
         sha256: the checksum of its content.
     """
 
@@ -107,8 +107,8 @@ class Reject:
 
     Args:
         id: the row's id.
-        source: the file that it is from.
-        reason: why it has none: a kind, a colon and the details.
+        source: the file that contains the row.
+        reason: the reason why it has no tokens: a kind, a colon and details.
     """
 
     id: str
@@ -132,12 +132,12 @@ class Reject:
 
 @dataclass(frozen=True)
 class Plan:
-    """The settings that the shards depend on, which must not change while a folder is being made.
+    """The settings that the shards depend on; they must not change while a folder is being made.
 
     Args:
         model: the identity of the model's weights.
         bottleneck: a preset's name, `"native"`, or stages as text.
-        loudness: the loudness that clips are brought to, in LUFS; None for their own.
+        loudness: the loudness to which clips are normalised, in LUFS; None if they are left unchanged.
         dtype: the model's dtype.
         device: the type of device that the model runs on.
         source: the fingerprint of each source, and the number of its units.
@@ -145,9 +145,9 @@ class Plan:
         subset: the data set's subset.
         audio_column: the column with the audio.
         id_column: the column with ids, if it was named.
-        shortest: seconds; shorter clips are rejected.
+        shortest: minimum duration in seconds; shorter clips are rejected.
         shard_hours: hours of audio in a shard.
-        channel: the channel of recordings that was read, from 1; None for the mean of all.
+        channel: the channel of recordings that was read, counted from 1; None for the mean of all.
         compile: whether the model's layers were compiled.
     """
 
@@ -167,7 +167,7 @@ class Plan:
     compile: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the plan as a dictionary, by names that people understand."""
+        """Returns the plan as a dictionary with readable names."""
         # Later settings are left out at their defaults, as in the plans of versions that do not know them.
         values = {name: value for name, value in asdict(self).items() if LATER.get(name, ...) != value}
         return {PLAN_NAMES.get(name, name): value for name, value in values.items()}
@@ -204,7 +204,7 @@ class Manifest:
         sources: the sources.
         plan: the settings.
         columns: the names of the shards' columns.
-        fingerprint: the start of the SHA-256 over the shards' own, which is part of their names.
+        fingerprint: the start of a SHA-256 over the shards' checksums; it is part of the shards' names.
         shards: the files.
         rejected: the number of rejected rows for each kind of reason.
         format: the manifest's own version.
@@ -265,7 +265,7 @@ class Manifest:
         """Reads a manifest.
 
         Raises:
-            ValueError: if it is another format's, or its parts contradict each other.
+            ValueError: if it has another format, or its parts contradict each other.
             KeyError, TypeError, AttributeError: if a part is missing, or of another type.
         """
         if content["format"] != FORMAT:
@@ -292,7 +292,7 @@ class Manifest:
 
 
 def _facts(kind: type[Facts], content: dict[str, Any]) -> Facts:
-    """Reads a dataclass of plain fields; others that a later version has added are passed over."""
+    """Reads a dataclass of plain fields; fields added by later versions are ignored."""
     optional = {
         field.name for field in fields(kind) if field.default is not MISSING or field.default_factory is not MISSING
     }
@@ -301,10 +301,10 @@ def _facts(kind: type[Facts], content: dict[str, Any]) -> Facts:
 
 
 def _checked(part: Part) -> Part:
-    """Returns a part of a manifest whose values have the types that its class gives them.
+    """Returns a part of a manifest after checking the types of its values.
 
     Raises:
-        TypeError: naming a field whose value has another type.
+        TypeError: if a field's value has another type; names the field.
     """
     for name, kind in get_type_hints(type(part)).items():
         value = getattr(part, name)
@@ -321,16 +321,16 @@ def _has_type(value: Any, kind: Any) -> bool:
         return isinstance(value, dict) and all(_has_type(each, inner[1]) for each in value.values())
     if origin is UnionType:
         return any(_has_type(value, each) for each in inner)
-    if kind in (int, float):  # JSON writes whole numbers of seconds without a point; true is no number
+    if kind in (int, float):  # JSON may write whole floats as integers; booleans are no numbers
         return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
     return isinstance(value, kind)
 
 
 def read_manifest(folder: str | Path) -> Manifest | None:
-    """Reads a token folder's manifest; None if there is none, as in a folder that is not complete.
+    """Reads a token folder's manifest; None if there is none, as in an incomplete folder.
 
     Raises:
-        TaaeInputError: if it is damaged, or another program's.
+        TaaeInputError: if it is damaged, or was written by another program.
     """
     path = Path(folder) / MANIFEST
     if not (content := read_json(path)):

@@ -1,4 +1,4 @@
-"""Parts: small Parquet files, each of one unit's rows in their order, with tokens or the reason why there are none."""
+"""Parts: small Parquet files with the rows of one unit in order, each with tokens or the reason why it has none."""
 
 import io
 import json
@@ -9,7 +9,7 @@ from pyarrow import parquet
 
 from .units import Clip
 
-# Columns of a part that shards do not get: the file that the row was read from, why it has no tokens, and whether its
+# Columns of a part that shards lack: the file that contains the row, the reason why it has no tokens, and whether its
 # channels were averaged.
 SOURCE, PROBLEM, AVERAGED = "__source__", "__problem__", "__averaged__"
 NOT_KEPT = (SOURCE, PROBLEM, AVERAGED)
@@ -22,7 +22,7 @@ def part_bytes(clips: list[Clip], schema: pa.Schema, tokens_per_frame: int, samp
 
     Args:
         clips: the unit's clips, in order.
-        schema: the types of the source's own columns, where they are known.
+        schema: the types of the source's own columns, as far as they are known.
         tokens_per_frame: the number of tokens in a frame.
         sampling_rate: the rate of the clips' audio, in Hz.
     """
@@ -32,7 +32,7 @@ def part_bytes(clips: list[Clip], schema: pa.Schema, tokens_per_frame: int, samp
 
 
 def part_table(clips: list[Clip], schema: pa.Schema, tokens_per_frame: int, sampling_rate: int) -> pa.Table:
-    """Returns a part as a table: our columns, then the source's own. The arguments are those of [`part_bytes`]."""
+    """Returns a part as a table: our columns, then the source's own. Takes the arguments of [`part_bytes`]."""
     columns = {
         SOURCE: pa.array([clip.row.source for clip in clips], pa.string()),
         PROBLEM: pa.array([clip.problem for clip in clips], pa.string()),
@@ -48,15 +48,15 @@ def part_table(clips: list[Clip], schema: pa.Schema, tokens_per_frame: int, samp
         if name == "id" and all(
             v in (None, "") or str(v) == clip.row.id for v, clip in zip(values, clips, strict=True)
         ):
-            continue  # they are the rows' ids already
+            continue  # this column is the rows' ids already
         columns[kept] = column_array(values, schema.field(name).type if name in schema.names else None)
     return pa.table(columns)
 
 
 def kept_names(names: list[str]) -> dict[str, str]:
-    """Returns the name under which each of a source's columns is kept: `source_` stands before those that are ours.
+    """Returns the name under which each column of a source is kept; names that we use get the prefix `source_`.
 
-    A corpus that was tokenised by another codec has `codes`, and many have `duration`; neither is lost.
+    Thus the `codes` of another codec and the `duration` that many corpora have are not lost.
     """
     taken, kept = {*OUR_COLUMNS, *NOT_KEPT, *names}, {}
     for name in names:
@@ -69,7 +69,7 @@ def kept_names(names: list[str]) -> dict[str, str]:
 
 
 def codes_array(codes: list[np.ndarray | None], tokens_per_frame: int) -> pa.Array:
-    """Returns clips' tokens, each (tokens_per_frame, frames) int64 or None, as lists of frames of tokens."""
+    """Returns the tokens of clips, each (tokens_per_frame, frames) int64 or None, as lists of frames."""
     frames = [np.zeros((0, tokens_per_frame), np.int64) if clip is None else clip.T for clip in codes]
     tokens = pa.array(np.concatenate([*frames, np.zeros((0, tokens_per_frame), np.int64)]).ravel())
     offsets = np.cumsum([0, *map(len, frames)], dtype=np.int32)
@@ -77,7 +77,7 @@ def codes_array(codes: list[np.ndarray | None], tokens_per_frame: int) -> pa.Arr
 
 
 def column_array(values: list, known: pa.DataType | None) -> pa.Array:
-    """Returns a column of the source, of a known type or of one that fits; without a common type it becomes text."""
+    """Returns a column of the source, with its known type or one that fits; mixed values become text."""
     try:
         return pa.array(values, known)
     except (pa.ArrowException, OverflowError):

@@ -1,7 +1,7 @@
-"""A corpus encoded by the workers of a Ray cluster, with Ray Data: one worker for each GPU, or for each core.
+"""Encodes a corpus with the workers of a Ray cluster, using Ray Data: one worker per GPU, or per core.
 
 Ray Data gives each idle worker the next few units, restarts a worker that was killed, and repeats its unfinished units.
-A part is the same wherever it is made, and so is the corpus.
+A part, and so the corpus, does not depend on where it is made.
 """
 
 import logging
@@ -28,9 +28,9 @@ class Weights:
     """The model that workers load.
 
     Args:
-        model: its folder or its name on the Hub.
-        identity: the identity that it must have.
-        loudness: true to bring clips to the extractor's loudness.
+        model: the model's folder or its name on the Hub.
+        identity: the identity that the model must have.
+        loudness: whether to normalise clips to the extractor's loudness.
     """
 
     model: str
@@ -39,7 +39,7 @@ class Weights:
 
 
 class Worker:
-    """A [`CorpusEncoder`] as Ray Data wants it: foreseen errors are results, because Ray wraps errors in tracebacks."""
+    """Wraps a [`CorpusEncoder`] for Ray Data: returns expected errors as results, because Ray adds tracebacks."""
 
     def __init__(self, corpus: Corpus, encoding: Encoding, weights: Weights, device: str):
         self.corpus, self.encoding, self.weights, self.device = corpus, encoding, weights, device
@@ -56,7 +56,7 @@ class Worker:
         return CorpusEncoder(self.corpus, self.encoding, codec)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
-        """Returns the units in `unit`, (units,) int64, as parts: a list for each field, or one row with `error`."""
+        """Encodes the units in `unit`, (units,) int64; returns a list for each field of a part, or one `error`."""
         try:
             rows = [asdict(part) | {"error": ""} for part in self.encoder.parts(batch["unit"].tolist())]
         except TaaeInputError as error:
@@ -67,14 +67,13 @@ class Worker:
 class RayWorkers:
     """Workers of a Ray cluster; as a context, connected to it.
 
-    Ray's own messages tell about its inside; what matters to users comes as an exception. They are silenced until the
-    context ends.
+    Ray's log messages are silenced until the context ends; problems are raised as exceptions.
 
     Args:
         address: an address as `ray.init` takes it: a cluster's head, "auto" for this machine's cluster, or "local" to
             start one on this machine for this run.
-        workers: the number of workers; None for one on each GPU, or on each core.
-        device: "cpu" to leave GPUs alone.
+        workers: the number of workers; None for one per GPU, or per core.
+        device: "cpu" to use no GPUs.
     """
 
     def __init__(self, address: str, workers: int | None, device: str | None):
@@ -82,10 +81,10 @@ class RayWorkers:
         self.stack = ExitStack()
 
     def __enter__(self) -> "RayWorkers":
-        """Connects, and finds out what the cluster has.
+        """Connects, and finds out the cluster's GPUs and cores.
 
         Raises:
-            TaaeInputError: if Ray is not installed or cannot be reached, or has fewer GPUs or cores.
+            TaaeInputError: if Ray is not installed or cannot be reached, or there are fewer GPUs or cores than workers.
         """
         with ExitStack() as stack:
             stack.enter_context(environment_default("RAY_BACKEND_LOG_LEVEL", "fatal"))
@@ -111,7 +110,7 @@ class RayWorkers:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Leaves the cluster, and ends one that was started for this run."""
+        """Disconnects, and ends a cluster that was started for this run."""
         self.stack.close()
 
     def _connect(self) -> None:
@@ -128,7 +127,7 @@ class RayWorkers:
             ) from error
 
     def parts(self, corpus: Corpus, encoding: Encoding, weights: Weights, units: list[int]) -> Iterator[Part]:
-        """Yields the units as parts, in whatever order they are done.
+        """Yields the units as parts, in the order in which they are done.
 
         Raises:
             TaaeInputError: if a worker cannot load the model, or read a source.
@@ -138,7 +137,7 @@ class RayWorkers:
 
         if not units:
             return
-        # Fewer at a time than a worker could take, if there would not be enough for all workers to end together.
+        # Fewer units at a time than a worker could take, if otherwise some workers would end much earlier than others.
         size = min(encoding.stream_units(self.device), math.ceil(len(units) / (4 * self.workers)))
         calls = math.ceil(len(units) / size)
         workers = min(self.workers, calls)
@@ -188,7 +187,7 @@ def logging_level(name: str, level: int) -> Iterator[None]:
 
 @contextmanager
 def progress_bars(context: Any, enabled: bool) -> Iterator[None]:
-    """Switches Ray Data's progress bars until the context ends; `context` is its `DataContext`."""
+    """Switches Ray Data's progress bars on or off until the context ends; `context` is its `DataContext`."""
     before, context.enable_progress_bars = context.enable_progress_bars, enabled
     try:
         yield
@@ -197,10 +196,10 @@ def progress_bars(context: Any, enabled: bool) -> Iterator[None]:
 
 
 def check_reachable(address: str) -> None:
-    """Tries to connect to a cluster's head, for which Ray itself would wait for minutes.
+    """Tries to connect to a cluster's head, because Ray itself would wait for minutes.
 
     Raises:
-        OSError: if nothing is there.
+        OSError: if nothing answers.
     """
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon:

@@ -1,4 +1,4 @@
-"""How fast a corpus became tokens, for whoever plans a larger run."""
+"""The speed of a tokenisation, to plan a larger one."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -12,11 +12,11 @@ from .encoder import Part
 
 @dataclass(frozen=True)
 class MillionHours:
-    """The work of a million hours of audio at the speed of a run.
+    """The work for a million hours of audio at the speed of a run.
 
     Args:
         unit_hours: hours of one unit, which is a GPU or a core.
-        cost: the price of these hours, if the price of one is known.
+        cost: the price of these hours, if the price of one hour is known.
     """
 
     unit_hours: float
@@ -28,13 +28,13 @@ class Measured:
     """The speed of a run that encoded something.
 
     Args:
-        audio_seconds: the audio that was encoded, in seconds.
+        audio_seconds: the encoded audio, in seconds.
         elapsed_seconds: the time from start to end, in seconds.
         speed: seconds of audio per second, start and loading included.
-        speed_per_unit: seconds of audio per second and unit, without these.
+        speed_per_unit: seconds of audio per second and unit, start and loading excluded.
         model_speed_per_unit: the same if the model never waited for audio.
-        model_busy_share: the share of the time in which the model did not wait.
-        million_hours: the work of a million hours at this speed.
+        model_busy_share: the share of the time in which the model did not wait for audio.
+        million_hours: the work for a million hours at this speed.
     """
 
     audio_seconds: float
@@ -55,8 +55,8 @@ class Report:
         workers: the number of models that ran side by side.
         unit: the unit of hardware, `GPU` or `core`.
         units: the number of units.
-        measured: the speed; None if nothing was left to be encoded.
-        notes: lines about what lies in the sources and was not read.
+        measured: the speed; None if nothing was encoded.
+        notes: lines about files of the sources that were not read.
     """
 
     device: str
@@ -86,16 +86,16 @@ class Report:
 
 @dataclass
 class Speed:
-    """Sums up parts as they come.
+    """Measures the speed over the parts as they are made.
 
     Args:
         device: the type of device that the model runs on: cpu, cuda, ...
         workers: the number of models that run side by side.
-        cores: the number of cores that each of them has to itself, on CPUs.
+        cores: the number of cores of each worker, on CPUs.
         seconds: the audio so far, in seconds.
         elapsed: the time from start to end, in seconds.
         worked: the time of all workers together, without loading the model, in seconds.
-        waited: the time out of it in which a model waited for audio, in seconds.
+        waited: the part of that time in which a model waited for audio, in seconds.
     """
 
     device: str
@@ -107,7 +107,7 @@ class Speed:
     waited: float = 0.0
 
     def measured(self, parts: Iterable[Part], units: int, done: int) -> Iterator[Part]:
-        """Passes the parts on, and shows the progress; `done` of the units were so before."""
+        """Passes the parts on and shows the progress; `done` of the `units` were done before."""
         start = time.perf_counter()
         with tqdm(desc="Tokenising", total=units, initial=done, unit="unit", disable=None) as progress:
             for part in parts:

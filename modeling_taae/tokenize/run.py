@@ -1,4 +1,4 @@
-"""A corpus of recorded speech to a data set of tokens, from the sources to the card."""
+"""Turns a corpus of recorded speech into a data set of tokens, from the sources to the card."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ from .ray_workers import RayWorkers, Weights
 from .report import Report, Speed
 from .verification import open_token_folder
 
-# Threads that read audio where nobody says how many, by type of device: beside a GPU, one is not enough.
+# Default number of threads that read audio, by type of device; for a GPU, one is not enough.
 READERS = {"cpu": 1}
 DEFAULT_READERS = 8
 
@@ -55,10 +55,10 @@ def tokenize_corpus(
     ray: str | None = None,
     workers: int | None = None,
 ) -> Manifest:
-    """Tokenises a corpus into a folder that `datasets.load_dataset` reads: all that `taae tokenize` does.
+    """Tokenises a corpus into a folder that `datasets.load_dataset` reads, as `taae tokenize` does.
 
-    A run that was interrupted goes on when it is called again with the same arguments. A folder that is complete is
-    checked against its manifest, and nothing is encoded again.
+    An interrupted run continues when it is called again with the same arguments. A complete folder is checked against
+    its manifest, and nothing is encoded again.
 
     Args:
         sources: recordings, Parquet files, WebDataset archives, lists of recordings, folders of all these, patterns of
@@ -66,36 +66,36 @@ def tokenize_corpus(
         output: the folder to make.
         model: a model's folder or its name on the Hub; None for the default of `taae`.
         bottleneck: a preset's name, `"native"`, or stages, also as text; None for the model's own.
-        device: a device, as torch spells it; None for CUDA where there is one, else the CPU.
+        device: a torch device, such as `"cuda:0"`; None for CUDA if available, else the CPU.
         dtype: the model's dtype: `"float32"`, `"bfloat16"` or `"float16"`.
         compile: true to compile the model's layers (see [`Codec.compiled`]).
-        loudness: true to bring clips to the model's loudness.
+        loudness: whether to normalise clips to the model's loudness.
         split: the split of a data set, and of the output; None for `"train"`.
         subset: the subset of a data set that has several.
         audio_column: the column with the audio.
         id_column: the column with ids; None for `id`, `utterance_id` or `segment_id`, if there is one.
-        audio_root: a folder outside of the sources in which recordings may lie that they name.
-        channel: the channel of recordings to read, from 1; None for the mean of all.
-        shortest: seconds; shorter clips are rejected.
+        audio_root: a folder outside of the sources that may hold recordings named in them.
+        channel: the channel of recordings to read, counted from 1; None for the mean of all.
+        shortest: minimum duration in seconds; shorter clips are rejected.
         shard_hours: hours of audio in a shard.
-        readers: the number of threads that decode audio; None for 8 beside a GPU, else 1.
-        unit_rows: the rows of a unit at least, where the source leaves the choice: an interrupted run repeats those
-            that it has not finished. It is one of the settings that a folder belongs to.
-        units_together: the number of units that are encoded as one stream of clips; None for 1 on a CPU and 64 else.
-        license: the licence of the recordings, as the Hub calls it, for the card.
+        readers: the number of threads that decode audio; None for 8 with a GPU, else 1.
+        unit_rows: the minimum number of rows of a unit, if the source does not fix it. An interrupted run repeats its
+            unfinished units. A folder must be continued with the same number.
+        units_together: the number of units encoded as one stream of clips; None for 1 on a CPU, else 64.
+        license: the licence of the recordings, as an identifier of the Hub, for the card.
         price_per_hour: the price of a GPU or core, for the report.
         ray: the address of a Ray cluster, `"auto"`, or `"local"` for the cores or GPUs of this machine.
-        workers: the number of workers on the cluster; None for one on each GPU, or on each core.
+        workers: the number of workers on the cluster; None for one per GPU, or per core.
 
     Returns:
-        The folder's manifest, as in its manifest.json.
+        The folder's manifest, which is also in its manifest.json.
 
     Raises:
         TaaeInputError: if the model, a source, the folder or an argument cannot be used, no row could be tokenised, or
             a complete folder does not hold what its manifest lists.
     """
     if workers is not None and ray is None:
-        raise TaaeInputError("--workers: goes with --ray; add --ray local for workers on this machine")
+        raise TaaeInputError("--workers: works only with --ray; add --ray local for workers on this machine")
     names = [os.fspath(name) for name in ([sources] if isinstance(sources, str | Path) else sources)]
     check_output(names, output)
     corpus = Corpus(
@@ -145,7 +145,7 @@ def tokenize_corpus(
 
 
 def check_output(sources: list[str], output: str | Path) -> None:
-    """Refuses an output folder in which the source would find its own tokens.
+    """Rejects an output folder inside a source, which would then read its own tokens.
 
     Raises:
         TaaeInputError: if it lies in a source.
@@ -156,15 +156,15 @@ def check_output(sources: list[str], output: str | Path) -> None:
 
 
 def located(model: str) -> str:
-    """Returns a model's folder as a path from the root, because workers may run in another folder, or its Hub name."""
+    """Returns a model's Hub name, or its folder as an absolute path, because workers may run in another folder."""
     return os.path.abspath(model) if os.path.isdir(model) else model
 
 
 def chosen_stages(codec: Codec, bottleneck: str | list | tuple | None) -> str | list | tuple:
-    """Returns a bottleneck that the model has.
+    """Returns the chosen bottleneck after checking it against the model.
 
     Raises:
-        TaaeInputError: if it has no such bottleneck.
+        TaaeInputError: if the model has no such bottleneck.
     """
     if bottleneck is None:
         return codec.model.config.bottleneck
@@ -177,7 +177,7 @@ def chosen_stages(codec: Codec, bottleneck: str | list | tuple | None) -> str | 
 
 
 def complete_folder(folder: TokenFolder, license: str | None) -> Manifest:
-    """Checks a complete folder, gives its card a licence if there is one now, and returns its manifest.
+    """Checks a complete folder, writes the licence into its card if one is given, and returns its manifest.
 
     Raises:
         TaaeInputError: if it does not hold what its manifest lists.
@@ -189,7 +189,7 @@ def complete_folder(folder: TokenFolder, license: str | None) -> Manifest:
 
 
 def make_manifest(plan: Plan, codec: Codec, model: str, corpus: Corpus, assembled: Assembled) -> Manifest:
-    """Returns the manifest of a folder whose shards are in their places."""
+    """Returns the manifest of a folder whose shards are written."""
     config, quantizer = codec.model.config, codec.model.bottleneck(parse_bottleneck(plan.bottleneck))
     source = codec.token_source(parse_bottleneck(plan.bottleneck))
     name = as_text(Path(model).resolve().name) if os.path.isdir(model) else model

@@ -1,4 +1,4 @@
-"""Parts to shards: rows with tokens under one schema, with ids of their own, and the rejects."""
+"""Joins parts to shards: rows with tokens under one schema with unique ids, and a list of rejects."""
 
 import io
 from collections import Counter
@@ -16,7 +16,7 @@ from .parts import AVERAGED, NOT_KEPT, OUR_COLUMNS, PROBLEM, SOURCE
 
 @dataclass
 class Contents:
-    """The rows of a corpus, as its parts are read one after the other.
+    """Collects the rows of a corpus while its parts are read one by one.
 
     Args:
         schema: the shards' schema.
@@ -31,7 +31,7 @@ class Contents:
     averaged: int = 0
 
     def add(self, part: pa.Table) -> pa.Table:
-        """Takes the rejects from a part and returns the other rows, each with an id of its own."""
+        """Takes the rejects from a part and returns the other rows with unique ids."""
         kept, names = [], []
         columns = (part[name].to_pylist() for name in ("id", SOURCE, PROBLEM))
         for number, (name, source, reason) in enumerate(zip(*columns, strict=True)):
@@ -51,7 +51,7 @@ class Contents:
         return pa.table(taken, schema=self.schema)
 
     def _own_id(self, name: str) -> str:
-        """Returns an id that no row has yet: in many corpora it is the sentence's, which several people read."""
+        """Returns an id that no row has yet. In many corpora the id is a sentence's, which several people read."""
         spellings = chain([name], (f"{name}#{number}" for number in count(self.ids[name] + 1)))
         own = next(spelling for spelling in spellings if spelling not in self.ids)
         self.ids.update({name, own})
@@ -64,7 +64,7 @@ class Contents:
 
 
 def in_shards(tables: Iterable[pa.Table], seconds: float) -> Iterator[pa.Table]:
-    """Joins tables until they hold so many seconds of audio."""
+    """Joins tables until each result holds `seconds` of audio."""
     joined, duration = [], 0.0
     for table in tables:
         joined.append(table)
@@ -77,30 +77,30 @@ def in_shards(tables: Iterable[pa.Table], seconds: float) -> Iterator[pa.Table]:
 
 
 def shard_bytes(table: pa.Table) -> bytes:
-    """Returns a shard as a Parquet file, the same one for the same table."""
+    """Returns a shard as a Parquet file; equal tables give equal bytes."""
     content = io.BytesIO()
-    # Tokens are spread too evenly for a dictionary to make them smaller.
+    # Tokens are distributed too evenly for a dictionary to compress them.
     dictionary = [field.name for field in table.schema if field.name not in OUR_COLUMNS]
     parquet.write_table(table, content, compression="zstd", use_dictionary=dictionary, row_group_size=1024)
     return content.getvalue()
 
 
 def common_schema(schemas: Iterable[pa.Schema]) -> pa.Schema:
-    """Returns the columns of all parts, ours first, each of a type that holds what is in any part; else text.
+    """Returns the columns of all parts, ours first, each with a type that fits all parts, else text.
 
     Raises:
-        TaaeInputError: if a column's types have nothing in common.
+        TaaeInputError: if a column's types are incompatible.
     """
     types: dict[str, pa.DataType] = {}
     for field_ in (field_ for schema in schemas for field_ in schema if field_.name not in NOT_KEPT):
         known = types.setdefault(field_.name, field_.type)
         types[field_.name] = known if known == field_.type else common_type(field_.name, known, field_.type)
-    # A column without any value could not be loaded together with data that have some.
+    # A column of nulls could not be loaded together with data that have values there.
     return pa.schema([(name, pa.string() if pa.types.is_null(kind) else kind) for name, kind in types.items()])
 
 
 def common_type(name: str, *types: pa.DataType) -> pa.DataType:
-    """Returns a type for a column that has several.
+    """Returns a common type for a column that has several types.
 
     Raises:
         TaaeInputError: if there is none.

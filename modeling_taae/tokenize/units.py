@@ -1,7 +1,7 @@
-"""Units of a corpus on their way to tokens.
+"""Tracks the units of a corpus while they are encoded.
 
-A unit is read row by row and encoded clip by clip, and its clips may be encoded in any order. [`UnitQueue`] knows the
-state of each unit and hands it over once it is complete.
+A unit is read row by row and encoded clip by clip, in any order of its clips. [`UnitQueue`] tracks the state of each
+unit and returns it once it is complete.
 """
 
 from dataclasses import dataclass, field
@@ -15,13 +15,13 @@ from ..data.row import Row
 
 @dataclass
 class Clip:
-    """A row on its way: first with audio or a problem, then with tokens.
+    """A row being encoded: first with audio or a problem, then with tokens.
 
     Args:
         row: the row.
         audio: (samples,) float32 mono at the model's rate, until it is encoded.
         samples: the audio's length.
-        problem: the reason why there are no tokens; empty while nothing is wrong.
+        problem: the reason why there are no tokens; empty if there is none.
         codes: (tokens_per_frame, frames) int64, once the clip is encoded.
         averaged: whether several channels were averaged.
     """
@@ -42,10 +42,10 @@ class Place(NamedTuple):
 
 
 class UnitState(Enum):
-    """The states that a unit goes through, in this order."""
+    """The states of a unit, in order."""
 
     READING = "more rows may come"
-    ENCODING = "all rows are there, and some clips wait for their tokens"
+    ENCODING = "all rows are read, and some clips wait for their tokens"
     COMPLETE = "each clip has its tokens or a problem"
 
 
@@ -78,14 +78,14 @@ class UnitQueue:
         self.units: dict[int, Unit] = {}
 
     def add(self, unit: int, clip: Clip) -> Place:
-        """Adds the next clip of a unit; one with audio waits for its tokens.
+        """Adds the next clip of a unit; a clip with audio waits for its tokens.
 
         Args:
             unit: the unit's number.
             clip: the clip.
 
         Returns:
-            The place under which its tokens are handed in.
+            The clip's place, for [`~UnitQueue.resolve`] and [`~UnitQueue.reject`].
         """
         work = self.units.setdefault(unit, Unit())
         work.clips.append(clip)
@@ -93,7 +93,7 @@ class UnitQueue:
         return Place(unit, len(work.clips) - 1)
 
     def close(self, unit: int) -> None:
-        """Notes that all rows of a unit have been read."""
+        """Marks a unit as completely read."""
         self.units.setdefault(unit, Unit()).closed = True
 
     def clip(self, place: Place) -> Clip:
@@ -106,7 +106,7 @@ class UnitQueue:
         self.units[place.unit].waiting -= 1
 
     def reject(self, place: Place, problem: str) -> None:
-        """Gives a clip the reason why it gets no tokens."""
+        """Gives a clip the reason why it has no tokens."""
         clip = self.clip(place)
         clip.problem, clip.samples = problem, 0
         self.units[place.unit].waiting -= 1

@@ -1,4 +1,4 @@
-"""A finished token folder against its manifest: no file is missing, changed, foreign or elsewhere."""
+"""Verifies a complete token folder against its manifest: no shard is missing, changed, misplaced or unlisted."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ SHOWN = 3  # problems that a message names
 
 
 def find_tokens(name: str | Path) -> Path:
-    """Returns the folder of a corpus of tokens, which is downloaded if it is on the Hub.
+    """Returns the folder of a corpus of tokens, after downloading it if it is on the Hub.
 
     Args:
         name: a folder that `taae tokenize` wrote, or a data set's name on the Hub, `owner/name`.
@@ -33,9 +33,10 @@ def find_tokens(name: str | Path) -> Path:
     try:
         patterns = [MANIFEST, f"{DATA}/*.parquet"]
         return Path(snapshot_download(str(name), repo_type="dataset", allow_patterns=patterns))
-    except Exception as error:  # huggingface_hub and what it stands on raise many types
+    except Exception as error:  # huggingface_hub and its dependencies raise errors of many types
         raise TaaeInputError(
-            f"{name}: is no folder, and cannot be had from the Hub ({one_line(error)}); check the name, or download it"
+            f"{name}: is no folder, and cannot be downloaded from the Hub ({one_line(error)}); check the name and the "
+            "network"
         ) from error
 
 
@@ -44,15 +45,15 @@ def open_token_folder(folder: str | Path, checked: bool = True) -> Manifest:
 
     Args:
         folder: a folder that `taae tokenize` wrote, or that [`find_tokens`] returned.
-        checked: true to compare the shards with the manifest; one process among several is enough.
+        checked: whether to compare the shards with the manifest; among several processes, one need do it.
 
     Raises:
-        TaaeInputError: if it is not complete, or as for [`verify_shards`].
+        TaaeInputError: if it is not complete, or [`verify_shards`] fails.
     """
     manifest = read_manifest(folder)
     if manifest is None:
         raise TaaeInputError(
-            f"{folder}: is no complete corpus of tokens; make it, or finish it, with `taae tokenize SPEECH -o {folder}`"
+            f"{folder}: is no complete corpus of tokens; make or finish it with `taae tokenize SPEECH -o {folder}`"
         )
     if checked:
         verify_shards(folder, manifest)
@@ -60,7 +61,7 @@ def open_token_folder(folder: str | Path, checked: bool = True) -> Manifest:
 
 
 def verify_shards(folder: str | Path, manifest: Manifest) -> None:
-    """Checks a token folder's shards against its manifest: all of their bytes are read.
+    """Checks a token folder's shards against its manifest, reading all bytes.
 
     Raises:
         TaaeInputError: if a shard is missing or changed, lies outside of the folder, or is not in the manifest.
@@ -77,7 +78,7 @@ def verify_shards(folder: str | Path, manifest: Manifest) -> None:
         more = f", and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise TaaeInputError(
             f"{folder}: does not hold what its {MANIFEST} lists ({'; '.join(problems[:SHOWN])}{more}); restore the "
-            "folder from where it came from, or tokenise into a new one"
+            "folder, or tokenise into a new one"
         )
 
 
@@ -95,7 +96,7 @@ def shard_problem(folder: Path, shard: Shard) -> str:
     with path.open("rb") as file:
         if path.stat().st_size != shard.bytes:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                return f"{shard.file} is a pointer of Git LFS, whose content `git lfs pull` brings"
+                return f"{shard.file} is a pointer of Git LFS; fetch its content with `git lfs pull`"
             return f"{shard.file} has {path.stat().st_size:,} bytes, not {shard.bytes:,}"
         if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
             return f"{shard.file} has another content"
@@ -103,9 +104,9 @@ def shard_problem(folder: Path, shard: Shard) -> str:
 
 
 def fingerprint_of(checksums: list[str]) -> str:
-    """Returns what tells a folder's shards from all others: the start of the SHA-256 over theirs.
+    """Returns the fingerprint of a folder's shards: the start of a SHA-256 over their checksums.
 
-    It is in the shards' names, and so in the card's pattern of them, because `datasets` takes folders of one name and
-    one pattern for the same, and would give what it has cached of the other.
+    It is part of the shards' names and of the card's pattern for them, because `datasets` confuses folders with the
+    same name and pattern: it would return the cached content of the other.
     """
     return hashlib.sha256("".join(checksums).encode()).hexdigest()[:16]

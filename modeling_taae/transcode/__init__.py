@@ -1,1 +1,1 @@
-"""Files and live signals to tokens and back, and what they hold."""
+"""Converts audio files and live signals to tokens and back, and describes `.taae` files and models."""

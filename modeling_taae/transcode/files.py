@@ -1,4 +1,4 @@
-"""Audio files to `.taae` files and back, one or many: what `taae encode`, `taae decode` and `taae reconstruct` do."""
+"""Converts audio files to `.taae` files and back, for `taae encode`, `taae decode` and `taae reconstruct`."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +20,7 @@ from ..taae_file import TaaeFile
 
 
 class Job(NamedTuple):
-    """One file to make of another; `-` is a standard stream."""
+    """A source file and its target; `-` is a standard stream."""
 
     source: Path
     target: Path
@@ -46,7 +46,7 @@ def encode_files(
         read: the function that reads an audio file at a sampling rate.
 
     Yields:
-        Each job once its target is in place; on a GPU in another order than they came.
+        Each job once its target is in place; on a GPU the order differs from that of the jobs.
 
     Raises:
         TaaeInputError: if a file cannot be read or written, and there is no `on_error`.
@@ -104,7 +104,7 @@ def reconstruct_files(
     on_error: OnError | None = None,
     read: Callable[[Path, int], np.ndarray] = read_audio,
 ) -> Iterator[Job]:
-    """Encodes audio files and writes what their tokens decode to; arguments, results and errors as [`encode_files`]."""
+    """Encodes audio files and writes the decoded audio; arguments, results and errors as for [`encode_files`]."""
     rate, failing = codec.model.config.sampling_rate, _Failing(on_error)
     for job in jobs:
         with failing.reported(job):
@@ -115,11 +115,11 @@ def reconstruct_files(
 
 @contextmanager
 def layer_progress(model: TaaeModel, report: Callable[[float], None]) -> Iterator[None]:
-    """Reports how far a running encoder or decoder is, as the share of its transformer layers' work that is done.
+    """Reports the progress of a running encoder or decoder, as the completed share of its transformer layers' work.
 
     Args:
         model: the model to watch; its results do not change.
-        report: called with a share from 0 to 1 after each layer, and for long recordings after each chunk of one.
+        report: called with a share from 0 to 1 after each layer; for long recordings, after each chunk in a layer.
     """
     rates = [math.prod(model.config.strides[block + 1 :]) for block in range(len(model.config.strides))]
     handles = [
@@ -167,14 +167,14 @@ def _watch(
 
 
 class _Failing:
-    """Hands the errors of single jobs on, or raises them where nobody takes them."""
+    """Passes the errors of single jobs to a function, or raises them if there is none."""
 
     def __init__(self, on_error: OnError | None):
         self.on_error = on_error
 
     @contextmanager
     def reported(self, job: Job) -> Iterator[None]:
-        """Reports what is raised within as a failure of a job."""
+        """Reports an error raised within as the failure of a job."""
         try:
             yield
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Facts about a `.taae` file and about a model: what `taae info` prints."""
+"""Facts about `.taae` files and models, for `taae info`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 from ..codec import Codec
 from ..files import read_bytes
 from ..quantization_taae import BOTTLENECK_PRESETS, NATIVE
-from ..taae_file import CodedDescription, TaaeFile, format_bottleneck, naming, read_description
+from ..taae_file import CodedHeader, TaaeFile, format_bottleneck, naming, read_header
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class FileInfo:
         """
         data = read_bytes(source)
         with naming(source):
-            _, header = read_description(data)
-            coded = isinstance(header, CodedDescription)
+            _, header = read_header(data)
+            coded = isinstance(header, CodedHeader)
             return cls(
                 header.num_samples,
                 header.sampling_rate,
                 format_bottleneck(header.bottleneck),
                 len(data),
-                prior_identity=header.prior_identity if isinstance(header, CodedDescription) else None,
+                prior_identity=header.prior_identity if isinstance(header, CodedHeader) else None,
                 packed=None if coded else TaaeFile.from_bytes(data),
             )
 

@@ -1,7 +1,7 @@
-"""A live signal to tokens or audio, frame by frame: what `taae stream` does.
+"""Converts a live signal to tokens or audio, frame by frame, for `taae stream`.
 
-Each step is a generator that takes what the one before it yields, so that a frame is written as soon as its last sample
-has been read. `taae_file.py` defines the layout of a stream of tokens.
+Each step is a generator that reads from the step before it, so that a frame is written as soon as its last sample has
+been read. `taae_file.py` defines the layout of a stream of tokens.
 """
 
 import io
@@ -17,17 +17,17 @@ from torch import Tensor
 from ..audio_io import UNKNOWN_SIZE, to_pcm16
 from ..codec import Codec, exact_convolutions
 from ..errors import TaaeInputError
-from ..taae_file import STREAM_MAGIC, Description, TaaeFileError, pack_tokens, unpack_tokens
+from ..taae_file import STREAM_MAGIC, PackedHeader, TaaeFileError, pack_tokens, unpack_tokens
 
 READ_SIZE = 1 << 16
 RAW_ENCODINGS = {"s16le": "<i2", "f32le": "<f4"}
-# Format tag and bits per sample of a WAV header; tag 0xFFFE says that the actual tag comes later.
+# Format tag and bits per sample of a WAV header; with tag 0xFFFE the actual tag comes later.
 WAV_ENCODINGS = {(1, 16): "s16le", (3, 32): "f32le"}
 WAV_EXTENSIBLE = 0xFFFE
 
 
 class SampleFormat(NamedTuple):
-    """The layout of samples: their encoding, interleaved channels, and size in bytes (infinite where it is unknown)."""
+    """The layout of samples: their encoding, interleaved channels, and size in bytes (infinite if unknown)."""
 
     encoding: str
     channels: int = 1
@@ -38,7 +38,7 @@ def check_causal(codec: Codec) -> None:
     """Checks that a model can stream.
 
     Raises:
-        TaaeInputError: if it looks ahead.
+        TaaeInputError: if the model is not causal.
     """
     if not codec.model.config.causal:
         raise TaaeInputError(
@@ -56,7 +56,7 @@ def stream(
     gain: float = 0.0,
     force: bool = False,
 ) -> None:
-    """Encodes and decodes a live signal, writing each frame as soon as its last sample has come.
+    """Encodes and decodes a live signal, writing each frame as soon as its last sample has arrived.
 
     Args:
         codec: causal model and feature extractor.
@@ -64,12 +64,13 @@ def stream(
         sink: the stream to write.
         input_format: `s16le` or `f32le` for raw samples; `auto` for WAV or tokens, told apart by their first bytes.
         output_format: `s16le` or `f32le` for raw samples; `tokens` for a stream of tokens.
-        bottleneck: a bottleneck as `TaaeModel.encode` takes it; None for the model's own, or the one that tokens name.
+        bottleneck: a bottleneck as `TaaeModel.encode` takes it; None for the model's own, or for the one in the header
+            of a stream of tokens.
         gain: amplification of the input, in dB.
         force: whether to decode the tokens of another model.
 
     Raises:
-        TaaeInputError: if the model looks ahead, or the input is damaged or does not go with the arguments.
+        TaaeInputError: if the model is not causal, or the input is damaged or does not fit the arguments.
     """
     check_causal(codec)
     beginning = source.read(4) if input_format == "auto" else b""
@@ -79,7 +80,7 @@ def stream(
                 "standard input: is a stream of tokens, which becomes audio with the bottleneck that it names; "
                 "expected no --bottleneck, --gain or --output tokens"
             )
-        header = Description.read_stream(source, beginning)
+        header = PackedHeader.read_stream(source, beginning)
         if not force:
             codec.check_identity("standard input", header.model_identity)
         codec.check_format(header.sampling_rate, header.hop_length)
@@ -100,17 +101,17 @@ def read_wav_header(source: BinaryIO, beginning: bytes, sampling_rate: int) -> S
 
     Args:
         source: the stream of bytes.
-        beginning: the four bytes that were read to recognise it.
+        beginning: its first four bytes, which have been read already.
         sampling_rate: the model's sampling rate in Hz, which the samples must have.
 
     Raises:
-        TaaeInputError: if it is no WAV header, has another rate, or its samples are of a kind not read here.
+        TaaeInputError: if it is no WAV header, or has another rate or an unsupported sample format.
     """
     if not beginning:
         raise TaaeInputError("standard input: is empty (0 bytes); expected audio or tokens")
     if beginning != b"RIFF" or source.read(8)[4:] != b"WAVE":
         raise TaaeInputError(
-            "standard input: is neither WAV nor a stream of tokens; for raw samples, say --input s16le or f32le, and "
+            "standard input: is neither WAV nor a stream of tokens; for raw samples, say --input s16le or f32le; "
             "decode .taae files with `taae decode`"
         )
     layout = None
@@ -134,11 +135,11 @@ def read_wav_header(source: BinaryIO, beginning: bytes, sampling_rate: int) -> S
 
 
 def read_samples(source: BinaryIO, layout: SampleFormat) -> Iterator[np.ndarray]:
-    """Yields samples as they come, the channels averaged: (samples,) float32, full scale at 1.
+    """Yields samples as they arrive, with the channels averaged: (samples,) float32, full scale at 1.
 
     Raises:
-        TaaeInputError: at the end of the input, if that lies within a sample or before the promised size; or at a
-            sample that is NaN or infinite.
+        TaaeInputError: if a sample is NaN or infinite, or the input ends within a sample or before the size in its
+            header.
     """
     width = layout.channels * np.dtype(RAW_ENCODINGS[layout.encoding]).itemsize
     scale = 2.0**-15 if layout.encoding == "s16le" else 1.0
@@ -161,7 +162,7 @@ def read_samples(source: BinaryIO, layout: SampleFormat) -> Iterator[np.ndarray]
 
 
 class CountedSamples:
-    """Amplifies and counts chunks of samples, so that the decoded audio can end where they ended."""
+    """Amplifies and counts chunks of samples, so that the decoded audio can be cut to the same length."""
 
     def __init__(self, chunks: Iterable[np.ndarray], gain: float = 1.0):
         self.chunks, self.gain, self.count = chunks, np.float32(gain), 0
@@ -172,7 +173,7 @@ class CountedSamples:
             yield self.gain * chunk
 
     def cut(self, decoded: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Yields decoded audio without the zeros that filled up the last frame."""
+        """Yields decoded audio without the padding of the last frame."""
         position = 0
         for audio in decoded:
             yield audio[: self.count - position]
@@ -182,7 +183,16 @@ class CountedSamples:
 def encode_stream(
     codec: Codec, chunks: Iterable[np.ndarray], bottleneck: str | list | tuple | None
 ) -> Iterator[Tensor]:
-    """Yields tokens (1, tokens_per_frame, frames) of the frames that each chunk (samples,) completes, then the rest."""
+    """Yields the tokens of the frames that each chunk completes, then those of the rest.
+
+    Args:
+        codec: causal model and feature extractor.
+        chunks: chunks of samples, each (samples,) float32.
+        bottleneck: a bottleneck as `TaaeModel.encode` takes it.
+
+    Yields:
+        (1, tokens_per_frame, frames) int64.
+    """
     state = codec.model.streaming_state()
     for chunk in chunks:
         samples = torch.from_numpy(chunk)[None, None].to(codec.model.device)
@@ -199,10 +209,10 @@ def encode_stream(
 def decode_stream(
     codec: Codec, tokens: Iterable[Tensor], bottleneck: str | list | tuple | None
 ) -> Iterator[np.ndarray]:
-    """Yields audio (samples,) float32 for tokens (1, tokens_per_frame, frames) as they come.
+    """Yields audio (samples,) float32 for tokens (1, tokens_per_frame, frames) as they arrive.
 
     Raises:
-        TaaeInputError: if a token is not one of the model's.
+        TaaeInputError: if a token is out of range for the model.
     """
     state = codec.model.streaming_state()
     for codes in tokens:
@@ -215,10 +225,10 @@ def decode_stream(
         yield decoded.audio_values[0, 0].float().cpu().numpy()
 
 
-def stream_header(codec: Codec, bottleneck: str | list | tuple | None) -> Description:
+def stream_header(codec: Codec, bottleneck: str | list | tuple | None) -> PackedHeader:
     """Returns the header of a stream of tokens of this model."""
     config = codec.model.config
-    return Description(
+    return PackedHeader(
         model_identity=codec.file_identity,
         sampling_rate=config.sampling_rate,
         hop_length=config.hop_length,
@@ -228,7 +238,7 @@ def stream_header(codec: Codec, bottleneck: str | list | tuple | None) -> Descri
     )
 
 
-def write_tokens(sink: BinaryIO, tokens: Iterable[Tensor], header: Description) -> None:
+def write_tokens(sink: BinaryIO, tokens: Iterable[Tensor], header: PackedHeader) -> None:
     """Writes a stream of tokens, each frame in whole bytes."""
     sink.write(header.stream_header())
     sink.flush()
@@ -238,8 +248,8 @@ def write_tokens(sink: BinaryIO, tokens: Iterable[Tensor], header: Description) 
         sink.flush()
 
 
-def read_tokens(source: BinaryIO, header: Description) -> Iterator[Tensor]:
-    """Yields the tokens (1, tokens_per_frame, 1) of each frame as it comes.
+def read_tokens(source: BinaryIO, header: PackedHeader) -> Iterator[Tensor]:
+    """Yields the tokens (1, tokens_per_frame, 1) of each frame as it arrives.
 
     Raises:
         TaaeFileError: if the stream ends within a frame.

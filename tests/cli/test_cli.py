@@ -746,7 +746,7 @@ class TestProgress:
         assert all(line.startswith("taae: ") for line in lines)
 
     def test_shares_of_one_long_file(self, monkeypatch):
-        monkeypatch.setattr("modeling_taae.convolution_taae.PIECE", 100)
+        monkeypatch.setattr("modeling_taae.convolution_taae.CHUNK_STEPS", 100)
         loaded = codec.load_codec(None, "cpu")
         for seconds in (1.0, 60.0):
             shares = []

@@ -14,7 +14,7 @@ import torch
 
 from modeling_taae import TaaeConfig, TaaeFeatureExtractor, TaaeModel, cli
 from modeling_taae.codec import load_codec
-from modeling_taae.taae_file import Description, TaaeFile
+from modeling_taae.taae_file import PackedHeader, TaaeFile
 from modeling_taae.transcode.live import SampleFormat, encode_stream, read_samples
 
 RATE, HOP = 16_000, 640
@@ -148,7 +148,7 @@ def test_tokens_become_the_audio_that_the_file_becomes(stream):
 def test_bottlenecks(stream, bottleneck):
     content = wav_bytes(speechlike(5_000))
     status, output = stream(content, "--output", "tokens", "--bottleneck", bottleneck)
-    description = Description.read_stream(source := io.BytesIO(output))
+    description = PackedHeader.read_stream(source := io.BytesIO(output))
     assert status == 0 and len(source.read()) == 8 * description.frame_bytes
     decoded = np.frombuffer(stream(output, "--output", "f32le")[1], "<f4")
     expected = load_codec(None).decode(encoded_whole(content, "--bottleneck", bottleneck))
@@ -273,7 +273,7 @@ class TestBadTokens:
         assert "Token 65535 of item 0" in refused(tokens + b"\xff\xff")
 
     def test_of_another_model(self, refused, stream, tokens):
-        description = Description.read_stream(source := io.BytesIO(tokens))
+        description = PackedHeader.read_stream(source := io.BytesIO(tokens))
         foreign = description._replace(model_identity="0" * 16).stream_header() + source.read()
         assert "was encoded by model 0000000000000000" in refused(foreign)
         assert stream(foreign, "--force") == stream(tokens)

@@ -113,7 +113,7 @@ def test_one_clip_is_what_the_codec_makes_of_it(tiny_codec) -> None:
 
 
 def test_the_same_bits_of_what_is_processed_in_pieces(tiny_codec, monkeypatch) -> None:
-    monkeypatch.setattr(convolution_taae, "PIECE", 48)
+    monkeypatch.setattr(convolution_taae, "CHUNK_STEPS", 48)
     clips = make_clips([700, 150_000, 640 * 200])
     alone = {key: encode(tiny_codec, [(key, audio)])[key] for key, audio in clips.items()}
     for goes in groupings(clips):

@@ -15,14 +15,14 @@ from modeling_taae.errors import TaaeInputError
 from modeling_taae.quantization_taae import BOTTLENECK_PRESETS, resolve_bottleneck
 from modeling_taae.taae_file import (
     CODED_BOTTLENECKS,
-    CodedDescription,
+    CodedHeader,
     TaaeFile,
     TaaeFileError,
     format_bottleneck,
     model_identity,
     pack_tokens,
     parse_bottleneck,
-    read_description,
+    read_header,
     token_bits,
     unpack_tokens,
 )
@@ -258,8 +258,8 @@ class TestEntropyCoded:
 
     def test_description_needs_no_prior(self):
         written, data = make_coded_file("native", num_samples=12_345)
-        _, description = read_description(data)
-        assert description == CodedDescription("native", PRIOR.identity, 16_000, 12_345)
+        _, header = read_header(data)
+        assert header == CodedHeader("native", PRIOR.identity, 16_000, 12_345)
 
     def test_where_the_encoder_is_missing_files_are_packed(self, monkeypatch):
         encoded, coded = make_coded_file()

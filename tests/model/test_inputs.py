@@ -216,7 +216,7 @@ def test_marian_grows_its_bias_too(processor):
         decoder_start_token_id=299,
     )
     model = MarianMTModel(config).eval()
-    processor.grow_embeddings(model)
+    processor.resize_token_embeddings(model)
     rows = model.get_input_embeddings().weight.shape[0]
     assert rows % 64 == 0 and model.final_logits_bias.shape == (1, rows)
     ids = torch.tensor([[5, processor.audio_eos_token_id]])

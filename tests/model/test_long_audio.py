@@ -21,7 +21,7 @@ def assert_pieces_give_the_whole(model: TaaeModel, monkeypatch: pytest.MonkeyPat
     mask = torch.arange(audio.shape[-1]) < torch.tensor([[audio.shape[-1]], [30 * hop + 1], [1]]) if masked else None
     outputs = []
     for size in (WHOLE, piece):
-        monkeypatch.setattr(convolution_taae, "PIECE", size)
+        monkeypatch.setattr(convolution_taae, "CHUNK_STEPS", size)
         with torch.no_grad():
             encoded = model.encode(audio, mask, bottleneck="native")
             frames = encoded.audio_codes_mask if masked else None
@@ -47,7 +47,7 @@ def test_pieces_shorter_than_the_window(window: tuple[int, int], piece: int, mon
 
 
 def test_with_gradients_it_is_processed_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convolution_taae, "PIECE", 4)
+    monkeypatch.setattr(convolution_taae, "CHUNK_STEPS", 4)
     model = make_model()
     model.encode(make_audio(1, 640)).latents.sum().backward()
     assert all(parameter.grad.any() for parameter in model.encoder.parameters())

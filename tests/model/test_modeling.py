@@ -332,7 +332,7 @@ def test_one_graph_serves_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Lengths of less than a window, of whole windows, of more than a piece; half of them are no whole frames.
     """
-    monkeypatch.setattr(convolution_taae, "PIECE", 30)
+    monkeypatch.setattr(convolution_taae, "CHUNK_STEPS", 30)
     model, graphs = make_model(hidden_sizes=(16,), strides=(2,), encoder_depths=(1,), decoder_depths=(1,)), []
 
     def run_as_is(graph: torch.fx.GraphModule, inputs: list) -> torch.fx.GraphModule:

@@ -216,7 +216,7 @@ def test_parse_takes_one_sequence(processor):
 
 
 def test_parse_leaves_out_special_tokens_and_reports_repairs(processor):
-    codes = processor.vocabulary.producible.nearest(torch.stack([torch.arange(3)] * 4))
+    codes = processor.vocabulary.valid_codes.nearest(torch.stack([torch.arange(3)] * 4))
     span = processor.vocabulary.span(codes).tolist()
     pad, end = processor.tokenizer.pad_token_id, processor.tokenizer.eos_token_id
     text = processor.tokenizer("hi")["input_ids"]
@@ -318,7 +318,7 @@ def test_embeddings_grow_by_the_mean_of_the_trained_rows(tied, dtype):
     text = torch.arange(20)[None]
     logits = model(text).logits[..., :first]
 
-    processor.grow_embeddings(model)
+    processor.resize_token_embeddings(model)
     assert model.config.vocab_size == 31_552 == -(-tokens // 64) * 64
     assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == tied
     for layer, old in zip((model.get_input_embeddings(), model.get_output_embeddings()), before, strict=True):
@@ -332,14 +332,14 @@ def test_embeddings_grow_by_the_mean_of_the_trained_rows(tied, dtype):
 def test_embeddings_that_have_grown_are_left_alone():
     processor = make_processor()
     model = language_model(processor.audio_token_id)
-    processor.grow_embeddings(model)
+    processor.resize_token_embeddings(model)
     with torch.no_grad():
         model.get_input_embeddings().weight.normal_()  # as if trained
     trained = model.get_input_embeddings().weight.clone()
-    processor.grow_embeddings(model)
+    processor.resize_token_embeddings(model)
     assert torch.equal(model.get_input_embeddings().weight, trained)
     processor.tokenizer.add_tokens([f"<new {index}>" for index in range(100)])
-    processor.grow_embeddings(model)
+    processor.resize_token_embeddings(model)
     grown = model.get_input_embeddings().weight
     assert len(grown) >= len(processor.tokenizer) > len(trained)
     assert torch.equal(grown[: len(trained)], trained)
@@ -350,7 +350,7 @@ def test_embeddings_never_shrink():
     processor = make_processor()
     model = language_model(5000)
     before = model.get_input_embeddings().weight.clone()
-    processor.grow_embeddings(model)
+    processor.resize_token_embeddings(model)
     assert torch.equal(model.get_input_embeddings().weight[:5000], before)
     assert model.config.vocab_size == 5056
 
@@ -371,12 +371,12 @@ SAMPLING, BEAMS, SAMPLED_BEAMS = {"do_sample": True}, {"num_beams": 3}, {"num_be
 def test_generation_keeps_to_the_grammar(bottleneck, layout, search):
     processor = make_processor(bottleneck, layout, padding_side="left")
     model = language_model(processor.audio_token_id)
-    processor.grow_embeddings(model)
+    processor.resize_token_embeddings(model)
     with torch.no_grad():  # else all speech tokens are alike
         model.lm_head.weight[processor.audio_token_id :].normal_(std=0.5)
     texts = [f"Say hello: {processor.audio_bos_token}", "x", f"a{processor.audio_token}"]
     codes = torch.zeros(processor.vocabulary.stages, 2, dtype=torch.int64)
-    codes = processor.vocabulary.producible.nearest(codes)
+    codes = processor.vocabulary.valid_codes.nearest(codes)
     prompt = processor(texts, audio_codes=codes, padding=True, return_tensors="pt")
     # Markers are a few among thousands of tokens: without help a random model hardly ever emits one.
     bias = {(processor.audio_bos_token_id,): 9.0, (processor.audio_eos_token_id,): 9.0}
@@ -396,7 +396,7 @@ def test_generation_keeps_to_the_grammar(bottleneck, layout, search):
 def test_rows_that_end_early_are_padded_with_what_ends_them():
     processor = make_processor("2x15625_700bps", padding_side="left")
     model = language_model(processor.audio_token_id)
-    processor.grow_embeddings(model)
+    processor.resize_token_embeddings(model)
     model.generation_config.pad_token_id = model.generation_config.eos_token_id = None
     model.config.pad_token_id = model.config.eos_token_id = None
     prompt = processor([processor.audio_bos_token] * 8, return_tensors="pt")
@@ -419,7 +419,7 @@ def test_rows_that_end_early_are_padded_with_what_ends_them():
 def test_generation_without_the_grammar_would_not(tiny_model):
     processor = make_processor(codec=tiny_model)
     model = language_model(processor.audio_token_id)
-    processor.grow_embeddings(model)
+    processor.resize_token_embeddings(model)
     prompt = processor(f"Say hello: {processor.audio_bos_token}", return_tensors="pt")
     torch.manual_seed(0)
     generated = model.generate(**prompt, do_sample=True, max_new_tokens=40)
@@ -494,7 +494,7 @@ def speak(processor):
 
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(folder)
-processor.grow_embeddings(model)
+processor.resize_token_embeddings(model)
 prompt = processor(processor.audio_bos_token, return_tensors="pt")
 generated = model.generate(**prompt, do_sample=True, max_new_tokens=12, logits_processor=[processor.grammar])
 report["generated"] = len(processor.parse(generated[0], errors="repair").repairs)

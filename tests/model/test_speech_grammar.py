@@ -24,10 +24,10 @@ residual_vocabulary = pytest.mark.parametrize(
 )
 
 
-def stages_in_order(stages: int, frames: int, lag: int) -> list[tuple[int, int]]:
+def stages_in_order(stages: int, frames: int, delay: int) -> list[tuple[int, int]]:
     """(stage, frame) of each token of a span, straight from the layouts' description."""
-    steps = range(frames + lag * (stages - 1))
-    return [(k, s - lag * k) for s in steps for k in range(stages) if 0 <= s - lag * k < frames]
+    steps = range(frames + delay * (stages - 1))
+    return [(k, s - delay * k) for s in steps for k in range(stages) if 0 <= s - delay * k < frames]
 
 
 def codes_of_audio(vocabulary: SpeechVocabulary, frames: int, seed: int = 0) -> torch.Tensor:
@@ -139,15 +139,15 @@ def test_codes_may_be_of_any_integer_type(dtype):
     "preset, combinations", [("1x46656_400bps", (6, 6)), ("2x15625_700bps", (21, 25)), ("4x729_1000bps", (31, 81))]
 )
 def test_how_many_combinations_of_digits_audio_has(preset, combinations):
-    producible = SpeechVocabulary(preset).producible.is_producible
-    assert (int(producible.sum()), len(producible)) == combinations
+    valid = SpeechVocabulary(preset).valid_codes.is_valid
+    assert (int(valid.sum()), len(valid)) == combinations
 
 
 @residual_vocabulary
 def test_codes_of_audio_are_told_from_others(vocabulary):
-    producible = vocabulary.producible
-    assert producible.contains(codes_of_audio(vocabulary, 20_000)).all()
-    share = producible.contains(random_codes(vocabulary, 100_000)).double().mean().item()
+    valid = vocabulary.valid_codes
+    assert valid.contains(codes_of_audio(vocabulary, 20_000)).all()
+    share = valid.contains(random_codes(vocabulary, 100_000)).double().mean().item()
     combinations = {2: 21 / 25, 4: 31 / 81}[vocabulary.stages]
     assert share == pytest.approx(combinations**6, rel=0.15)
 
@@ -156,7 +156,7 @@ def test_codes_of_audio_are_told_from_others(vocabulary):
 def test_codes_that_no_audio_has_become_the_nearest(vocabulary):
     codes = random_codes(vocabulary, 500)
     codes[:, 7] = codes_of_audio(vocabulary, 1)[:, 0]
-    possible = vocabulary.producible.contains(codes)
+    possible = vocabulary.valid_codes.contains(codes)
     with pytest.raises(ValueError, match=f"{500 - possible.sum()} frames have codes that no audio has"):
         read(vocabulary, vocabulary.span(codes))
     ((_, repaired),), repairs = read(vocabulary, vocabulary.span(codes), "repair")
@@ -170,8 +170,8 @@ def test_codes_that_no_audio_has_become_the_nearest(vocabulary):
 
 @every_vocabulary
 def test_the_grammar_lets_follow_what_a_span_of_any_length_goes_on_with(vocabulary):
-    codes, lag = codes_of_audio(vocabulary, 6), LAYOUTS[vocabulary.layout]
-    spans = [[*stages_in_order(vocabulary.stages, frames, lag), "end"] for frames in range(1, 7)]
+    codes, delay = codes_of_audio(vocabulary, 6), LAYOUTS[vocabulary.layout]
+    spans = [[*stages_in_order(vocabulary.stages, frames, delay), "end"] for frames in range(1, 7)]
     following: dict[tuple, set] = {}
     for order in spans:
         for length in range(len(order)):
@@ -229,7 +229,7 @@ def test_the_grammar_allows_exactly_the_codes_that_audio_can_go_on_with(vocabula
     candidates = codes[:, -1:].repeat(1, len(last))
     candidates[-1] = torch.arange(len(last))
     (mask,) = allowed(vocabulary, ids[:place])
-    assert torch.equal(mask[last.start : last.stop], vocabulary.producible.contains(candidates))
+    assert torch.equal(mask[last.start : last.stop], vocabulary.valid_codes.contains(candidates))
     assert not mask[last.start : last.stop].all()
 
 
@@ -273,7 +273,7 @@ def test_the_grammar_stays_on_the_device_of_the_scores():
 
 def test_the_grammar_wants_a_model_with_room_for_the_tokens():
     vocabulary = SpeechVocabulary("4x729_1000bps", first_id=FIRST_ID)
-    with pytest.raises(ValueError, match="scores 3000 tokens, but the tokenizer has 3100.*grow_embeddings"):
+    with pytest.raises(ValueError, match="scores 3000 tokens, but the tokenizer has 3100.*resize_token_embeddings"):
         SpeechGrammar(vocabulary, 3100)(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 3000))
 
 

@@ -88,7 +88,7 @@ class TestGeneration:
     def speaker(self, request) -> tuple:
         processor = make_processor(request.param)
         model = language_model(len(processor.tokenizer))
-        processor.grow_embeddings(model)
+        processor.resize_token_embeddings(model)
         return processor, model, processor(f"hi {processor.audio_bos_token}", return_tensors="pt")
 
     def test_what_is_heard_is_what_was_generated(self, speaker):

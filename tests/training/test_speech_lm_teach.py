@@ -56,7 +56,7 @@ class TestSequences:
     def test_packed_and_padded_sequences_are_learnt_alike(self, place, corpus):
         processor = teach.make_processor(str(place / "text"), corpus)
         model = AutoModelForCausalLM.from_pretrained(place / "text")
-        processor.grow_embeddings(model)
+        processor.resize_token_embeddings(model)
         model.config.use_cache = False
         data = list(teach.sequences(corpus, processor, 1000))
         packed, padded = DataCollatorWithFlattening()(data), DataCollatorForSeq2Seq(processor.tokenizer)(data)

@@ -203,11 +203,11 @@ def threads(number: int) -> Iterator[None]:
 @contextmanager
 def pieces(steps: int) -> Iterator[None]:
     """Processes what is longer than this layer by layer in pieces of so many steps."""
-    before, convolution_taae.PIECE = convolution_taae.PIECE, steps
+    before, convolution_taae.CHUNK_STEPS = convolution_taae.CHUNK_STEPS, steps
     try:
         yield
     finally:
-        convolution_taae.PIECE = before
+        convolution_taae.CHUNK_STEPS = before
 
 
 def measure(determinism: Determinism) -> dict:

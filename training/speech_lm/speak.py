@@ -49,8 +49,8 @@ def generate_speech(
     ids = processor(text + processor.audio_bos_token, return_tensors="pt")["input_ids"]
     if prompt is not None:
         stages, places = vocabulary.order(known)
-        # Of stages that lag, the tokens after the last frame's stage 0 and its step would say that no frame follows.
-        open_tokens = int((places + vocabulary.lag * stages < known).sum())
+        # With a delay, the prompt's last tokens would show that no frame follows, so they are left out.
+        open_tokens = int((places + vocabulary.delay * stages < known).sum())
         ids = torch.cat([ids, vocabulary.span(prompt)[None, 1 : 1 + open_tokens]], dim=1)
     generated = model.generate(
         ids.to(model.device),
@@ -58,7 +58,7 @@ def generate_speech(
         do_sample=True,
         temperature=temperature,
         top_k=0,
-        max_new_tokens=(frames + vocabulary.lag * (vocabulary.stages - 1)) * vocabulary.stages,
+        max_new_tokens=(frames + vocabulary.delay * (vocabulary.stages - 1)) * vocabulary.stages,
         eos_token_id=processor.audio_eos_token_id,
         pad_token_id=processor.tokenizer.pad_token_id,
         logits_processor=[processor.grammar],

@@ -73,7 +73,7 @@ def teach(model_name: str, corpus: TokenCorpus, output: str, longest: int, packe
     """
     processor = make_processor(model_name, corpus)
     model = AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.float32)
-    processor.grow_embeddings(model)
+    processor.resize_token_embeddings(model)
     data = list(sequences(corpus, processor, longest))
     print(f"{corpus.name}: {len(data):,} of {len(corpus.rows):,} clips have at most {longest:,} tokens")
     if not data:

@@ -86,7 +86,7 @@ def make_language_model(budget: Budget, processor: TaaeProcessor, source: TokenS
         **{CODEC_IDENTITY: source.identity, TOKEN_SOURCE: source.to_json()},
     )
     model = LlamaForCausalLM(config)
-    processor.grow_embeddings(model)
+    processor.resize_token_embeddings(model)
     return model
 
 
