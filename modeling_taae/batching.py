@@ -31,9 +31,8 @@ from .taae_file import TaaeFile
 Item = TypeVar("Item")
 Key = TypeVar("Key", bound=Hashable)
 
-# Seconds of audio in a block of several clips, by type of device; None where each clip is a block by itself.
-BLOCK_SECONDS = {"cpu": None}
-DEFAULT_BLOCK_SECONDS = 160
+# Seconds of audio in a block of several clips on a GPU; on a CPU each clip is a block by itself.
+BLOCK_SECONDS = 160
 # Seconds of audio that may wait for others of their length before a block is filled up with empty rows.
 WAITING_SECONDS = 3600
 
@@ -50,6 +49,7 @@ def encode_clips(
     clips: Iterable[tuple[Key, np.ndarray]],
     bottleneck: str | list | tuple | None = None,
     on_error: Callable[[Key, Exception], None] | None = None,
+    block_seconds: float | None = None,
 ) -> Iterator[tuple[Key, TaaeFile]]:
     """Encodes clips as they come, whatever their lengths and their number.
 
@@ -60,13 +60,15 @@ def encode_clips(
         bottleneck: a bottleneck as `TaaeModel.encode` takes it; None for the model's own.
         on_error: called with the key of each clip that could not be encoded and the error, while the others go on;
             None raises the error.
+        block_seconds: seconds of audio in a block of several clips of one length, less where memory is short; None for
+            160 on a GPU, and for single clips on a CPU.
 
     Yields:
         Each clip's key with its tokens; on a GPU the order differs from that of the clips.
     """
 
     def shape(samples: int) -> BlockShape:
-        return block_shape(samples, codec)
+        return block_shape(samples, codec, block_seconds)
 
     def encode(block: list[tuple[Key, np.ndarray]], rows: int, samples: int) -> Iterator[tuple[Key, TaaeFile]]:
         try:
@@ -88,16 +90,17 @@ def encode_clips(
         yield from encode(block, rows, samples)
 
 
-def block_shape(samples: int, codec: Codec) -> BlockShape:
+def block_shape(samples: int, codec: Codec, block_seconds: float | None = None) -> BlockShape:
     """Returns the shape in which a clip of so many samples is computed on the model's device."""
     config = codec.model.config
     frames = -(-samples // config.hop_length)
-    seconds = BLOCK_SECONDS.get(codec.model.device.type, DEFAULT_BLOCK_SECONDS)
-    if seconds is None:
+    if block_seconds is None and codec.model.device.type == "cpu":
         return BlockShape(1, frames * config.hop_length)
     whole_second = round(config.frame_rate)
     frames = -(-frames // whole_second) * whole_second
-    return BlockShape(max(1, int(seconds * config.frame_rate) // frames), frames * config.hop_length)
+    return BlockShape(
+        max(1, int((block_seconds or BLOCK_SECONDS) * config.frame_rate) // frames), frames * config.hop_length
+    )
 
 
 def blocks(

@@ -5,6 +5,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+# Before the libraries read them. Tests run side by side, a core each, and so do the processes that they start; and none
+# waits for a Hub that it was not given.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +21,16 @@ from modeling_taae import TaaeConfig, TaaeFeatureExtractor, TaaeModel
 logging.disable_progress_bar()
 
 SHARED = Path(os.environ.get("TAAE_SHARED") or Path(__file__).resolve().parents[2] / "shared")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that hear the shared speech, and skips those that need a GPU where there is none."""
+    without_gpu = pytest.mark.skip(reason="there is no GPU with CUDA")
+    for item in items:
+        if "speech" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.speech)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(without_gpu)
 
 
 def build_tiny_model(seed: int) -> TaaeModel:

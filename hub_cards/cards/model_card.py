@@ -11,7 +11,6 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from hub_cards.cards import readme_tables
 from hub_cards.cards.card_sections import (
     CardError,
     Curves,
@@ -56,8 +55,9 @@ def model_files(folder: Path) -> dict[Path, str]:
         folder / "README.md": card(folder, codec, results),
         folder / "LICENSE": (TEMPLATES / f"{LICENSE}.txt").read_text(encoding="utf-8"),
     }
-    text = project_readme(folder.name, results)
-    return files | ({readme_tables.README: text} if text else {})
+    readme = folder.resolve().parents[1] / "README.md"  # of a checkout, where the folder lies in hub_cards/
+    text = project_readme(readme, folder.name, results)
+    return files | ({readme: text} if text else {})
 
 
 def card(folder: Path, codec: Codec, results: Results) -> str:

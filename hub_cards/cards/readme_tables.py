@@ -9,7 +9,6 @@ from modeling_taae.codec import load_codec
 from modeling_taae.evaluation import report
 from modeling_taae.evaluation.results import Results, SystemSummary
 
-README = Path(__file__).resolve().parents[2] / "README.md"
 MODELS = ("<!-- models: written by `make card` from the models in hub_cards -->\n", "<!-- /models -->")
 COMPARISON = (
     "<!-- comparison: written by `make card` from the results in hub_cards/{name} -->\n",
@@ -19,10 +18,11 @@ SHOWN_METRICS = ("pesq_wb", "pesq_nb", "stoi")
 MODEL_METRICS = ("pesq_wb", "stoi")
 
 
-def project_readme(name: str, results: Results) -> str | None:
+def project_readme(readme: Path, name: str, results: Results) -> str | None:
     """Returns the project's README with its tables filled in; None where it has no place for any.
 
     Args:
+        readme: the file.
         name: the model whose card is written; the comparison is filled in if it is this model's.
         results: its results.
     """
@@ -30,9 +30,9 @@ def project_readme(name: str, results: Results) -> str | None:
     ours = next(system for system in results.systems if system.kind == "TAAE")
     setting = f"{report.setting(results)} {describe_test_set(ours)}".rstrip()
     comparison = "\n\n".join([setting, report.quality_table(results, shown), report.footnote(results)])
-    text = README.read_text(encoding="utf-8") if README.is_file() else ""
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
     filled = replaced(text, (COMPARISON[0].format(name=name), COMPARISON[1]), comparison)
-    filled = replaced(filled, MODELS, models_table(README.parent / "hub_cards")) if MODELS[0] in filled else filled
+    filled = replaced(filled, MODELS, models_table(readme.parent / "hub_cards")) if MODELS[0] in filled else filled
     return filled if filled != text or COMPARISON[0].format(name=name) in text else None
 
 

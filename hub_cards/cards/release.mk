@@ -44,7 +44,7 @@ prior: $(VENV)/train.stamp  ## train the published model's prior for entropy cod
 	$(BIN)/python training/make_entropy_prior.py $(CARD) $(TRAINING_SPEECH)
 
 entropy: $(VENV)/eval.stamp  ## measure how small files are with it, on SPEECH
-	$(BIN)/python training/benchmarks/file_sizes.py $(CARD) --speech $(SPEECH)/test-*.parquet
+	$(BIN)/python training/measure.py file_sizes $(CARD) --speech $(SPEECH)/test-*.parquet
 
 results: $(VENV)/eval.stamp  ## evaluate the published model beside its peers, on SPEECH
 	$(BIN)/taae evaluate $(SPEECH)/test-*.parquet --model $(CARD) --bottleneck $(BOTTLENECKS) \
@@ -65,12 +65,12 @@ protocols: $(VENV)/eval.stamp  ## try the published model with noise, rooms, len
 		--peers codec2-700C opus-6k $(TRIALS) -o $(CARD)/results/transmission
 
 probes: $(VENV)/eval.stamp  ## measure what the published model's tokens carry: language, gender, speaker, phonemes
-	$(BIN)/python training/benchmarks/probes.py $(CARD) --phonemes $(SPEECH)/transcripts.parquet \
+	$(BIN)/python training/measure.py probes $(CARD) --phonemes $(SPEECH)/transcripts.parquet \
 		--speech $(SPEECH)/test-*.parquet $(SPEECH)/validation-*.parquet $(SPEECH)/train_more-*.parquet \
 		--train $(SPEECH)/train-0000[01]-*.parquet
 
 exports: $(VENV)/eval.stamp $(VENV)/export.stamp  ## export the published model in every format, and measure it on speech
-	$(BIN)/python training/benchmarks/exports.py $(CARD) --speech $(SPEECH)/test-*.parquet --limit 30
+	$(BIN)/python training/measure.py exports $(CARD) --speech $(SPEECH)/test-*.parquet --limit 30
 
 provenance: $(VENV)/train.stamp  ## write down what the run RUN trained on, and its curves
 	$(BIN)/python hub_cards/cards/make_provenance.py $(CARD) --run $(RUN) --trained-on "$(TRAINED_ON)" \
@@ -78,7 +78,7 @@ provenance: $(VENV)/train.stamp  ## write down what the run RUN trained on, and 
 		--data $(TRAINING_SPEECH)
 
 determinism: $(VENV)/eval.stamp  ## count the tokens that change with threads, batches, dtype, attention and compiler
-	$(BIN)/python training/benchmarks/determinism.py $(CARD) --speech $(SPEECH)/test-*.parquet
+	$(BIN)/python training/measure.py determinism $(CARD) --speech $(SPEECH)/test-*.parquet
 
 language-models: $(VENV)/train.stamp  ## compare presets and layouts as tokens of small language models, on SPEECH
 	for preset in $(PRESETS); do for part in train validation; do \
@@ -96,10 +96,10 @@ pictures: $(VENV)/eval.stamp  ## draw the model card's pictures
 	$(BIN)/python hub_cards/cards/make_pictures.py $(CARD) --speech $(SPEECH)/test-*.parquet
 
 benchmark: $(VENV)/train.stamp $(VENV)/export.stamp  ## measure how fast training and inference are, for training/README.md
-	$(BIN)/python training/benchmarks/benchmark.py --json training/benchmarks/benchmark.json --readme training/README.md
+	$(BIN)/python training/benchmark.py --json training/benchmarks/benchmark.json --readme training/README.md
 
 stages: $(VENV)/train.stamp $(VENV)/eval.stamp  ## train what shows the stages of training at nano size, for training/README.md: hours
-	$(BIN)/python training/experiments/stages.py --json training/experiments/results/stages.json --readme training/README.md
+	$(BIN)/python training/experiment.py stages --json training/experiments/results/stages.json --readme training/README.md
 
 code: $(VENV)/demo.stamp  ## write the model's code into the folders that are published, after a change of it
 	$(BIN)/python hub_cards/model_code.py $(patsubst %/config.json,%,$(wildcard hub_cards/*/config.json))

@@ -80,8 +80,13 @@ def sentence(results: dict) -> str:
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measures, writes and returns the exit status: 2 where that is not possible."""
+def main(arguments: list[str] | None = None, readme: Path = README) -> int:
+    """Measures, writes and returns the exit status: 2 where that is not possible.
+
+    Args:
+        arguments: the command line's; None takes those of the process.
+        readme: the page's README.
+    """
     parser = argparse.ArgumentParser(prog="measure.py", description=__doc__.splitlines()[0])
     parser.add_argument("speech", nargs="+", metavar="SPEECH", help="Parquet files or audio")
     parser.add_argument("--model", type=Path, default=MODEL, help="a model's folder (default: %(default)s)")
@@ -96,8 +101,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"measure.py: error: {error}", file=sys.stderr)
         return 2
     write_bytes(options.model / "results" / "web.json", (json.dumps(results, indent=1) + "\n").encode())
-    for readme in (README, options.site / README.name):
-        write_bytes(readme, between(PLACE, readme, sentence(results)).encode())
+    for text in (readme, options.site / README.name):
+        write_bytes(text, between(PLACE, text, sentence(results)).encode())
     print(sentence(results))
     return 0
 

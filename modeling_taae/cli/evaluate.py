@@ -1,8 +1,13 @@
-"""`taae evaluate`: from arguments to results on disk."""
+"""`taae evaluate`: measures how good a model is, beside other codecs."""
 
 import argparse
 import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..errors import TaaeInputError
 from .options import (
     AUDIO_ROOT_HELP,
     BOTTLENECK_HELP,
@@ -15,6 +20,11 @@ from .options import (
     number,
     whole_number,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..data.utterances import Utterances
 
 SUMMARY = "measure how good a model is, beside other codecs"
 EXAMPLES = """\
@@ -42,6 +52,8 @@ RECOGNIZER_HELP = (
     "(default: Whisper tiny.en, where it is installed)"
 )
 INTERRUPTED = "the same command goes on from here"
+TOLD_PROBLEMS = 5  # on the terminal
+SPEED_SECONDS = 10.0
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +99,94 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluates the model and returns the exit status."""
-    from .evaluate_run import run
+    """Evaluates the model and returns the exit status.
 
-    return run(args)
+    Raises:
+        TaaeInputError: if the model, the data or an option cannot be used.
+    """
+    from ..audio_io import averaged_note
+    from ..codec import default_model, load_codec, model_name
+    from ..evaluation import available_peers, choose_judges, evaluate_codecs, taae_systems, write_results
+    from ..evaluation.conditions import under_conditions
+    from ..evaluation.listening_test import check_codecs, write_listening_test
+    from ..evaluation.report import problem_lines, quality_table
+
+    check_options(args)
+    name, folder = args.model or default_model(), Path(args.output)
+    metrics, judges, missing = choose_judges(args.metrics, args.recognizer, args.speaker_model, args.device or "cpu")
+    codec = load_codec(name, args.device)
+    codec = codec.compiled() if args.compile else codec
+    peers, left_out = available_peers(args.peers, codec.model.device.type)
+    tell([*left_out, *missing])
+    ours = taae_systems(codec, args.bottleneck or [None], model_name(name))
+    if args.mushra:
+        trials = (len(ours) + len(peers)) * bool(args.tandem) + len(ours) * len(args.packet_loss)
+        check_codecs(len(ours) + len(peers) + trials)
+    utterances = chosen_utterances(args)
+    results = evaluate_codecs(
+        under_conditions(utterances, args.noise, args.snr, args.reverb, args.lengths, args.music),
+        [*ours, *peers],
+        metrics,
+        judges,
+        folder=folder,
+        target_loudness=codec.extractor.target_loudness if args.loudness else None,
+        tandem=args.tandem,
+        packet_loss=args.packet_loss,
+        samples=args.samples,
+        speed_seconds=SPEED_SECONDS if args.speed else None,
+        workers=args.workers,
+        sources=args.data,
+        added={what: names for what, names in (("noise", args.noise), ("reverberation", args.reverb)) if names},
+    )
+    write_results(folder, results)
+    if args.mushra:
+        write_listening_test(Path(args.mushra), results.samples)
+    if utterances.averaged:
+        tell([averaged_note(utterances.averaged)])
+    print(quality_table(results, intervals=False), f"\nTo read, see and hear: {folder / 'report.html'}", sep="\n")
+    if results.problems:
+        tell([*problem_lines(results, TOLD_PROBLEMS), f"{folder / 'report.md'} lists what was not scored"])
+    return 0
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuses, before the work, what would make it end in vain.
+
+    Raises:
+        TaaeInputError: if the output is no folder, an option goes with another one, or a package is missing.
+    """
+    if Path(args.output).exists() and not Path(args.output).is_dir():
+        raise TaaeInputError(f"-o {args.output}: is a file; expected a folder for the results")
+    if args.snr and not args.noise:
+        raise TaaeInputError("--snr: goes with --noise, which says what to mix in")
+    if args.samples and find_spec("matplotlib") is None:
+        raise TaaeInputError(
+            "report.html needs the package matplotlib for its pictures; install it with "
+            "`pip install 'modeling_taae[eval]'`, or do without clips with --samples 0"
+        )
+
+
+def chosen_utterances(args: argparse.Namespace) -> "Utterances":
+    """Returns the utterances that the command line names, and tells what lies beside them."""
+    from ..data.utterances import Utterances
+    from ..evaluation.alignment import SAMPLING_RATE
+
+    utterances = Utterances(
+        args.data,
+        SAMPLING_RATE,
+        args.limit,
+        args.split,
+        args.subset,
+        args.audio_column,
+        transcripts=args.transcripts,
+        audio_root=args.audio_root,
+        channel=args.channel,
+    )
+    tell(utterances.notes)
+    return utterances
+
+
+def tell(lines: "Iterable[str]") -> None:
+    """Prints lines on standard error."""
+    for line in lines:
+        print(f"taae: {line}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """`taae export`: exports a model to files that run without this package."""
 
 import argparse
+from collections.abc import Sequence
 from importlib.util import find_spec
 from math import isinf
 from pathlib import Path
@@ -60,13 +61,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def check_packages(file_format: str) -> None:
+def check_packages(file_format: str, packages: Sequence[str] = PACKAGES) -> None:
     """Checks that the packages of a format are installed.
 
     Raises:
         TaaeInputError: if one is missing.
     """
-    missing = [name for name in PACKAGES if find_spec(name) is None] if file_format.startswith("onnx") else []
+    missing = [name for name in packages if find_spec(name) is None] if file_format.startswith("onnx") else []
     if missing:
         raise TaaeInputError(
             f"--format {file_format}: needs {', '.join(missing)}; run `pip install 'modeling_taae[export]'`"

@@ -138,8 +138,12 @@ def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 @contextmanager
-def plain_archive(file: Path) -> Iterator[tuple[IO[bytes], Exception | None]]:
+def plain_archive(file: Path, least_limit: int = LEAST_LIMIT) -> Iterator[tuple[IO[bytes], Exception | None]]:
     """Opens an archive; expands a compressed one into a temporary file, up to the first damage.
+
+    Args:
+        file: the archive.
+        least_limit: the bytes to which any archive may expand.
 
     Yields:
         The open file, and the error that ended the expansion, None if there was none.
@@ -154,7 +158,7 @@ def plain_archive(file: Path) -> Iterator[tuple[IO[bytes], Exception | None]]:
         if opener is None:
             yield content, None
             return
-        limit = max(LEAST_LIMIT, LARGEST_EXPANSION * file.stat().st_size)
+        limit = max(least_limit, LARGEST_EXPANSION * file.stat().st_size)
         damage: Exception | None = None
         with tempfile.TemporaryFile() as plain, opener(content) as packed:
             try:

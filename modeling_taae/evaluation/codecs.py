@@ -123,8 +123,13 @@ def taae_systems(codec: Codec, bottlenecks: list[str | None], name: str) -> list
         name: the model's name.
 
     Raises:
-        TaaeInputError: if one is no bottleneck, or none of the model's.
+        TaaeInputError: if one is no bottleneck, or none of the model's, or the model's rate is not that of the metrics.
     """
+    if codec.model.config.sampling_rate != SAMPLING_RATE:
+        raise TaaeInputError(
+            f"{name}: works at {codec.model.config.sampling_rate} Hz, but metrics are defined at {SAMPLING_RATE} Hz; "
+            "expected a model at that rate"
+        )
     try:
         parsed = [None if text is None else parse_bottleneck(text) for text in dict.fromkeys(bottlenecks)]
         return [TaaeSystem(codec, bottleneck, name) for bottleneck in parsed]

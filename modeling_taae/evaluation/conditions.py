@@ -22,6 +22,38 @@ CHORD_SECONDS = 1.5
 CHORDS = ((220.0, 277.18, 329.63), (293.66, 369.99, 440.0), (329.63, 415.3, 493.88))
 
 
+NOISE_RATIOS = (20.0, 10.0, 0.0)  # in dB, where none is asked for
+
+
+def under_conditions(
+    utterances: Iterable[Utterance],
+    noise: list[str] | None = None,
+    ratios: Iterable[float] | None = None,
+    reverberation: list[str] | None = None,
+    lengths: Iterable[float] = (),
+    music: bool = False,
+) -> Iterable[Utterance]:
+    """Returns utterances under the conditions that are named, as they are if there are none.
+
+    Args:
+        utterances: the data.
+        noise: sources of noise to mix in.
+        ratios: signal-to-noise ratios in dB; None for 20, 10 and 0.
+        reverberation: sources of room impulse responses.
+        lengths: lengths in seconds of further clips.
+        music: whether to add a clip of music.
+
+    Raises:
+        TaaeInputError: if a source holds no noise or no responses.
+    """
+    lengths = list(lengths)
+    if not (noise or reverberation or lengths or music):
+        return utterances
+    noises = read_kind(noise, "noise") if noise else []
+    responses = read_kind(reverberation, "rir") if reverberation else []
+    return Conditions(utterances, noises, ratios or NOISE_RATIOS, responses, lengths, music)
+
+
 class Conditions:
     """Yields utterances unchanged and under conditions; the data are read once.
 

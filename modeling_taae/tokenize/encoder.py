@@ -46,6 +46,7 @@ class Encoding:
         readers: the number of threads that read and decode audio.
         units_together: the number of units encoded as one stream of clips; None for 1 on a CPU, else 64.
         compile: whether the model's layers are compiled.
+        block_seconds: see [`encode_clips`].
     """
 
     bottleneck: str | list | tuple
@@ -54,6 +55,7 @@ class Encoding:
     readers: int
     units_together: int | None = None
     compile: bool = False
+    block_seconds: float | None = None
 
     def stream_units(self, device: str) -> int:
         """Returns the number of units in a stream of clips on a type of device."""
@@ -132,13 +134,13 @@ class CorpusEncoder:
             yield from self._stream(units[first : first + together])
 
     def _stream(self, units: list[int]) -> Iterator[Part]:
-        queue, watch = UnitQueue(), Stopwatch()
+        queue, watch, encoding = UnitQueue(), Stopwatch(), self.encoding
 
         def reject(place: Place, error: Exception) -> None:
             queue.reject(place, self._reason(queue.clip(place).row, error))
 
         clips = self._clips(units, queue, watch)
-        for place, encoded in encode_clips(self.codec, clips, self.encoding.bottleneck, reject):
+        for place, encoded in encode_clips(self.codec, clips, encoding.bottleneck, reject, encoding.block_seconds):
             queue.resolve(place, encoded.audio_codes)
             yield from self._finished(queue, watch)
         yield from self._finished(queue, watch)

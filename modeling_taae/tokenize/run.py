@@ -50,6 +50,7 @@ def tokenize_corpus(
     readers: int | None = None,
     unit_rows: int = UNIT_ROWS,
     units_together: int | None = None,
+    block_seconds: float | None = None,
     license: str | None = None,
     price_per_hour: float | None = None,
     ray: str | None = None,
@@ -82,6 +83,8 @@ def tokenize_corpus(
         unit_rows: the minimum number of rows of a unit, if the source does not fix it. An interrupted run repeats its
             unfinished units. A folder must be continued with the same number.
         units_together: the number of units encoded as one stream of clips; None for 1 on a CPU, else 64.
+        block_seconds: the audio encoded in one batch, in seconds; less needs less memory of a GPU. None for 160 on a GPU,
+            and for single clips on a CPU.
         license: the licence of the recordings, as an identifier of the Hub, for the card.
         price_per_hour: the price of a GPU or core, for the report.
         ray: the address of a Ray cluster, `"auto"`, or `"local"` for the cores or GPUs of this machine.
@@ -106,7 +109,7 @@ def tokenize_corpus(
         codec = load_codec(model, "cpu" if cluster else device, loudness)
         kind = cluster.device if cluster else codec.model.device.type
         stages, read_by = chosen_stages(codec, bottleneck), readers or READERS.get(kind, DEFAULT_READERS)
-        encoding = Encoding(stages, dtype, shortest, read_by, units_together, compile)
+        encoding = Encoding(stages, dtype, shortest, read_by, units_together, compile, block_seconds)
         plan = Plan(
             model=codec.identity,
             bottleneck=format_bottleneck(stages),

@@ -35,6 +35,7 @@ def encode_files(
     bottleneck: str | list | tuple | None = None,
     on_error: OnError | None = None,
     read: Callable[[Path, int], np.ndarray] = read_audio,
+    block_seconds: float | None = None,
 ) -> Iterator[Job]:
     """Encodes audio files into `.taae` files, each with the tokens that it gets alone.
 
@@ -44,6 +45,7 @@ def encode_files(
         bottleneck: a bottleneck as `TaaeModel.encode` takes it; None for the model's own.
         on_error: called with each job that failed and the error, while the others go on; None raises the error.
         read: the function that reads an audio file at a sampling rate.
+        block_seconds: see [`encode_clips`].
 
     Yields:
         Each job once its target is in place; on a GPU the order differs from that of the jobs.
@@ -58,7 +60,7 @@ def encode_files(
             with failing.reported(job):
                 yield job, read(job.source, codec.model.config.sampling_rate)
 
-    for job, encoded in encode_clips(codec, read_ahead(clips()), bottleneck, on_error):
+    for job, encoded in encode_clips(codec, read_ahead(clips()), bottleneck, on_error, block_seconds):
         with failing.reported(job):
             encoded.save(job.target, codec.prior)
             yield job

@@ -1,6 +1,7 @@
 """`taae encode` on many files: the same bytes as one by one, and nothing lost to the files that are bad."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,11 @@ import pytest
 import soundfile
 from support.audio_files import noise, sound_file
 
-from modeling_taae import batching, cli
+from modeling_taae import cli
 from modeling_taae.cli import jobs
 from modeling_taae.codec import Codec, load_codec
 from modeling_taae.taae_file import TaaeFile
+from modeling_taae.transcode import files as transcode
 
 SECONDS = [0.3, 1.2, 0.9, 1.0, 0.00005, 2.5, 1.1]
 
@@ -31,7 +33,7 @@ def recordings(tiny_model_folder, tmp_path, monkeypatch) -> list[str]:
 @pytest.fixture(params=[None, 3], ids=["as on a CPU", "as on a GPU"])
 def block_seconds(request, monkeypatch) -> int | None:
     """Whether clips are blocks by themselves or go together."""
-    monkeypatch.setitem(batching.BLOCK_SECONDS, "cpu", request.param)
+    monkeypatch.setattr(transcode, "encode_files", partial(transcode.encode_files, block_seconds=request.param))
     return request.param
 
 

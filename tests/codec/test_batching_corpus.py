@@ -12,7 +12,7 @@ import torch
 from support.rounding_ties import count_ties
 from torch import Tensor
 
-from modeling_taae import batching, convolution_taae
+from modeling_taae import convolution_taae
 from modeling_taae.batching import BlockShape, blocks, encode_clips, read_ahead
 from modeling_taae.codec import Codec, load_codec
 from modeling_taae.taae_file import TaaeFile
@@ -20,10 +20,7 @@ from modeling_taae.taae_file import TaaeFile
 NANO = Path(__file__).resolve().parents[2] / "hub_cards" / "taae-speech-16k-nano"
 # In samples of 16 kHz: shorter than a frame, whole frames, one sample more, several of one rounded length.
 LENGTHS = [1, 640, 641, 9_000, 16_000, 16_001, 23_000, 31_999, 40_000]
-DEVICES = [
-    "cpu",
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")),
-]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 @pytest.fixture
@@ -56,11 +53,13 @@ class Encoded(NamedTuple):
     block: tuple[int, int]  # rows and frames of what it was computed in
 
 
-def encode(codec: Codec, clips: list[tuple], bottleneck: str | None = None) -> dict[int, Encoded]:
+def encode(
+    codec: Codec, clips: list[tuple], bottleneck: str | None = None, block_seconds: float | None = None
+) -> dict[int, Encoded]:
     """What `encode_clips` makes of clips, by key."""
     computed, found = [], {}
     hook = codec.model.encoder.register_forward_hook(lambda _, __, latents: computed.append(latents))
-    for key, file in encode_clips(codec, clips, bottleneck):
+    for key, file in encode_clips(codec, clips, bottleneck, None, block_seconds):
         if computed:
             block = computed.pop()
             rows = iter(block)
@@ -79,9 +78,9 @@ def groupings(clips: dict[int, np.ndarray]) -> list[list[list[tuple]]]:
     return [[items[::-1]], [shuffled[:3], shuffled[3:]], [among_others]]
 
 
-def in_goes(codec: Codec, goes: list[list[tuple]], keys: dict, bottleneck: str | None = None) -> dict[int, Encoded]:
+def in_goes(codec: Codec, goes: list[list[tuple]], keys: dict, *options: object) -> dict[int, Encoded]:
     """What comes of the clips with these keys, all of which have to be there."""
-    found = {key: value for go in goes for key, value in encode(codec, go, bottleneck).items() if key in keys}
+    found = {key: value for go in goes for key, value in encode(codec, go, *options).items() if key in keys}
     assert set(found) == set(keys)
     return found
 
@@ -121,17 +120,16 @@ def test_the_same_bits_of_what_is_processed_in_pieces(tiny_codec, monkeypatch) -
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_blocks_of_several_clips(codec, device, monkeypatch) -> None:
+def test_blocks_of_several_clips(codec, device) -> None:
     """As on a GPU, where the same clip, in blocks of the same shape, has the same bits, whichever row it is in.
 
     Of a CPU, which has blocks of one clip, this is not promised.
     """
-    monkeypatch.setitem(batching.BLOCK_SECONDS, device, 8)
     codec.model.to(device)
     clips, quantizer = make_clips(), codec.model.bottleneck("native")
-    alone = {key: encode(codec, [(key, audio)], "native")[key] for key, audio in clips.items()}
+    alone = {key: encode(codec, [(key, audio)], "native", 8)[key] for key, audio in clips.items()}
     for goes in groupings(clips):
-        for samples, encoded in in_goes(codec, goes, clips, "native").items():
+        for samples, encoded in in_goes(codec, goes, clips, "native", 8).items():
             seconds, reference = -(-samples // 16_000), alone[samples]
             assert encoded.block == reference.block == (8 // seconds, 25 * seconds)
             if device == "cuda":
@@ -193,11 +191,10 @@ def test_clips_are_read_as_they_are_needed(tiny_codec) -> None:
 
 
 @pytest.mark.parametrize("block_seconds", [None, 8])
-def test_a_clip_that_cannot_be_encoded_fails_alone(tiny_codec, monkeypatch, block_seconds) -> None:
-    monkeypatch.setitem(batching.BLOCK_SECONDS, "cpu", block_seconds)
+def test_a_clip_that_cannot_be_encoded_fails_alone(tiny_codec, block_seconds) -> None:
     good = make_clips([2_000])[2_000]
     clips, failures = [("a", good), ("nan", good * np.nan), ("z", good)], {}
-    encoded = dict(encode_clips(tiny_codec, clips, None, failures.__setitem__))
+    encoded = dict(encode_clips(tiny_codec, clips, None, failures.__setitem__, block_seconds))
     assert list(encoded) == ["a", "z"] and list(failures) == ["nan"]
     (_, alone), *_ = encode_clips(tiny_codec, clips[:1])
     assert encoded["a"].to_bytes() == encoded["z"].to_bytes() == alone.to_bytes()

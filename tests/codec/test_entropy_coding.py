@@ -1,7 +1,6 @@
 """Entropy coding: what goes in comes out, on any machine; what was learnt pays; what is damaged is refused."""
 
 import copy
-import importlib
 import io
 import json
 import shutil
@@ -391,11 +390,12 @@ class TestScripts:
         assert make_entropy_prior([str(folder), *speech, "--steps", "3"]) == 0
         codec = load_codec(str(folder), device="cpu")
         assert codec.prior.model_identity == codec.identity
-        make_entropy_results = importlib.import_module("training.benchmarks.file_sizes")
-        page, (start, end) = tmp_path / "page.md", make_entropy_results.PLACE
+        from training.benchmarks import file_sizes
+
+        measurement = replace(file_sizes.MEASUREMENT, page=tmp_path / "page.md")
+        page, (start, end) = measurement.page, measurement.place
         page.write_text(f"before\n{start.format(name='model')}old\n{end}\nafter\n")
-        monkeypatch.setattr(make_entropy_results, "PAGE", page)
-        assert make_entropy_results.main([str(folder), "--speech", *speech]) == 0
+        assert measurement.run([str(folder), "--speech", *speech]) == 0
         results = json.loads((folder / "results" / "entropy.json").read_text())
         assert (results["utterances"], results["seconds"], results["frames"]) == (2, 3.0, 75)
         for name, sizes in results["bottlenecks"].items():

@@ -432,17 +432,17 @@ def test_a_new_version_takes_the_place_of_the_old(visit, site, serve, build, tmp
 def test_what_8_bits_change_is_written_down(site, model, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(WEB))
     measure = importlib.import_module("measure")
-    monkeypatch.setattr(measure, "README", tmp_path / "README.md")
-    measure.README.write_text(f"before\n{measure.PLACE[0]}old\n{measure.PLACE[1]}\nafter\n")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{measure.PLACE[0]}old\n{measure.PLACE[1]}\nafter\n")
     model.save_pretrained(tmp_path / "model")
     TaaeFeatureExtractor().save_pretrained(tmp_path / "model")
     soundfile.write(tmp_path / "speech.wav", signals()["bursts"], RATE)
     command = [str(tmp_path / "speech.wav"), "--model", str(tmp_path / "model"), "--site", str(site)]
-    assert measure.main(command) == 0
+    assert measure.main(command, readme) == 0
     results = json.loads((tmp_path / "model" / "results" / "web.json").read_text())
     assert results["model_identity"] == model_identity(model)
     assert (results["utterances"], results["tokens"]) == (1, 250) and 0.5 < results["equal_tokens"] <= 1
-    text = measure.README.read_text()
+    text = readme.read_text()
     assert text.startswith("before\n<!-- measured") and text.endswith("<!-- /measured -->\nafter\n")
     assert f"rounded {model_identity(round_weights(model))}" in text and "old" not in text
     assert measure.sentence(results) in text and measure.sentence(results) in (site / "README.md").read_text()
@@ -451,5 +451,5 @@ def test_what_8_bits_change_is_written_down(site, model, tmp_path, monkeypatch, 
         model.encoder.conv_out.weight[0] += 1
         model.save_pretrained(tmp_path / "model")
         model.encoder.conv_out.weight[0] -= 1
-    assert measure.main(command) == 2
+    assert measure.main(command, readme) == 2
     assert "was not built with" in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """`taae evaluate` from end to end on data of every kind, good and bad, with a tiny model."""
 
 import csv
-import io
 import json
 import math
 import os
@@ -12,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
 import soundfile
+from support.token_folders import clip, flac, parquet
 
 from modeling_taae import cli
 from modeling_taae.codec import load_codec
@@ -34,24 +32,6 @@ QUICK = ["--metrics", "stoi", "mel_distance", "--workers", "1", "--samples", "0"
 def workplace(tiny_model_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("TAAE_MODEL", str(tiny_model_folder))
     monkeypatch.chdir(tmp_path)
-
-
-def clip(seconds: float = 1.0, seed: int = 0) -> np.ndarray:
-    """Bursts of noise."""
-    time = np.arange(int(seconds * RATE)) / RATE
-    noise = np.random.default_rng(seed).normal(0, 0.1, len(time))
-    return (noise * np.sin(np.pi * 3 * time) ** 2).astype(np.float32)
-
-
-def flac(audio: np.ndarray) -> bytes:
-    content = io.BytesIO()
-    soundfile.write(content, audio, RATE, format="FLAC")
-    return content.getvalue()
-
-
-def parquet(path: str, rows: list[dict]) -> str:
-    pa.parquet.write_table(pa.Table.from_pylist(rows), path)
-    return path
 
 
 def row(name: str, audio: bytes | None, **facts) -> dict:

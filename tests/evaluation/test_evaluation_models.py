@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 import transformers
+from support.tiny_models import TINY_WAV2VEC2
 
 from modeling_taae import cli
 from modeling_taae.errors import TaaeInputError
@@ -143,16 +144,7 @@ def test_what_is_no_codec_is_refused(tmp_path, make_tiny_model):
         make_peer(str(tmp_path / "no_codec"))
 
 
-TINY_WAV2VEC2 = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "conv_dim": (8, 8),
-    "conv_stride": (20, 16),
-    "conv_kernel": (20, 16),
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 2,
+TINY_JUDGE = TINY_WAV2VEC2 | {
     "vocab_size": 8,
     "tdnn_dim": (16, 16),
     "tdnn_kernel": (3, 1),
@@ -169,7 +161,7 @@ def recognizer_folder(tmp_path_factory) -> str:
     (folder / "vocab.json").write_text(json.dumps({letter: index for index, letter in enumerate(letters)}))
     torch.manual_seed(0)
     tokenizer = transformers.Wav2Vec2CTCTokenizer(folder / "vocab.json")
-    model = transformers.Wav2Vec2ForCTC(transformers.Wav2Vec2Config(**TINY_WAV2VEC2))
+    model = transformers.Wav2Vec2ForCTC(transformers.Wav2Vec2Config(**TINY_JUDGE))
     with torch.no_grad():
         model.lm_head.weight *= 100
     model.save_pretrained(folder)
@@ -181,7 +173,7 @@ def recognizer_folder(tmp_path_factory) -> str:
 def speaker_folder(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("speakers")
     torch.manual_seed(0)
-    transformers.Wav2Vec2ForXVector(transformers.Wav2Vec2Config(**TINY_WAV2VEC2)).save_pretrained(folder)
+    transformers.Wav2Vec2ForXVector(transformers.Wav2Vec2Config(**TINY_JUDGE)).save_pretrained(folder)
     transformers.Wav2Vec2FeatureExtractor().save_pretrained(folder)
     return str(folder)
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import datasets
@@ -158,11 +159,15 @@ class TestFiles:
 
 
 class TestCharts:
-    @pytest.fixture
-    def results(self) -> Results:
-        data = [Utterance(f"u{n}", noise(seed=n)) for n in range(3)]
+    @pytest.fixture(scope="class")
+    def evaluated(self) -> Results:
+        data = [Utterance(f"u{n}", noise(seed=n)) for n in range(2)]
         systems = [PcmSystem("16"), Louder("8"), Louder("12")]
         return evaluate_codecs(data, systems, ["mel_distance", "dnsmos_p808"])
+
+    @pytest.fixture
+    def results(self, evaluated) -> Results:
+        return deepcopy(evaluated)
 
     def test_originals_are_a_line_and_rates_logarithmic(self, results):
         figure = draw_rates(results, ["dnsmos_p808"])

@@ -5,15 +5,14 @@ digit is shown to be one.
 """
 
 import functools
-import importlib
 import json
 import os
 import pickle
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -29,8 +28,8 @@ from modeling_taae.errors import TaaeInputError
 from modeling_taae.export import export
 from modeling_taae.export.runtime import ExportedCodec
 from modeling_taae.taae_file import model_identity
+from training.benchmarks import exports
 from training.benchmarks import inference as benchmark_inference
-from training.benchmarks import tools as benchmark_tools
 from training.benchmarks.tools import Bench
 
 pytestmark = pytest.mark.slow
@@ -268,10 +267,10 @@ class TestFailures:
         assert cli.main(self.command(folder, tmp_path / "file")) == 2
         assert "cannot be written" in capsys.readouterr().err
 
-    def test_missing_packages_are_named(self, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path, capsys) -> None:
-        monkeypatch.setattr(export_command, "PACKAGES", ("onnx", "no_such_package"))
-        assert cli.main(["export", str(folder), "-o", str(tmp_path)]) == 2
-        assert "needs no_such_package; run `pip install 'modeling_taae[export]'`" in capsys.readouterr().err
+    def test_missing_packages_are_named(self) -> None:
+        with pytest.raises(TaaeInputError, match=r"needs no_such_package; run `pip install 'modeling_taae\[export\]'`"):
+            export_command.check_packages("onnx", ("onnx", "no_such_package"))
+        export_command.check_packages("torch-export", ("no_such_package",))
 
     def test_a_folder_without_a_pair(self, exported: Path, tmp_path: Path) -> None:
         with pytest.raises(TaaeInputError, match="expected one exported encoder, .* found none"):
@@ -343,28 +342,19 @@ def test_weights_are_mapped_into_memory_not_copied(tmp_path: Path, dtype: torch.
     assert memory() - before < 0.3 * weights
 
 
-@pytest.fixture
-def make_export_results(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    if not HUB_CARDS.is_dir():
-        pytest.skip("the results are in a checkout of the project only")
-    return importlib.import_module("training.benchmarks.exports")
-
-
-def test_every_way_is_measured(
-    make_export_results: ModuleType, exported: Path, folder: Path, tmp_path: Path, monkeypatch, capsys
-) -> None:
+def test_every_way_is_measured(exported: Path, folder: Path, tmp_path: Path, capsys) -> None:
     def copy_exported(codec, target: Path, file_format: str) -> None:
         shutil.copytree(exported / file_format, target)
 
-    monkeypatch.setattr(make_export_results, "export_codec", copy_exported)
-    monkeypatch.setattr(make_export_results, "METRICS", ("stoi",))
-    monkeypatch.setattr(make_export_results, "PAGE", tmp_path / "export.md")
-    (tmp_path / "export.md").write_text(
-        "before\n{}old\n{}\nafter\n".format(*make_export_results.PLACE).format(name="tiny")
+    measurement = replace(
+        exports.MEASUREMENT,
+        measure=lambda options: exports.measure(options.folder, options.speech, None, ("stoi",), copy_exported),
+        page=tmp_path / "export.md",
     )
+    measurement.page.write_text("before\n{}old\n{}\nafter\n".format(*measurement.place).format(name="tiny"))
     tiny = shutil.copytree(folder, tmp_path / "tiny")
     soundfile.write(tmp_path / "speech.wav", make_audio(1, 16_000)[0, 0].numpy(), 16_000)
-    assert make_export_results.main([str(tiny), "--speech", str(tmp_path / "speech.wav")]) == 0
+    assert measurement.run([str(tiny), "--speech", str(tmp_path / "speech.wav")]) == 0
     results = json.loads((tiny / "results" / "export.json").read_text())
     equal = {way["name"]: way["equal_tokens"] for way in results["ways"]}
     assert equal.pop("PyTorch, float32") == 1
@@ -385,21 +375,20 @@ def test_the_benchmark_tells_what_eight_bits_change(exported: Path, model: TaaeM
     monkeypatch.setattr(benchmark_inference, "write_sides", copy_exported)
     monkeypatch.setattr(benchmark_inference, "random_model", lambda *_, **__: model)
     monkeypatch.setattr(benchmark_inference, "IN_EIGHT_BITS", ("tiny",))
-    monkeypatch.setattr(benchmark_tools, "SECONDS", 0.0)
-    encoding, decoding = benchmark_inference.eight_bit_rows(Bench())
+    encoding, decoding = benchmark_inference.eight_bit_rows(Bench(repeat_for=0.0))
     assert (encoding["direction"], decoding["direction"]) == ("encode", "decode")
     assert 0.5 < encoding["equal tokens"] < 1 and decoding["equal tokens"] is None
     assert encoding["audio: signal to error in dB"] is None and 10 < decoding["audio: signal to error in dB"] < 60
 
 
-def test_speech_that_is_missing(make_export_results: ModuleType, folder: Path, capsys) -> None:
-    assert make_export_results.main([str(folder), "--speech", "nowhere.parquet"]) == 2
+def test_speech_that_is_missing(folder: Path, capsys) -> None:
+    assert exports.MEASUREMENT.run([str(folder), "--speech", "nowhere.parquet"]) == 2
     assert "nowhere.parquet: no such file" in capsys.readouterr().err
 
 
-def test_the_page_says_what_was_measured_of_the_published_weights(make_export_results: ModuleType) -> None:
+def test_the_page_says_what_was_measured_of_the_published_weights() -> None:
     folder = HUB_CARDS / "taae-speech-16k-nano"
     results = json.loads((folder / "results" / "export.json").read_text(encoding="utf-8"))
     assert results["model_identity"] == load_codec(str(folder), device="cpu").identity
-    page = make_export_results.PAGE.read_text(encoding="utf-8")
-    assert make_export_results.measurement().filled_page(folder.name, results) == page
+    page = exports.MEASUREMENT.page.read_text(encoding="utf-8")
+    assert exports.MEASUREMENT.filled_page(folder.name, results) == page

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import evaluate
 import numpy as np
@@ -21,6 +20,9 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from hub_cards import make_card
+from hub_cards.cards import make_pictures, make_provenance
+from hub_cards.cards.readme_tables import COMPARISON
 from modeling_taae import TaaeConfig, TaaeModel, cli
 from modeling_taae.codec import load_codec
 from modeling_taae.errors import TaaeInputError
@@ -31,23 +33,6 @@ ROOT = Path(__file__).parents[2]
 HUB_CARDS = ROOT / "hub_cards"
 CARDS = sorted(path.parents[1] for path in HUB_CARDS.glob("*/results/results.json"))
 RATE = 16_000
-
-pytestmark = pytest.mark.skipif(not HUB_CARDS.is_dir(), reason="the cards are in a checkout of the project only")
-
-
-def script(name: str) -> ModuleType:
-    """A script of hub_cards, as a module."""
-    return importlib.import_module(f"hub_cards.{name}")
-
-
-@pytest.fixture(scope="module")
-def make_card() -> ModuleType:
-    return script("make_card")
-
-
-@pytest.fixture(scope="module")
-def model_card() -> ModuleType:
-    return script("cards.readme_tables")
 
 
 def clip(seed: int) -> np.ndarray:
@@ -71,9 +56,8 @@ def made(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     ]
     pa.parquet.write_table(pa.Table.from_pylist(rows), folder.parent / "train.parquet")
     write_log(folder.parent / "run")
-    provenance = script("cards.make_provenance")
     options = ["--run", str(folder.parent / "run"), "--trained-on", "an abacus"]
-    assert provenance.main([str(folder), *options, "--data", str(folder.parent / "*.parquet")]) == 0
+    assert make_provenance.main([str(folder), *options, "--data", str(folder.parent / "*.parquet")]) == 0
     return folder
 
 
@@ -99,12 +83,11 @@ def write_log(run: Path) -> None:
 
 
 @pytest.fixture
-def folder(made: Path, tmp_path: Path, model_card: ModuleType, monkeypatch) -> Path:
+def folder(made: Path, tmp_path: Path) -> Path:
     """A copy to be changed, with a project README that has a place for its results."""
-    start, end = model_card.COMPARISON
+    start, end = COMPARISON
     (tmp_path / "README.md").write_text(f"before\n{start.format(name=made.name)}old\n{end}\nafter\n")
-    monkeypatch.setattr(model_card, "README", tmp_path / "README.md")
-    return Path(shutil.copytree(made, tmp_path / made.name))
+    return Path(shutil.copytree(made, tmp_path / "hub_cards" / made.name))
 
 
 FURTHER = {
@@ -144,20 +127,19 @@ def made_further(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     identity = load_codec(str(folder)).identity
     facts = {"model_identity": identity, "bottleneck": "1x46656_400bps", "speech": ["test.parquet"]}
     (folder / "results" / "probes.json").write_text(json.dumps(facts | probes.probe_utterances(rows)))
-    assert script("cards.make_pictures").main([str(folder)]) == 0
+    assert make_pictures.main([str(folder)]) == 0
     return folder
 
 
 class TestSections:
-    def test_a_card_without_further_results_has_none_of_them(self, folder, make_card):
+    def test_a_card_without_further_results_has_none_of_them(self, folder):
         make_card.main([str(folder)])
         text = (folder / "README.md").read_text()
         for heading in ("### Quality against bit rate", "### Under harder conditions", "## What the tokens carry"):
             assert heading not in text
         assert "women and men, ages and accents was not measured" in text and "told above" not in text
 
-    def test_they_say_what_the_results_say(self, made_further, make_card, model_card, monkeypatch, tmp_path):
-        monkeypatch.setattr(model_card, "README", tmp_path / "README.md")
+    def test_they_say_what_the_results_say(self, made_further):
         assert make_card.main([str(made_further)]) == 0
         text = (made_further / "README.md").read_text()
         results = {name: json.loads((made_further / "results" / name / "results.json").read_text()) for name in FURTHER}
@@ -185,7 +167,7 @@ class TestSections:
         assert "under cc-by-sa-4.0" in inspect(made_further).summary
 
     @pytest.mark.parametrize("name", ["presets/results.json", "transmission/results.json", "probes.json"])
-    def test_of_other_weights_they_are_refused(self, made_further, make_card, tmp_path, capsys, name):
+    def test_of_other_weights_they_are_refused(self, made_further, tmp_path, capsys, name):
         folder = Path(shutil.copytree(made_further, tmp_path / "model"))
         path = folder / "results" / name
         identity = load_codec(str(folder)).identity
@@ -193,7 +175,7 @@ class TestSections:
         assert make_card.main([str(folder), "--check"]) == 2
         assert f"{path}: holds results of other weights" in capsys.readouterr().err
 
-    def test_speakers_of_each_gender(self, folder, make_card):
+    def test_speakers_of_each_gender(self, folder):
         path = folder / "results" / "results.json"
         results = json.loads(path.read_text())
         stoi = dict.fromkeys(("mean", "low", "high"), 0.5)
@@ -228,7 +210,7 @@ class TestUse:
     def blocks(folder: Path) -> list[str]:
         return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
 
-    def test_clips(self, folder, make_card, monkeypatch):
+    def test_clips(self, folder, monkeypatch):
         make_card.main([str(folder)])
         (code,) = self.blocks(folder)
         stereo_at_44_khz = np.stack([clip(0).repeat(3)[:44_100]] * 2, axis=1)
@@ -238,7 +220,7 @@ class TestUse:
         subprocess.run(run, cwd=folder.parent, env=environment, check=True)
         assert soundfile.info(folder.parent / "decoded.wav").frames == RATE
 
-    def test_a_stream(self, causal_folder, make_card, monkeypatch):
+    def test_a_stream(self, causal_folder, monkeypatch):
         assert make_card.main([str(causal_folder)]) == 0
         assert "in frames of 40 ms" in (causal_folder / "README.md").read_text()
         clips, stream = self.blocks(causal_folder)
@@ -258,7 +240,7 @@ class TestUse:
 
 
 class TestCard:
-    def test_says_what_the_results_say(self, folder, make_card):
+    def test_says_what_the_results_say(self, folder):
         assert make_card.main([str(folder)]) == 0
         results = json.loads((folder / "results" / "results.json").read_text())
         stoi = results["systems"][0]["metrics"]["stoi"]
@@ -275,7 +257,7 @@ class TestCard:
         assert "Attribution-ShareAlike 4.0 International" in (folder / "LICENSE").read_text()
         assert "{{" not in text and "None" not in text.replace("None of", "")
 
-    def test_hub_results(self, folder, make_card):
+    def test_hub_results(self, folder):
         make_card.main([str(folder)])
         entries = ModelCard.load(folder / "README.md").data.eval_results
         results = json.loads((folder / "results" / "results.json").read_text())
@@ -286,14 +268,14 @@ class TestCard:
             ("audiofolder", "speech, 3 utterances (not on the Hub)")
         }
 
-    def test_cost_is_told_with_its_assumption(self, folder, make_card):
+    def test_cost_is_told_with_its_assumption(self, folder):
         facts = json.loads((folder / "training.json").read_text()) | {"process_hours": 6.0, "watts": 500}
         (folder / "training.json").write_text(json.dumps(facts))
         make_card.main([str(folder)])
         text = (folder / "README.md").read_text()
         assert "6.0 hours of a process at an assumed 500 W, memory and cooling included, which is 3 kWh" in text
 
-    def test_stages_before_the_last_are_told_first(self, folder, make_card, made):
+    def test_stages_before_the_last_are_told_first(self, folder, made):
         """A run that goes on from a published model: its steps go on counting, and what it cost comes on top."""
         before = Path(shutil.copytree(folder, folder.parent / "before"))
         facts = json.loads((before / "training.json").read_text())
@@ -301,7 +283,7 @@ class TestCard:
         (before / "training.json").write_text(json.dumps(facts | {"process_hours": 2.0, "watts": 500}))
         options = ["--run", str(made.parent / "run"), "--trained-on", "a slide rule", "--after", str(before)]
         for folder_of_last in (folder, before):  # the stages of stages come along
-            assert script("cards.make_provenance").main([str(folder_of_last), *options]) == 0
+            assert make_provenance.main([str(folder_of_last), *options]) == 0
         curves = [line.split(",")[:2] for line in (folder / "curves.csv").read_text().splitlines()]
         steps = [*range(50, 401, 50)]
         assert [int(step) for step, _ in curves[1:]] == [*steps, *(400 + step for step in steps)]
@@ -315,21 +297,21 @@ class TestCard:
         assert "parameters, trained from scratch on 3 hours" in text
         assert "2.0 hours of a process at an assumed 500 W and" in text
         assert len(json.loads((before / "training.json").read_text())["before"]) == 1
-        assert script("cards.make_pictures").main([str(folder)]) == 0
+        assert make_pictures.main([str(folder)]) == 0
 
     def test_a_folder_before_that_does_not_tell(self, folder, made, tmp_path, capsys):
         options = ["--run", str(made.parent / "run"), "--after", str(tmp_path)]
-        assert script("cards.make_provenance").main([str(folder), *options]) == 2
+        assert make_provenance.main([str(folder), *options]) == 2
         assert "does not tell how its model was trained" in capsys.readouterr().err
 
-    def test_what_training_started_from(self, folder, make_card):
+    def test_what_training_started_from(self, folder):
         facts = json.loads((folder / "training.json").read_text())
         facts["recipe"]["size"] = "hub_cards/taae-speech-16k-nano"
         (folder / "training.json").write_text(json.dumps(facts))
         make_card.main([str(folder)])
         assert "trained on from `taae-speech-16k-nano` on 3 hours" in (folder / "README.md").read_text()
 
-    def test_it_can_be_published(self, folder, make_card):
+    def test_it_can_be_published(self, folder):
         make_card.main([str(folder)])
         card = folder / "README.md"
         with pytest.raises(TaaeInputError, match="the placeholder of the project's address"):
@@ -342,13 +324,13 @@ class TestCard:
         with pytest.raises(TaaeInputError, match="header of README.md has another figure for stoi"):
             inspect(folder)
 
-    def test_project_readme_keeps_the_rest(self, folder, make_card, model_card):
+    def test_project_readme_keeps_the_rest(self, folder):
         make_card.main([str(folder)])
-        text = model_card.README.read_text()
+        text = (folder.parents[1] / "README.md").read_text()
         assert text.startswith("before\n<!-- comparison") and text.endswith("<!-- /comparison -->\nafter\n")
         assert "| pcm16 |" in text and "old" not in text.replace("LUFS", "")
 
-    def test_check_fails_when_results_and_card_disagree(self, folder, make_card, capsys):
+    def test_check_fails_when_results_and_card_disagree(self, folder, capsys):
         assert make_card.main([str(folder), "--check"]) == 1
         assert make_card.main([str(folder)]) == 0
         assert make_card.main([str(folder), "--check"]) == 0
@@ -359,18 +341,18 @@ class TestCard:
         assert make_card.main([str(folder), "--check"]) == 1
         assert "README.md does not say what it is made of" in capsys.readouterr().err
 
-    def test_results_of_other_weights_are_refused(self, folder, make_card, make_tiny_model, capsys):
+    def test_results_of_other_weights_are_refused(self, folder, make_tiny_model, capsys):
         make_tiny_model(seed=1).save_pretrained(folder)
         assert make_card.main([str(folder)]) == 2
         assert "results of other weights" in capsys.readouterr().err
 
     @pytest.mark.parametrize("missing", ["results/results.json", "training.json", "training_data.json"])
-    def test_what_is_missing_is_told(self, folder, make_card, capsys, missing):
+    def test_what_is_missing_is_told(self, folder, capsys, missing):
         (folder / missing).unlink()
         assert make_card.main([str(folder)]) == 2
         assert f"{folder / missing}: is missing; run `make" in capsys.readouterr().err
 
-    def test_sources_without_credit_are_refused(self, folder, make_card, capsys):
+    def test_sources_without_credit_are_refused(self, folder, capsys):
         path = folder / "training_data.json"
         path.write_text(path.read_text().replace("kerstin", "someone"))
         assert make_card.main([str(folder)]) == 2
@@ -378,7 +360,7 @@ class TestCard:
 
 
 @pytest.mark.parametrize(("gap", "verdict"), [("0.01", True), ("0.4", False)])
-def test_what_limits_a_model_follows_from_its_curves(tmp_path, make_card, gap, verdict):
+def test_what_limits_a_model_follows_from_its_curves(tmp_path, gap, verdict):
     sections = importlib.import_module("hub_cards.cards.card_sections")
     file = tmp_path / "curves.csv"
     assert sections.gap_text(sections.read_curves(file)) == ""
@@ -421,32 +403,32 @@ class TestProvenance:
         run = Path(shutil.copytree(made.parent / "run", tmp_path / "run"))
         log = next(run.glob("log/*/hparams.yml"))
         log.write_text(log.read_text().replace("processes:", "threads:"))
-        assert script("cards.make_provenance").main([str(tmp_path), "--run", str(run)]) == 2
+        assert make_provenance.main([str(tmp_path), "--run", str(run)]) == 2
         assert f"{log}: does not tell of how many processes" in capsys.readouterr().err
         assert not (tmp_path / "training.json").exists()
 
     def test_earlier_weights(self, made, tmp_path):
         folder = Path(shutil.copytree(made, tmp_path / "model"))
-        script("cards.make_provenance").main([str(folder), "--run", str(made.parent / "run"), "--until", "300"])
+        make_provenance.main([str(folder), "--run", str(made.parent / "run"), "--until", "300"])
         facts = json.loads((folder / "training.json").read_text())
         assert (facts["steps"], facts["batches"][-1]["until_step"]) == (300, 300)
 
     def test_nothing_to_read(self, tmp_path, capsys):
-        assert script("cards.make_provenance").main([str(tmp_path), "--run", str(tmp_path)]) == 2
+        assert make_provenance.main([str(tmp_path), "--run", str(tmp_path)]) == 2
         assert "no TensorBoard log" in capsys.readouterr().err
 
 
 def test_pictures(made, tmp_path):
     folder = Path(shutil.copytree(made, tmp_path / "model"))
     speech = str(made.parent / "speech")
-    assert script("cards.make_pictures").main([str(folder), "--speech", speech, "--id", "1.wav"]) == 0
+    assert make_pictures.main([str(folder), "--speech", speech, "--id", "1.wav"]) == 0
     for name in ("curves.png", "spectrogram.png"):
         assert Image.open(folder / name).text["model_identity"] == load_codec(str(folder)).identity
 
 
 class TestMetricCards:
     @pytest.mark.parametrize("name", ["stoi", "word_error_rate"])
-    def test_says_what_the_module_says(self, make_card, tmp_path, name):
+    def test_says_what_the_module_says(self, tmp_path, name):
         folder = Path(shutil.copytree(HUB_CARDS / "metrics" / name, tmp_path / name))
         (folder / "README.md").unlink()
         assert make_card.main([str(folder)]) == 0
@@ -455,14 +437,14 @@ class TestMetricCards:
         assert description in card.text and {"evaluate", "metric"} <= set(card.data.tags)
         assert inspect(folder).repo_type == "space" and not inspect(folder).with_package
 
-    def test_published_ones_are_up_to_date(self, make_card):
+    def test_published_ones_are_up_to_date(self):
         folders = [path.parent for path in sorted((HUB_CARDS / "metrics").glob("*/*.py"))]
         assert len(folders) >= 8
         assert make_card.main([*map(str, folders), "--check"]) == 0
 
 
 class TestSpaceCard:
-    def test_says_what_the_limits_are(self, make_card, tmp_path):
+    def test_says_what_the_limits_are(self, tmp_path):
         for name in ("app.py", "limits.py"):
             shutil.copy(HUB_CARDS / "space" / name, tmp_path)
         text = (tmp_path / "limits.py").read_text()
@@ -471,11 +453,11 @@ class TestSpaceCard:
         assert "7\nclips of up to 44 seconds" in (tmp_path / "README.md").read_text()
         assert inspect(tmp_path).sdk == "gradio"
 
-    def test_the_published_one_is_up_to_date(self, make_card):
+    def test_the_published_one_is_up_to_date(self):
         assert make_card.main([str(HUB_CARDS / "space"), "--check"]) == 0
 
 
-def test_a_converted_model_has_a_card_of_its_own(folder, make_card):
+def test_a_converted_model_has_a_card_of_its_own(folder):
     source = {"name": "theirs", "weights": "model.ckpt", "sha256": "0", "description": "model_config.json"}
     conversion = {"modeling_taae": "0.1.0", "source": source, "license": {"license": "mit"}, "license_files": []}
     (folder / "conversion.json").write_text(json.dumps(conversion))
@@ -484,12 +466,12 @@ def test_a_converted_model_has_a_card_of_its_own(folder, make_card):
     assert "The weights of `theirs`" in text and "| pcm16 |" in text
 
 
-def test_other_folders_have_no_card(make_card, tmp_path, capsys):
+def test_other_folders_have_no_card(tmp_path, capsys):
     assert make_card.main([str(tmp_path)]) == 2
     assert "holds nothing that a card can be made of" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not CARDS, reason="no model with results is in this checkout yet")
 @pytest.mark.parametrize("folder", CARDS, ids=lambda folder: folder.name)
-def test_published_cards_agree_with_their_results(folder, make_card):
+def test_published_cards_agree_with_their_results(folder):
     assert make_card.main([str(folder), "--check"]) == 0

@@ -22,7 +22,7 @@ import soundfile
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
-from support.hub_server import OWNER, TOKEN, HubServer
+from support.hub_server import OWNER, TOKEN, logged_in_hub
 
 from modeling_taae import TaaeFeatureExtractor, TaaeModel, cli
 from modeling_taae.errors import TaaeInputError
@@ -62,16 +62,7 @@ def folder(made: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """A Hub on loopback that this process is logged in to, and that it tries again without waiting."""
-    with HubServer() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants._HF_DEFAULT_ENDPOINT, server.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with logged_in_hub(monkeypatch, tmp_path) as server:
         yield server
 
 

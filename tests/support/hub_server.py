@@ -9,8 +9,14 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants
 
 OWNER, TOKEN = "me", "hf_loopback"
 PLURALS = {"models": "model", "datasets": "dataset", "spaces": "space"}
@@ -265,6 +271,20 @@ class Handler(BaseHTTPRequestHandler):
             return 404, {"error": "Entry not found"}, headers | {"X-Error-Code": "EntryNotFound"}
         content = repository.commits[oid][path]
         return 200, content, headers | {"ETag": f'"{object_id(path, content)}"'}
+
+
+@contextmanager
+def logged_in_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[HubServer]:
+    """A Hub on loopback that this process is logged in to, and that it tries again without waiting."""
+    with HubServer() as server:
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants._HF_DEFAULT_ENDPOINT, server.url)
+        settings = {"ENDPOINT": server.url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_OFFLINE": False}
+        settings |= {"HF_HUB_DISABLE_XET": True, "HF_TOKEN_PATH": str(folder / "token")}
+        for name, value in settings.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        yield server
 
 
 def object_id(path: str, content: bytes) -> str:

@@ -15,6 +15,20 @@ TINY = {
     "layer_scale_initial_scale": 0.5,
 }
 
+# Of networks that listen: Wav2Vec2, HuBERT and WavLM.
+TINY_WAV2VEC2 = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "conv_dim": (8, 8),
+    "conv_stride": (20, 16),
+    "conv_kernel": (20, 16),
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 2,
+}
+
 VARIANTS = {
     "plain": {},
     "published strides": {"hidden_sizes": (16, 16), "strides": (1, 2)},

@@ -28,7 +28,6 @@ from support.token_folders import (
     tokenize,
 )
 
-from modeling_taae import batching
 from modeling_taae.codec import load_codec
 from modeling_taae.data.sources import Corpus
 from modeling_taae.errors import TaaeInputError
@@ -49,12 +48,11 @@ class TestOutput:
             assert rows[name]["codes"] == expected.tolist()
             assert rows[name]["frames"] == len(expected) and rows[name]["duration"] == len(audio) / RATE
 
-    def test_clips_may_wait_for_others_of_their_length(self, monkeypatch):
+    def test_clips_may_wait_for_others_of_their_length(self):
         """As on a GPU: several clips at a time, out of order, of several units."""
         source = parquet("data.parquet", many_rows(50), row_group_size=5)
         tokenize(source, output="one by one")
-        monkeypatch.setattr(batching, "BLOCK_SECONDS", {"cpu": 4})
-        tokenize_corpus(source, "together", unit_rows=5, units_together=4)
+        tokenize_corpus(source, "together", unit_rows=5, units_together=4, block_seconds=4)
         one_by_one, together = rows_of("one by one"), rows_of("together")
         assert list(one_by_one) == list(together) and rejects_of("one by one") == rejects_of("together")
         for name in together:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from support.training_runs import CHECKOUT
 
 from modeling_taae.codec import load_codec
 from training.benchmarks import determinism as benchmark_determinism
@@ -70,7 +71,7 @@ def test_the_command(tiny_model_folder, tmp_path, monkeypatch, capsys) -> None:
     for number, seconds in enumerate((1.0, 2.3)):
         noise = np.random.default_rng(number).normal(size=int(16_000 * seconds))
         soundfile.write(tmp_path / f"{number}.wav", 0.1 * noise, 16_000)
-    assert benchmark_determinism.main([str(folder), "--speech", str(tmp_path)]) == 0
+    assert benchmark_determinism.MEASUREMENT.run([str(folder), "--speech", str(tmp_path)]) == 0
     results = json.loads((folder / "results" / "determinism.json").read_text())
     rows = {row["setting"]: row for row in results["settings"]}
     assert results["frames"] == 25 + 58 and rows["torch.compile"] == {
@@ -89,13 +90,12 @@ def test_the_command(tiny_model_folder, tmp_path, monkeypatch, capsys) -> None:
 
 def test_bad_input_is_one_line(tiny_model_folder, tmp_path, capsys) -> None:
     for model, speech in ((tmp_path, tiny_model_folder), (tiny_model_folder, tmp_path / "none.parquet")):
-        assert benchmark_determinism.main([str(model), "--speech", str(speech)]) == 2
+        assert benchmark_determinism.MEASUREMENT.run([str(model), "--speech", str(speech)]) == 2
         assert capsys.readouterr().err.count("\n") == 1
     assert not Path(tiny_model_folder, "results").exists()
 
 
 def test_the_page_says_what_was_measured() -> None:
-    checkout = Path(benchmark_determinism.__file__).parents[2]
-    results = checkout / "hub_cards" / "taae-speech-16k-nano" / "results" / "determinism.json"
-    page = benchmark_determinism.measurement().filled_page("taae-speech-16k-nano", json.loads(results.read_text()))
-    assert page is not None and page == benchmark_determinism.PAGE.read_text()
+    results = CHECKOUT / "hub_cards" / "taae-speech-16k-nano" / "results" / "determinism.json"
+    page = benchmark_determinism.MEASUREMENT.filled_page("taae-speech-16k-nano", json.loads(results.read_text()))
+    assert page is not None and page == benchmark_determinism.MEASUREMENT.page.read_text()

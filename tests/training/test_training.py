@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 from datasets import Dataset
-from support.training_runs import CHECKOUT, encoded_tone, write_corpus, write_recipe
+from support.training_runs import CHECKOUT, encoded_tone
 
 from modeling_taae import TaaeConfig, TaaeFeatureExtractor
 from modeling_taae.configuration_taae import NAMED_SIZES
@@ -36,19 +36,9 @@ from training.recipe import (
 )
 
 
-@pytest.fixture(scope="module")
-def parquet(tmp_path_factory) -> str:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
 @pytest.fixture
-def data(parquet) -> DataConfig:
-    return DataConfig(corpora=[CorpusConfig(parquet)], crop_frames=16, shuffle_buffer=4)
-
-
-@pytest.fixture(scope="module")
-def recipe_file(parquet, tmp_path_factory) -> str:
-    return write_recipe(tmp_path_factory.mktemp("recipe"), parquet)
+def data(corpus) -> DataConfig:
+    return DataConfig(corpora=[CorpusConfig(corpus)], crop_frames=16, shuffle_buffer=4)
 
 
 def test_recipe_fields_are_overridden_by_dotted_names(recipe_file):
@@ -146,11 +136,11 @@ def test_all_audio_of_a_corpus_is_equally_likely(data):
     assert np.abs(shares - expected).max() < 0.03
 
 
-def test_levels_vary_within_the_limit_and_never_clip(parquet):
+def test_levels_vary_within_the_limit_and_never_clip(corpus):
     extractor = TaaeFeatureExtractor()
     steady, varied = (
         TrainingCrops(
-            DataConfig(corpora=[CorpusConfig(parquet)], crop_frames=8, augmentation=AugmentationConfig(level)),
+            DataConfig(corpora=[CorpusConfig(corpus)], crop_frames=8, augmentation=AugmentationConfig(level)),
             extractor,
             0,
         )
@@ -187,9 +177,9 @@ def test_of_long_recordings_the_beginning_is_validation(tmp_path):
     assert np.abs(clip - long[: 20 * 16_000]).max() < 1e-3
 
 
-def test_validation_clips_have_the_loudness_of_inference(parquet):
-    clips = list(validation_clips(CorpusConfig(parquet), TaaeFeatureExtractor(target_loudness=None), 3))
-    louder = list(validation_clips(CorpusConfig(parquet), TaaeFeatureExtractor(target_loudness=-10.0), 3))
+def test_validation_clips_have_the_loudness_of_inference(corpus):
+    clips = list(validation_clips(CorpusConfig(corpus), TaaeFeatureExtractor(target_loudness=None), 3))
+    louder = list(validation_clips(CorpusConfig(corpus), TaaeFeatureExtractor(target_loudness=-10.0), 3))
     assert len(clips) == len(louder) == 3
     assert all(np.abs(b).max() > np.abs(a).max() for a, b in zip(clips, louder, strict=True))
 
@@ -252,11 +242,11 @@ def test_columns_of_paths_and_of_bytes(streaming, tmp_path):
         ([CorpusConfig("{parquet}", weight=0.0)], "must be positive"),
     ],
 )
-def test_corpora_that_cannot_be_used_are_named(parquet, corpora, message, tmp_path):
+def test_corpora_that_cannot_be_used_are_named(corpus, corpora, message, tmp_path):
     for name in ("a.parquet", "b.wav"):
         (tmp_path / name).touch()
     for corpus in corpora:
-        corpus.source = corpus.source.format(parquet=parquet, folder=tmp_path)
+        corpus.source = corpus.source.format(parquet=corpus, folder=tmp_path)
     with pytest.raises(CorpusError, match=message):
         TrainingCrops(DataConfig(corpora=corpora), TaaeFeatureExtractor(), 0)
 
@@ -275,8 +265,8 @@ def test_a_silent_corpus_is_refused(tmp_path):
         TrainingCrops(DataConfig(corpora=[CorpusConfig(str(tmp_path / "silent.parquet"))]), TaaeFeatureExtractor(), 0)
 
 
-def test_rows_without_audio_are_counted(parquet, tmp_path):
-    rows = Dataset.from_parquet(parquet).select(range(2)).to_list()
+def test_rows_without_audio_are_counted(corpus, tmp_path):
+    rows = Dataset.from_parquet(corpus).select(range(2)).to_list()
     table = pyarrow.Table.from_pylist([{"audio": None}, *({"audio": row["audio"]} for row in rows)])
     pyarrow.parquet.write_table(table, tmp_path / "null.parquet")
     assert (

@@ -4,10 +4,18 @@ import json
 from pathlib import Path
 
 import pytest
-from support.training_runs import CHECKOUT, write_corpus, write_recipe
+from support.training_runs import CHECKOUT
 
-from training.experiments import ablations as run_ablations
-from training.experiments.ablations import ADVERSARIAL, COLUMNS, MARKERS, all_ablations, last_validation, main, markdown
+from training.experiments.ablations import (
+    ADVERSARIAL,
+    COLUMNS,
+    MARKERS,
+    Ablation,
+    all_ablations,
+    last_validation,
+    main,
+    markdown,
+)
 from training.recipe import parse_recipe
 
 pytestmark = pytest.mark.slow
@@ -30,16 +38,15 @@ def test_every_ablation_is_a_run_of_the_given_length(ablation, tmp_path):
     assert ablation.description
 
 
-def test_each_is_run_once_and_a_failure_is_told(tmp_path, monkeypatch, capfd):
-    recipe, folder = write_recipe(tmp_path, write_corpus(tmp_path)), tmp_path / "runs"
-    (tmp_path / "ablations").mkdir()
-    (tmp_path / "ablations" / "bad.yaml").write_text("# No such corpus.\ndata: {corpora: [{source: nowhere}]}\n")
-    monkeypatch.setattr(run_ablations, "PLAIN", Path(recipe))
-    monkeypatch.setattr(run_ablations, "RECIPES", tmp_path)
+def test_each_is_run_once_and_a_failure_is_told(recipe_file, tmp_path, capfd):
+    folder = tmp_path / "runs"
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("# No such corpus.\ndata: {corpora: [{source: nowhere}]}\n")
+    known = [Ablation("plain", Path(recipe_file)), Ablation("bad", Path(recipe_file), bad)]
     text = tmp_path / "README.md"
     text.write_text(f"Before.\n{MARKERS[0]}old\n{MARKERS[1]}\nAfter.\n")
     command = ["--steps", "2", "--output_dir", str(folder), "--readme", str(text)]
-    assert main(["bad", "plain", *command, "--jobs", "2"]) == 1
+    assert main(["bad", "plain", *command, "--jobs", "2"], known) == 1
     out, err = capfd.readouterr()
     assert f"bad: ended with status 2; see {folder / 'bad.log'}" in err
     assert "nowhere" in (folder / "bad.log").read_text()
@@ -52,14 +59,14 @@ def test_each_is_run_once_and_a_failure_is_told(tmp_path, monkeypatch, capfd):
     assert [run["name"] for run in summary["runs"]] == ["plain"] and str(tmp_path) not in json.dumps(summary)
     assert (folder / "plain" / "model" / "model.safetensors").exists()
     assert not list((folder / "plain").glob("checkpoint-*"))
-    assert main(["plain", *command]) == 0
+    assert main(["plain", *command], known) == 0
     assert (folder / "plain.log").read_text() == log, "it was run again"
     with pytest.raises(SystemExit) as exit_info:
-        main(["plain", *command, "--options", "--batch_size", "1"])
+        main(["plain", *command, "--options", "--batch_size", "1"], known)
     assert exit_info.value.code == 2 and "is of a run with other settings" in capfd.readouterr().err
     (folder / "plain.json").unlink()  # as if it had been interrupted
     with pytest.raises(SystemExit):
-        main(["plain", *command, "--options", "--batch_size", "1"])
+        main(["plain", *command, "--options", "--batch_size", "1"], known)
     assert "is of a run with other settings" in capfd.readouterr().err
 
 
@@ -94,5 +101,5 @@ def test_the_table_of_the_readme_is_that_of_the_results():
 def test_an_unknown_name_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["plane", "--steps", "2", "--output_dir", str(tmp_path / "runs")])
-    assert "there is no ablation plane; choose from plain," in capsys.readouterr().err
+    assert "there is no plane; choose from plain," in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()

@@ -11,8 +11,6 @@ from support.training_runs import (
     make_trainer,
     published,
     train,
-    write_corpus,
-    write_recipe,
 )
 
 from modeling_taae import TaaeFeatureExtractor
@@ -26,11 +24,6 @@ from training.transcribed import TranscribedSpeech, split_units
 def make_head(**options: object) -> CTCHead:
     torch.manual_seed(0)
     return CTCHead(**{"symbols": list("abc"), "units": "characters", "latent_dim": 6, "hidden_size": 8, **options})
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> str:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 def test_texts_are_split_into_characters_or_symbols():
@@ -116,15 +109,15 @@ def test_texts_that_cannot_be_used_are_named(corpus, options, message):
 
 
 @pytest.fixture(scope="module")
-def reading(tmp_path_factory) -> tuple[str, ...]:
+def reading(recipe_file, tmp_path_factory) -> tuple[str, ...]:
     """A recipe with a CTC head on tones that are named after their pitch."""
     folder = tmp_path_factory.mktemp("reading")
     tones = [(pitch, name) for pitch, name in zip((200, 700, 1_500, 3_000), "abcd", strict=True)]
     audio = [{"bytes": encoded_tone(pitch, 0.6), "path": None} for pitch, _ in tones]
     Dataset.from_dict({"audio": audio, "name": [name for _, name in tones]}).to_parquet(folder / "tones.parquet")
-    corpus = {"source": str(folder / "tones.parquet")}
-    ctc = {"corpora": [corpus], "text_column": "name", "learning_rate": 1e-2, "validation": corpus}
-    return write_recipe(folder, write_corpus(folder)), "--ctc", json.dumps(ctc), "--validation.utterances", "4"
+    spoken = {"source": str(folder / "tones.parquet")}
+    ctc = {"corpora": [spoken], "text_column": "name", "learning_rate": 1e-2, "validation": spoken}
+    return recipe_file, "--ctc", json.dumps(ctc), "--validation.utterances", "4"
 
 
 def test_a_run_makes_the_latents_readable_and_publishes_the_head(reading, tmp_path, capfd):

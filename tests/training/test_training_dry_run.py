@@ -7,25 +7,20 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from support.training_runs import ADVERSARIAL, make_trainer, train, write_corpus, write_recipe
+from support.training_runs import ADVERSARIAL, make_trainer, train, write_recipe
 
-from training import dry_run
 from training.dry_run import PeakMemory, fixed_memory, local_parameters, run_seconds, starts_of_phases
 from training.recipe import DiscriminatorConfig, Recipe
 from training.train import main
 
 
 def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    # Accelerate keeps the settings of a process's first Accelerator, which may be another test's.
-    AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
     main()
 
 
 def test_a_dry_run_tells_what_a_run_takes_and_writes_nothing(tmp_path, monkeypatch, capfd):
     """As a user starts it; there is no corpus to be read yet."""
-    monkeypatch.setattr(dry_run, "TIMED_STEPS", 2)
     recipe = write_recipe(tmp_path, "nowhere.parquet")
     options = ("--dry_run", "true", "--output_dir", tmp_path / "run", *ADVERSARIAL, "--discriminator.start_step", 4)
     run_main(monkeypatch, recipe, *options, "--gradient_accumulation_steps", 3)
@@ -50,11 +45,10 @@ def test_a_codec_that_does_not_fit_is_refused_before_it_takes_memory(tmp_path, m
     assert "takes 19.07 GB (weights 3.81, gradients 3.81, optimiser 7.63, average 3.81)" in capfd.readouterr().err
 
 
-def test_what_stays_in_memory_is_counted_as_a_run_holds_it(tmp_path):
+def test_what_stays_in_memory_is_counted_as_a_run_holds_it(recipe_file, tmp_path):
     """Against the tensors that a run really holds."""
-    recipe = write_recipe(tmp_path, write_corpus(tmp_path))
     trainer = train(
-        recipe, *ADVERSARIAL, "--max_steps", 1, "--output_dir", tmp_path / "run", "--validation.corpus", "null"
+        recipe_file, *ADVERSARIAL, "--max_steps", 1, "--output_dir", tmp_path / "run", "--validation.corpus", "null"
     )
     discriminator, codec = trainer.adversary.module, trainer.model
     counted = fixed_memory(trainer.average.module, [discriminator])

@@ -15,8 +15,6 @@ from support.training_runs import (
     published,
     start_training,
     train,
-    write_corpus,
-    write_recipe,
 )
 
 from training.checkpoints import AVERAGE, MANIFEST, OLD_AVERAGE, CheckpointError, CheckpointManifest
@@ -24,12 +22,6 @@ from training.model import start_of
 from training.optimization import DivergenceError, DivergenceWatch, tell_schedule
 from training.recipe import OptimizerConfig, Recipe, RecipeError, parse_recipe
 from training.trainer import LOCK_NAME, IncompleteRunError
-
-
-@pytest.fixture(scope="module")
-def recipe_file(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("recipe")
-    return write_recipe(folder, write_corpus(folder))
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from unittest.mock import create_autospec
 
 import pytest
 from datasets import Dataset, DatasetBuilder
-from huggingface_hub import ModelCard, constants
-from support.hub_server import OWNER, TOKEN, HubServer
-from support.training_runs import ADVERSARIAL, encoded_tone, make_trainer, train, write_corpus, write_recipe
+from huggingface_hub import ModelCard
+from support.hub_server import OWNER, logged_in_hub
+from support.training_runs import ADVERSARIAL, encoded_tone, make_trainer, train
 
 from modeling_taae.codec import model_name
 from modeling_taae.files import read_json
@@ -18,31 +18,18 @@ from training.publish import HubError, card, evaluate, publish
 from training.recipe import RecipeError, parse_recipe
 
 
-@pytest.fixture(scope="module")
-def recipe_file(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("recipe")
-    (folder / "licence.txt").write_text("Do what you like.\n")
-    return write_recipe(folder, write_corpus(folder))
-
-
 @pytest.fixture
 def options(recipe_file, tmp_path) -> list[object]:
     """A short run with a discriminator, to be published."""
     place = ["--hub.repo", f"{OWNER}/tiny", "--hub.license", "cc0-1.0"]
-    place += ["--hub.license_file", Path(recipe_file).with_name("licence.txt")]
+    (tmp_path / "licence.txt").write_text("Do what you like.\n")
+    place += ["--hub.license_file", tmp_path / "licence.txt"]
     return [*place, *ADVERSARIAL, "--max_steps", 2, "--validation.samples", 0, "--output_dir", tmp_path / "run"]
 
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A Hub on loopback that this process is logged in to, and that it tries again without waiting."""
-    with HubServer() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with logged_in_hub(monkeypatch, tmp_path) as server:
         yield server
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from support.training_runs import finish, make_trainer, published, start_training, train, write_corpus, write_recipe
+from support.training_runs import finish, make_trainer, published, start_training, train
 
 from training.launch import own_processes
 from training.precision import choose_attention, choose_precision, choose_processes, choose_workers, processor_features
@@ -14,12 +14,6 @@ from training.recipe import CTCConfig, Recipe, RecipeError
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def recipe_file(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("recipe")
-    return write_recipe(folder, write_corpus(folder))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from support.training_runs import make_trainer, write_corpus, write_recipe
+from support.tiny_models import TINY_WAV2VEC2
+from support.training_runs import make_trainer
 from transformers import (
     HubertConfig,
     HubertModel,
@@ -18,18 +19,7 @@ from transformers import (
 from training.perceptual import PerceptualLoss
 from training.recipe import PerceptualConfig, RecipeError
 
-TINY_WAVEFORM_ENCODER = {
-    "hidden_size": 16,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "conv_dim": (8, 8),
-    "conv_stride": (20, 16),
-    "conv_kernel": (20, 16),
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 2,
-    "num_feat_extract_layers": 2,
-}
+TINY_WAVEFORM_ENCODER = TINY_WAV2VEC2 | {"num_hidden_layers": 3}
 TINY_WHISPER = {
     "d_model": 16,
     "encoder_layers": 2,
@@ -147,11 +137,10 @@ def test_what_does_not_fit_is_refused(listeners, audio, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["wavlm", "whisper"])
-def test_a_run_minimises_it(listeners, kind, tmp_path):
-    recipe = write_recipe(tmp_path, write_corpus(tmp_path))
+def test_a_run_minimises_it(listeners, kind, recipe_file, tmp_path):
     alone = ("--losses.log_mel", 0, "--losses.magnitude", 0, "--losses.waveform", 0, "--validation.corpus", "null")
     run = ("--perceptual.model", listeners[kind], "--max_steps", 60, "--output_dir", tmp_path)
-    trainer = make_trainer(recipe, *alone, *run)
+    trainer = make_trainer(recipe_file, *alone, *run)
     losses = []
     for batch in trainer.batches():
         losses.append(trainer.forward_and_backward(batch)["perceptual"].item())

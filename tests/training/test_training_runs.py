@@ -11,7 +11,6 @@ from unittest.mock import create_autospec
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from accelerate.tracking import WandBTracker
 from datasets import Dataset
 from safetensors.torch import load_file
@@ -26,8 +25,6 @@ from support.training_runs import (
     published,
     start_training,
     train,
-    write_corpus,
-    write_recipe,
 )
 
 from modeling_taae import TaaeFeatureExtractor, TaaeModel
@@ -40,12 +37,6 @@ from training.train import main
 from training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def recipe_file(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("recipe")
-    return write_recipe(folder, write_corpus(folder))
 
 
 def validations(output: str) -> list[dict[str, float]]:
@@ -173,7 +164,7 @@ def test_ways_to_compute_a_step_change_no_result(option, recipe_file, tmp_path):
     assert all(torch.allclose(plain[name], other[name], atol=1e-5) for name in plain)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU with CUDA")
+@pytest.mark.gpu
 def test_a_replayed_graph_leaves_the_gradients_of_its_batch(recipe_file, tmp_path):
     """The bottleneck's noise is its own in each pass, so that it is switched off here."""
     quiet = {**TINY, "training_noise_probability": 0.0, "training_rounding_probability": 0.0}
@@ -324,7 +315,6 @@ def test_too_little_memory_is_told_in_a_line(recipe_file, tmp_path, monkeypatch)
     def fail(trainer: Trainer) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB. And much else.")
 
-    AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setattr(Trainer, "train", fail)
     monkeypatch.setattr(sys, "argv", ["train.py", recipe_file, "--output_dir", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"too little memory \(CUDA out of memory\). Lower --batch_size"):

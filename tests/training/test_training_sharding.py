@@ -17,8 +17,6 @@ from support.training_runs import (
     published,
     start_training,
     train,
-    write_corpus,
-    write_recipe,
 )
 
 from modeling_taae.transformer_taae import TaaeTransformerLayer
@@ -34,12 +32,6 @@ STEADY = (
     *("--config.latent_dim", 1, "--config.bottleneck", "native", "--validation.bottleneck", "native"),
     *("--max_steps", 4, "--validation.utterances", 1, *ADVERSARIAL),
 )
-
-
-@pytest.fixture(scope="module")
-def recipe_file(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("recipe")
-    return write_recipe(folder, write_corpus(folder))
 
 
 @pytest.fixture(scope="module")

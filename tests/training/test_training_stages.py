@@ -70,14 +70,16 @@ def test_what_is_trained_is_compared_and_not_trained_again(tiny_model_folder, tm
     after = Stage("after", "two steps", "finetune_language", (*quick, "--max_steps", "3"), start)
     speech = {"all": ("test", None), "English": ("test", "en")}
     tones = Experiment("Noise", (PUBLISHED, after), speech, run_stages.phoneme_errors, picture=True)
-    monkeypatch.setattr(run_stages, "EXPERIMENTS", {"noise": tones})
     Path("README.md").write_text(f"Before.\n{MARKERS[0]}old\n{MARKERS[1]}\nAfter.\n")
     command = ["--published", str(tiny_model_folder), "--json", "results/stages.json", "--readme", "README.md"]
-    assert main(command) == 0
+    assert main(command, {"noise": tones}) == 0
     results = json.loads(Path("results/stages.json").read_text())
     published, trained = results["noise"]["models"]
     assert (published["steps"], trained["steps"]) == (0, 2) and Path("runs/stages/after/checkpoint-1").exists()
-    assert Path("README.md").read_text() == f"Before.\n{MARKERS[0]}{markdown(results)}\n{MARKERS[1]}\nAfter.\n"
+    assert (
+        Path("README.md").read_text()
+        == f"Before.\n{MARKERS[0]}{markdown(results, {'noise': tones})}\n{MARKERS[1]}\nAfter.\n"
+    )
     assert Path("results/noise.png").stat().st_size > 0
 
     for model, folder in ((published, tiny_model_folder), (trained, Path("runs/stages/after/model"))):
@@ -95,11 +97,10 @@ def test_what_is_trained_is_compared_and_not_trained_again(tiny_model_folder, tm
 
     weights = Path("runs/stages/after/model/model.safetensors")
     trained_at = weights.stat().st_mtime_ns
-    assert main(command) == 0 and weights.stat().st_mtime_ns == trained_at, "it was trained again"
+    assert main(command, {"noise": tones}) == 0 and weights.stat().st_mtime_ns == trained_at, "it was trained again"
     assert json.loads(Path("results/stages.json").read_text()) == results
-    monkeypatch.setattr(run_stages, "EXPERIMENTS", {"noise": Experiment("", (Stage("after", "", "nano"),), speech)})
     with pytest.raises(SystemExit):
-        main(command)
+        main(command, {"noise": Experiment("", (Stage("after", "", "nano"),), speech)})
     assert "after is of a run with other settings" in capsys.readouterr().err
 
 
@@ -138,7 +139,7 @@ def test_the_head_is_measured_where_there_is_one(tiny_model_folder, tiny_model, 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["dutchh"], "no experiment dutchh; choose from dutch"), (["--show", "--readme", "none.md"], "none.md")],
+    [(["dutchh"], "there is no dutchh; choose from dutch"), (["--show", "--readme", "none.md"], "none.md")],
 )
 def test_mistakes_are_told_in_a_line(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

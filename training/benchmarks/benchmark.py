@@ -1,4 +1,4 @@
-"""Measures the speed of training and inference: `python training/benchmarks/benchmark.py [SECTION ...] [--json FILE]`.
+"""Measures the speed of training and inference: `python training/benchmark.py [SECTION ...] [--json FILE]`.
 
 Beside each figure stands what the machine can do at most, the rate of its matrix products in the same precision on as
 many threads, measured in the same run. Weights are random and audio is noise: speed does not depend on them. Prints
@@ -18,13 +18,13 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's training/ is not installed
 
-from modeling_taae.evaluation.report import between, table
+from modeling_taae.evaluation.report import table
 from modeling_taae.evaluation.results import rounded
 from modeling_taae.files import write_bytes
 from training.benchmarks.corpus import corpus_rows
 from training.benchmarks.inference import eight_bit_rows, latency_rows, long_audio_rows, speed_rows, startup_rows
 from training.benchmarks.peers import peer_rows
-from training.benchmarks.runner import machine, processor_text
+from training.benchmarks.runner import machine, processor_text, with_tables
 from training.benchmarks.tools import SECONDS, Bench
 from training.benchmarks.training_steps import gradient_rows, process_rows, step_rows
 
@@ -101,17 +101,6 @@ def hold_to_avx2(arguments: list[str]) -> None:
     os.execve(sys.executable, [sys.executable, __file__, *arguments], {**os.environ, **AVX2})
 
 
-def with_tables(readme: Path, tables: str, markers: tuple[str, str] = MARKERS) -> str:
-    """A text with tables between its markers, in place of what is there.
-
-    Raises:
-        ValueError: if it has no such markers.
-    """
-    if (text := between(markers, readme, tables)) is None:
-        raise ValueError(f"{readme} has no lines {markers[0].strip()} and {markers[1]} to put the tables between.")
-    return text
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="benchmark.py", description=__doc__.splitlines()[0])
@@ -143,7 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         results = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
         if options.readme:
-            with_tables(options.readme, "")  # finds out now whether it will do
+            with_tables(options.readme, "", MARKERS)  # finds out now whether it will do
         wanted = [] if options.show else options.sections or sections
         torch.set_num_threads(options.threads)
         for name in tqdm(wanted, disable=None, unit="section"):

@@ -1,4 +1,4 @@
-"""Counts the tokens that change with how they are computed: `training/benchmarks/determinism.py MODEL --speech FILES`.
+"""Counts the tokens that change with how they are computed: `training/measure.py determinism MODEL …`.
 
 The reference is float32 on the CPU, in one thread, with SDPA, each utterance by itself. What is computed in another way
 is off by rounding, and a token flips where that crosses a rounding tie. Then everything is kept but what is computed
@@ -8,7 +8,6 @@ nothing; and what that costs. Prints Markdown and writes results/determinism.jso
 
 import copy
 import random
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,19 +19,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's training/ is not installed
-
 from modeling_taae import TaaeConfig, TaaeModel, convolution_taae
 from modeling_taae.batching import encode_clips
 from modeling_taae.codec import Codec, exact_convolutions, load_codec
-from modeling_taae.data.utterances import Utterances
 from modeling_taae.errors import one_line
 from modeling_taae.evaluation.report import table
 from modeling_taae.evaluation.results import rounded
-from training.benchmarks.runner import Measurement, machine, processor_text
+from training.benchmarks.runner import ROOT, Measurement, clips_of, machine, processor_text
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "tokenize_a_corpus.md"
-PLACE = ("<!-- determinism: written by training/benchmarks/determinism.py of {name} -->\n", "<!-- /determinism -->")
 REFERENCE = "float32 on the CPU, one thread, SDPA, each utterance by itself"
 BOTTLENECKS = ("1x46656_400bps", "2x15625_700bps", "native")
 BATCH_SECONDS = 30
@@ -283,8 +277,7 @@ def measure_folder(folder: Path, sources: list[str], limit: int | None) -> dict:
     """
     with threads(1):
         codec = load_codec(str(folder), device="cpu")
-        utterances = Utterances(sources, codec.model.config.sampling_rate, limit)
-        clips = [utterance.audio for utterance in utterances if utterance.audio is not None]
+        clips = list(clips_of(codec, sources, limit))
         results = {
             "model": folder.resolve().name,
             "identity": codec.identity,
@@ -297,23 +290,13 @@ def measure_folder(folder: Path, sources: list[str], limit: int | None) -> dict:
     return rounded(results)
 
 
-def measurement() -> Measurement:
-    """Describes the measurement."""
-    return Measurement(
-        "determinism.py",
-        "Counts the tokens that change with how they are computed.",
-        "determinism.json",
-        lambda options: measure_folder(options.folder, options.speech, options.limit),
-        markdown,
-        PAGE,
-        PLACE,
-    )
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Measures, writes, prints the tables and returns the exit status."""
-    return measurement().run(arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+MEASUREMENT = Measurement(
+    "determinism",
+    "Counts the tokens that change with how they are computed.",
+    "determinism.json",
+    lambda options: measure_folder(options.folder, options.speech, options.limit),
+    markdown,
+    ROOT / "docs" / "tokenize_a_corpus.md",
+    ("<!-- determinism: written by training/benchmarks/determinism.py of {name} -->\n", "<!-- /determinism -->"),
+)
+main = MEASUREMENT.run

@@ -1,37 +1,29 @@
-"""Measures what `taae export` writes: `python training/benchmarks/exports.py FOLDER --speech FILES`.
+"""Measures what `taae export` writes: `python training/measure.py exports FOLDER --speech FILES`.
 
 Exports the model in each format, at its own bottleneck, and puts the files beside the model itself in PyTorch: size,
 speed, tokens of speech, and audio. Writes results/export.json in the model's folder, and the table in docs/export.md if
 that has a place for this model.
 """
 
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 
 import numpy as np
 import torch
-from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's training/ is not installed
 
 from modeling_taae import TaaeModel
-from modeling_taae.codec import load_codec
-from modeling_taae.data.utterances import Utterances
-from modeling_taae.errors import TaaeInputError
+from modeling_taae.codec import Codec, load_codec
 from modeling_taae.evaluation.metrics import ALL_METRICS, score
 from modeling_taae.evaluation.report import table
 from modeling_taae.evaluation.results import rounded
 from modeling_taae.export.export import FORMATS, export_codec
 from modeling_taae.export.runtime import ExportedCodec
-from training.benchmarks.runner import Measurement, machine, processor_text
+from training.benchmarks.runner import ROOT, Measurement, clips_of, machine, processor_text
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "export.md"
-PLACE = ("<!-- export: written by training/benchmarks/exports.py of {name} -->\n", "<!-- /export -->")
 METRICS = ("pesq_wb", "stoi")
 # One, so that processor time is the time that it takes.
 THREADS = 1
@@ -80,7 +72,7 @@ class Way:
             "decode_time": self.seconds[1] / duration,
             "equal_tokens": mean(self.equal),
             "signal_to_error": 10 * np.log10(sum(self.energies) / error) if error else None,
-            "metrics": {name: mean(scores[name] for scores in self.scores) for name in METRICS},
+            "metrics": {name: mean(scores[name] for scores in self.scores) for name in self.scores[0]},
         }
 
 
@@ -105,30 +97,40 @@ def exported(folder: Path, name: str, fast: bool = False) -> Way:
     return Way(name, lambda audio: codec.encode(audio).audio_codes, codec.decode, files)
 
 
-def measure(folder: Path, sources: list[str], limit: int | None) -> dict:
-    """The content of export.json.
+def measure(
+    folder: Path,
+    sources: list[str],
+    limit: int | None,
+    metrics: Sequence[str] = METRICS,
+    export: Callable[[Codec, Path, str], object] = export_codec,
+) -> dict:
+    """Returns the content of export.json.
+
+    Args:
+        folder: the model's folder.
+        sources: the speech.
+        limit: the number of utterances from its start; None for all.
+        metrics: names of the metrics to score by.
+        export: exports a codec to a folder in a format.
 
     Raises:
         TaaeInputError: if there is no such model, or no speech to be read.
     """
     torch.set_num_threads(THREADS)
     codec = load_codec(str(folder), device="cpu")
-    speech = Utterances(sources, codec.extractor.sampling_rate, limit)
+    speech = clips_of(codec, sources, limit)
     ways = [in_pytorch(codec.model, "PyTorch, float32")]
     ways.append(in_pytorch(load_codec(str(folder), device="cpu").model.to(torch.bfloat16), "PyTorch, bfloat16"))
     duration, utterances = 0.0, 0
     with tempfile.TemporaryDirectory() as temporary:
         for file_format in FORMATS:
-            export_codec(codec, Path(temporary, file_format), file_format)
+            export(codec, Path(temporary, file_format), file_format)
             ways.append(exported(Path(temporary, file_format), file_format))
         ways.append(exported(Path(temporary, "onnx-int8"), "onnx-int8, activations in 8 bits", fast=True))
-        for utterance in tqdm(speech, unit="clip", disable=None):
-            if utterance.audio is not None:
-                inputs = codec.extractor(utterance.audio, sampling_rate=codec.extractor.sampling_rate)
-                compare(ways, inputs["input_values"].numpy(), len(utterance.audio))
-                duration, utterances = duration + len(utterance.audio) / codec.extractor.sampling_rate, utterances + 1
-    if not utterances:
-        raise TaaeInputError(f"{', '.join(sources)}: holds no speech that can be read")
+        for audio in speech:
+            inputs = codec.extractor(audio, sampling_rate=codec.extractor.sampling_rate)
+            compare(ways, inputs["input_values"].numpy(), len(audio), metrics)
+            duration, utterances = duration + len(audio) / codec.extractor.sampling_rate, utterances + 1
     results = {
         "model_identity": codec.identity,
         "bottleneck": codec.model.config.bottleneck,
@@ -142,7 +144,7 @@ def measure(folder: Path, sources: list[str], limit: int | None) -> dict:
     return rounded(results)
 
 
-def compare(ways: list[Way], audio: np.ndarray, samples: int) -> None:
+def compare(ways: list[Way], audio: np.ndarray, samples: int, metrics: Sequence[str]) -> None:
     """Puts an utterance, (1, 1, samples) float32, through each way; the first is what the others are measured by."""
     codes, decoded = None, None
     for way in ways:
@@ -153,12 +155,13 @@ def compare(ways: list[Way], audio: np.ndarray, samples: int) -> None:
         way.equal += (own_codes == codes).ravel().tolist()
         way.errors.append(float(np.square(of_same_codes - decoded).sum()))
         way.energies.append(float(np.square(decoded).sum()))
-        way.scores.append(score(audio[0, 0, :samples], way.decode(own_codes)[0, 0, :samples], METRICS))
+        way.scores.append(score(audio[0, 0, :samples], way.decode(own_codes)[0, 0, :samples], metrics))
 
 
 def export_table(results: dict) -> str:
     """The results as Markdown."""
-    heading = ["", "MB", "encode", "decode", "equal tokens", "audio", *(ALL_METRICS[name].label for name in METRICS)]
+    metrics = [ALL_METRICS[name].label for name in results["ways"][0]["metrics"]]
+    heading = ["", "MB", "encode", "decode", "equal tokens", "audio", *metrics]
     rows = [
         [
             way["name"],
@@ -182,23 +185,13 @@ def export_table(results: dict) -> str:
     )
 
 
-def measurement() -> Measurement:
-    """Describes the measurement."""
-    return Measurement(
-        "exports.py",
-        "Measures what `taae export` writes.",
-        "export.json",
-        lambda options: measure(options.folder, options.speech, options.limit),
-        export_table,
-        PAGE,
-        PLACE,
-    )
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Measures, writes, prints the table and returns the exit status."""
-    return measurement().run(arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+MEASUREMENT = Measurement(
+    "exports",
+    "Measures what `taae export` writes.",
+    "export.json",
+    lambda options: measure(options.folder, options.speech, options.limit),
+    export_table,
+    ROOT / "docs" / "export.md",
+    ("<!-- export: written by training/benchmarks/exports.py of {name} -->\n", "<!-- /export -->"),
+)
+main = MEASUREMENT.run

@@ -1,30 +1,22 @@
-"""Measures how small `.taae` files are: `python training/benchmarks/file_sizes.py FOLDER --speech FILES`.
+"""Measures how small `.taae` files are: `python training/measure.py file_sizes FOLDER --speech FILES`.
 
 Encodes speech with every bottleneck, writes each clip as files of version 1 and, with the model's prior, of version 2,
 and reads them back; what does not come back as it was is an error. Writes results/entropy.json in the model's folder,
 and the table in docs/taae_format.md if that has a place for this model.
 """
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's training/ is not installed
 
 from modeling_taae.codec import Codec, load_codec
-from modeling_taae.data.utterances import Utterances
 from modeling_taae.entropy.prior import PRIOR_FILE, EntropyPrior
 from modeling_taae.entropy.statistics import token_statistics
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.evaluation.report import table
 from modeling_taae.taae_file import CODED_BOTTLENECKS, TaaeFile, pack_tokens
-from training.benchmarks.runner import Measurement
-
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "taae_format.md"
-PLACE = ("<!-- entropy: written by training/benchmarks/file_sizes.py of {name} -->\n", "<!-- /entropy -->")
+from training.benchmarks.runner import ROOT, Measurement, clips_of
 
 
 def measure(codec: Codec, prior: EntropyPrior, clips: list[TaaeFile]) -> dict:
@@ -84,13 +76,10 @@ def measure_all(codec: Codec, sources: list[str], limit: int | None) -> dict:
     if not bottlenecks:
         raise TaaeInputError("the range encoder is missing; install the package constriction")
     clips: dict[str, list[TaaeFile]] = {name: [] for name in bottlenecks}
-    for utterance in tqdm(Utterances(sources, codec.extractor.sampling_rate, limit), unit="clip", disable=None):
-        if utterance.audio is None:
-            continue
+    for audio in clips_of(codec, sources, limit):
         for name in bottlenecks:
-            clips[name].append(codec.encode(utterance.audio, name))
-    if not (heard := clips[bottlenecks[0]]):
-        raise TaaeInputError(f"{', '.join(sources)}: holds no speech that can be read")
+            clips[name].append(codec.encode(audio, name))
+    heard = clips[bottlenecks[0]]
     return {
         "model_identity": codec.identity,
         "prior_identity": prior.identity,
@@ -122,23 +111,13 @@ def entropy_table(results: dict) -> str:
     )
 
 
-def measurement() -> Measurement:
-    """Describes the measurement."""
-    return Measurement(
-        "file_sizes.py",
-        "Measures how small `.taae` files are.",
-        "entropy.json",
-        lambda options: measure_all(load_codec(str(options.folder), device="cpu"), options.speech, options.limit),
-        entropy_table,
-        PAGE,
-        PLACE,
-    )
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Measures, writes, prints the table and returns the exit status."""
-    return measurement().run(arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+MEASUREMENT = Measurement(
+    "file_sizes",
+    "Measures how small `.taae` files are.",
+    "entropy.json",
+    lambda options: measure_all(load_codec(str(options.folder), device="cpu"), options.speech, options.limit),
+    entropy_table,
+    ROOT / "docs" / "taae_format.md",
+    ("<!-- entropy: written by training/benchmarks/file_sizes.py of {name} -->\n", "<!-- /entropy -->"),
+)
+main = MEASUREMENT.run

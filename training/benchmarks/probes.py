@@ -1,4 +1,4 @@
-"""Probes what a model's tokens carry: `python training/benchmarks/probes.py FOLDER --speech FILES [--phonemes …]`.
+"""Probes what a model's tokens carry: `python training/measure.py probes FOLDER --speech FILES [--phonemes …]`.
 
 Language, gender and speaker are told from the tokens of whole utterances, phonemes from their sequence. Languages of
 few speakers are left out, because it would be their voices that are told. Writes results/probes.json in the model's
@@ -6,7 +6,6 @@ folder.
 """
 
 import argparse
-import sys
 from collections import defaultdict
 from collections.abc import Container
 from pathlib import Path
@@ -14,8 +13,6 @@ from pathlib import Path
 import numpy as np
 from pyarrow import parquet
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's training/ is not installed
 
 from modeling_taae.codec import Codec, load_codec
 from modeling_taae.data.utterances import Utterances
@@ -33,6 +30,7 @@ from training.benchmarks.runner import Measurement
 # Speakers with fewer utterances cannot be learnt and tested, nor languages of fewer speakers than there are folds.
 FEWEST_UTTERANCES, FEWEST_SPEAKERS = 4, FOLDS
 KINDS = ("tokens", "log-mel")
+STRESS = "012"  # marks at the end of vowels, no part of a phoneme
 
 
 def features_of(
@@ -111,11 +109,12 @@ def probe_phonemes(known: list[dict], unknown: list[dict], phonemes: dict[str, l
     return {"trained_on": len(known), **rates}
 
 
-def read_phonemes(table: str, source: str) -> dict[str, list[str]]:
-    """Phonemes by utterance, stress marks and word boundaries left out."""
-    rows = parquet.read_table(table, columns=["id", "source", "phonemes"]).to_pylist()
-    told = {row["id"]: row["phonemes"] for row in rows if row["source"] == source and row["phonemes"]}
-    return {name: [phone.strip("012") for phone in text.split() if phone != "|"] for name, text in told.items()}
+def read_phonemes(table: str, source: str | None = None) -> dict[str, list[str]]:
+    """Reads phonemes by utterance, of one source or of all; stress marks and word boundaries are left out."""
+    columns = ["id", "phonemes"] if source is None else ["id", "phonemes", "source"]
+    rows = parquet.read_table(table, columns=columns).to_pylist()
+    told = {row["id"]: row["phonemes"] for row in rows if row["phonemes"] and row.get("source") == source}
+    return {name: [phone.strip(STRESS) for phone in text.split() if phone != "|"] for name, text in told.items()}
 
 
 def measure(options: argparse.Namespace) -> dict:
@@ -136,17 +135,15 @@ def measure(options: argparse.Namespace) -> dict:
     return results
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Probes, writes and returns the exit status."""
-    measurement = Measurement("probes.py", "Probes what a model's tokens carry.", "probes.json", measure)
-    parser = measurement.parser()
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the phoneme probe."""
     parser.add_argument("--phonemes", metavar="FILE", help="Parquet file with columns id, source and phonemes")
     parser.add_argument("--source", default="speechocean762", help="whose phonemes (default: speechocean762)")
-    parser.add_argument(
-        "--train", nargs="+", default=[], metavar="FILES", help="utterances to train the phoneme probe on"
-    )
-    return measurement.run(arguments, parser)
+    known = "utterances to train the phoneme probe on"
+    parser.add_argument("--train", nargs="+", default=[], metavar="FILES", help=known)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+MEASUREMENT = Measurement(
+    "probes", "Probes what a model's tokens carry.", "probes.json", measure, add_options=add_options
+)
+main = MEASUREMENT.run

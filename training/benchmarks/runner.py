@@ -1,19 +1,25 @@
-"""Runs a measurement of a model's folder on speech: its command line, its results file, its place on a page."""
+"""Runs measurements: their command line, their results file, and their place on a page."""
 
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from tqdm import tqdm
+
+from modeling_taae.codec import Codec
+from modeling_taae.data.utterances import Utterances
 from modeling_taae.errors import TaaeInputError, one_line
 from modeling_taae.evaluation.report import between
 from modeling_taae.evaluation.tables import environment
 from modeling_taae.files import write_bytes
 from training.benchmarks.tools import used_features
 
+ROOT = Path(__file__).resolve().parents[2]
 Results = dict[str, Any]
 
 
@@ -22,22 +28,24 @@ class Measurement:
     """A measurement of a model on speech.
 
     Args:
-        script: name of its script.
+        name: its name, that of its module.
         description: what it does, in a line.
         file: name of its results in the model's folder `results`.
         measure: takes the parsed options, among them `folder`, `speech` and `limit`, and returns the results.
         markdown: makes a text of the results; None prints nothing.
         page: the page that shows the text.
         place: the lines around the text on the page; `{name}` in the first is the model's.
+        add_options: adds further options to the parser.
     """
 
-    script: str
+    name: str
     description: str
     file: str
     measure: Callable[[argparse.Namespace], Results]
     markdown: Callable[[Results], str] | None = None
     page: Path | None = None
     place: tuple[str, str] = ("", "")
+    add_options: Callable[[argparse.ArgumentParser], None] | None = None
 
     def filled_page(self, name: str, results: Results) -> str | None:
         """Returns the page with a model's text filled in; None where it has no place for this model's."""
@@ -45,26 +53,19 @@ class Measurement:
             return None
         return between((self.place[0].format(name=name), self.place[1]), self.page, self.markdown(results))
 
-    def parser(self) -> argparse.ArgumentParser:
-        """Makes the parser of the options that all measurements have."""
-        parser = argparse.ArgumentParser(prog=self.script, description=self.description)
+    def run(self, arguments: list[str]) -> int:
+        """Measures, writes, prints, and returns the exit status: 2 where there is nothing to measure with."""
+        parser = argparse.ArgumentParser(prog=f"measure.py {self.name}", description=self.description)
         parser.add_argument("folder", type=Path, help="the model's folder")
         parser.add_argument("--speech", nargs="+", required=True, metavar="FILES", help="speech to measure on")
         parser.add_argument("--limit", type=int, metavar="N", help="the first N utterances only")
-        return parser
-
-    def run(self, arguments: list[str] | None = None, parser: argparse.ArgumentParser | None = None) -> int:
-        """Measures, writes, prints, and returns the exit status: 2 where there is nothing to measure with.
-
-        Args:
-            arguments: the command line's; None takes those of the process.
-            parser: a parser with further options.
-        """
-        options = (parser or self.parser()).parse_args(arguments)
+        if self.add_options is not None:
+            self.add_options(parser)
+        options = parser.parse_args(arguments)
         try:
             results = self.measure(options)
         except TaaeInputError as error:
-            print(f"{self.script}: error: {one_line(error)}", file=sys.stderr)
+            print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
             return 2
         content = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
         write_bytes(options.folder / "results" / self.file, content.encode())
@@ -73,6 +74,37 @@ class Measurement:
         if self.markdown is not None:
             print(self.markdown(results))
         return 0
+
+
+def clips_of(codec: Codec, sources: list[str], limit: int | None) -> Iterator[np.ndarray]:
+    """Returns the clips of speech that can be read, (samples,) float32 at the codec's rate, to be gone through once.
+
+    Raises:
+        TaaeInputError: if a source holds nothing; at the end, if no clip can be read.
+    """
+    utterances = Utterances(sources, codec.extractor.sampling_rate, limit)
+
+    def clips() -> Iterator[np.ndarray]:
+        found = False
+        for utterance in tqdm(utterances, unit="clip", disable=None):
+            if utterance.audio is not None:
+                found = True
+                yield utterance.audio
+        if not found:
+            raise TaaeInputError(f"{', '.join(sources)}: holds no speech that can be read")
+
+    return clips()
+
+
+def with_tables(readme: Path, tables: str, markers: tuple[str, str]) -> str:
+    """Returns a text with tables between its markers, in place of what is there.
+
+    Raises:
+        ValueError: if it has no such markers.
+    """
+    if (text := between(markers, readme, tables)) is None:
+        raise ValueError(f"{readme} has no lines {markers[0].strip()} and {markers[1]} to put the tables between.")
+    return text
 
 
 def machine() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Measures what each loss pulls with: `python training/experiments/gradient_norms.py RECIPE.yaml [--any.key value]`.
+"""Measures what each loss pulls with: `python training/experiment.py gradient_norms RECIPE.yaml`.
 
 The gradients of each term at weight 1, as norms, at the decoded audio and at the codec's weights, averaged over a few
 batches. Loss weights are chosen by them: with `--size` a model whose discriminator or CTC head was published beside it,
@@ -8,13 +8,10 @@ because a fresh one pulls far less than one that has trained. Prints Markdown an
 import sys
 from collections import defaultdict
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's training/ is not installed
 
 from modeling_taae.evaluation.report import NOTHING, table
 from training.optimization import trainable_parameters
@@ -42,8 +39,8 @@ def measure(trainer: Trainer) -> dict[str, np.ndarray]:
     return {name: np.mean(values, axis=0) for name, values in found.items()}
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Entry point."""
+def main(arguments: list[str] | None = None) -> int:
+    """Measures as the recipe and its options say, and returns the exit status: 2 for a mistake."""
     recipe = parse_recipe(sys.argv[1:] if arguments is None else arguments)
     recipe = replace(recipe, max_steps=BATCHES, hub=None, validation=replace(recipe.validation, corpus=None))
     if recipe.discriminator is not None:
@@ -51,14 +48,11 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         found = measure(Trainer(recipe))
     except RecipeError as error:
-        print(f"gradient_norms.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        print(f"experiment.py gradient_norms: error: {error}", file=sys.stderr)
+        return 2
     rows = [
         [f"`{name}`", f"{loss:.3g}", f"{at_audio:.2g}" if at_audio else NOTHING, f"{at_weights:.2g}"]
         for name, (loss, at_audio, at_weights) in found.items()
     ]
     print(table(["term", "loss", "gradient at the audio", "gradient at the weights"], rows))
-
-
-if __name__ == "__main__":
-    main()
+    return 0

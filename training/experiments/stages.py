@@ -1,4 +1,4 @@
-"""Shows what the stages of training bring: `python training/experiments/stages.py [EXPERIMENT ...]`.
+"""Shows what the stages of training bring: `python training/experiment.py stages [NAME ...]`.
 
 An experiment trains the published nano codec further in several ways, or goes on from one checkpoint in two, and
 compares the models as `taae evaluate` does, utterance by utterance. What is trained is not trained again, and what was
@@ -7,12 +7,8 @@ interrupted goes on. Prints Markdown. A JSON file keeps those of its experiments
 
 import argparse
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,32 +17,26 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's training/ is not installed
-
 from modeling_taae.codec import Codec, load_codec
-from modeling_taae.data.utterances import Utterance, Utterances, read_transcripts
-from modeling_taae.entropy.statistics import token_statistics
-from modeling_taae.errors import TaaeInputError
+from modeling_taae.data.utterances import Utterance, Utterances
 from modeling_taae.evaluation.codecs import TaaeSystem
 from modeling_taae.evaluation.metrics import ALL_METRICS, SAMPLING_RATE
 from modeling_taae.evaluation.probes import digit_features, phoneme_error_rate
 from modeling_taae.evaluation.report import NOTHING, metric_heading, number, table
-from modeling_taae.evaluation.results import Row, rounded
+from modeling_taae.evaluation.results import Results, Row, rounded
 from modeling_taae.evaluation.run import evaluate_codecs
 from modeling_taae.evaluation.tables import environment, mean_with_interval, metric_facts
-from modeling_taae.files import write_bytes
-from training.benchmarks.benchmark import with_tables
+from training.benchmarks.probes import STRESS, read_phonemes
 from training.checkpoints import complete_checkpoints
-from training.ctc import CTCHead, error_rate, split_units
-from training.recipe import RecipeError, parse_recipe
+from training.ctc import CTCHead, error_rate
+from training.experiments.runner import RECIPES, TrainingRuns, experiment_parser, run_experiment, write_json
+from training.recipe import parse_recipe
 from training.validation import PICTURE_RANGE, spectrogram
 
-ROOT = Path(__file__).resolve().parents[1]
 MARKERS = ("<!-- stages: written by training/experiments/stages.py -->\n", "<!-- /stages -->")
 PRESET = "1x46656_400bps"
 METRICS = ("pesq_wb", "stoi", "mel_distance")
 UTTERANCES = 150  # from the start of each file
-STRESS = "012"  # marks at the end of vowels, no part of a phoneme
 
 
 @dataclass(frozen=True)
@@ -68,7 +58,7 @@ class Stage:
     start: "Stage | None" = None
 
     def arguments(self, published: Path, steps: int) -> list[str]:
-        """The trainer's, but for the folder; a short run has so many steps."""
+        """Returns the trainer's arguments without the folder; a short run has so many steps."""
         schedule = {
             "size": published,
             "max_steps": steps,
@@ -103,7 +93,7 @@ class Experiment:
 def phoneme_errors(folder: Path, speech: Path) -> dict[str, dict]:
     """Phoneme error rates on `test`, in English: of the CTC head beside a model, and of a probe of the tokens."""
     codec, head = load_codec(str(folder), device="cpu"), CTCHead.from_pretrained(folder)
-    texts = read_transcripts(str(speech / "transcripts.parquet"), "phonemes")
+    texts = read_phonemes(str(speech / "transcripts.parquet"))
     known, unknown, read = [], [], []
     for utterance, phonemes in spoken(speech / "train-00000-*.parquet", texts):
         known.append((features_of(codec, utterance), phonemes))
@@ -118,14 +108,11 @@ def phoneme_errors(folder: Path, speech: Path) -> dict[str, dict]:
     }
 
 
-def spoken(files: Path, texts: dict[str, str]) -> list[tuple[Utterance, list[str]]]:
-    """English utterances that have phonemes, with these."""
-    found = []
+def spoken(files: Path, texts: dict[str, list[str]]) -> Iterator[tuple[Utterance, list[str]]]:
+    """Yields the English utterances that have phonemes, with these."""
     for utterance in tqdm(Utterances([str(files)], SAMPLING_RATE), desc="Reading", disable=None):
-        text = texts.get(utterance.id)
-        if text and utterance.audio is not None and utterance.facts["language"] == "en":
-            found.append((utterance, [symbol.rstrip(STRESS) for symbol in split_units(text, "symbols", ["|"])]))
-    return found
+        if utterance.id in texts and utterance.audio is not None and utterance.facts["language"] == "en":
+            yield utterance, texts[utterance.id]
 
 
 def features_of(codec: Codec, utterance: Utterance) -> np.ndarray:
@@ -142,7 +129,6 @@ def latents_of(codec: Codec, utterance: Utterance) -> torch.Tensor:
     return codec.model.encode(inputs).latents
 
 
-RECIPES = ROOT / "recipes"
 PUBLISHED = Stage("published", "published model")
 WARM_UP = Stage("warm_up", "", "nano", ("--max_steps", "13000", "--optimizer.decay_steps", "0", "--batch_size", "8"))
 
@@ -240,28 +226,23 @@ class Laboratory:
 
     def __init__(self, folder: Path, speech: Path, published: Path, steps: int):
         self.folder, self.speech, self.published, self.steps = folder, speech, published, steps
+        self.runs = TrainingRuns(folder)
 
     def model(self, stage: Stage) -> Path:
-        """The folder of a stage's model."""
+        """Returns the folder of a stage's model."""
         return self.published if stage.recipe is None else self.folder / stage.name / "model"
-
-    def arguments(self, stage: Stage) -> list[str]:
-        """The trainer's for a stage, but for the folder."""
-        return stage.arguments(self.published, self.steps)
 
     def train(self, stage: Stage) -> None:
         """Trains a stage, unless it is trained already.
 
         Raises:
             RecipeError: if it was trained with other settings.
-            subprocess.CalledProcessError: if the trainer fails.
+            TrainingFailedError: if the trainer fails.
         """
         if stage.recipe is None:
             return
-        own, arguments = self.folder / stage.name, self.arguments(stage)
-        settings, wanted = own / "arguments.json", json.dumps(self.facts(stage)["arguments"]) + "\n"
-        if settings.exists() and settings.read_text() != wanted:
-            raise RecipeError(f"{own} is of a run with other settings; choose another --output_dir.")
+        own, settings = self.folder / stage.name, self.facts(stage)["arguments"]
+        self.runs.check(stage.name, settings)
         if self.model(stage).exists():
             return
         if stage.start is not None and not complete_checkpoints(own):
@@ -269,32 +250,35 @@ class Laboratory:
             newest = complete_checkpoints(self.folder / stage.start.name)[-1]
             shutil.copytree(newest, own / "copied", dirs_exist_ok=True)
             (own / "copied").rename(own / newest.name)  # a checkpoint is there when it is complete
-        write_bytes(settings, wanted.encode())
-        command = [sys.executable, str(ROOT / "train.py"), *arguments, "--output_dir", str(own)]
-        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        arguments = stage.arguments(self.published, self.steps)
+        self.runs.train(stage.name, settings, [*arguments, "--output_dir", str(own)])
 
-    def score(self, stage: Stage, split: str) -> list[Row]:
-        """Returns a row of `taae evaluate` for each utterance."""
+    def score(self, stage: Stage, split: str) -> Results:
+        """Evaluates a stage's model as `taae evaluate` does."""
         codec = load_codec(str(self.model(stage)), device="cpu")
         loudness = codec.extractor.target_loudness
         utterances = Utterances([str(self.speech / f"{split}-*.parquet")], SAMPLING_RATE, UTTERANCES)
         system, place = TaaeSystem(codec, PRESET, stage.name), self.folder / stage.name / "scores" / split
-        results = evaluate_codecs(utterances, [system], METRICS, folder=place, target_loudness=loudness)
-        return results.rows[system.name]
+        return evaluate_codecs(utterances, [system], METRICS, folder=place, target_loudness=loudness)
 
     def run(self, experiment: Experiment) -> dict:
         """Trains and compares; returns the content of results/stages.json for it."""
-        for stage in experiment.stages:
-            self.train(stage)
+        try:
+            for stage in experiment.stages:
+                self.train(stage)
+        except KeyboardInterrupt:
+            self.runs.stop()
+            raise
         models, first = [], None
         for stage in experiment.stages:
-            rows = {split: self.score(stage, split) for split, _ in experiment.speech.values()}
+            results = {split: self.score(stage, split) for split, _ in experiment.speech.values()}
+            rows = {split: found.rows[found.systems[0].name] for split, found in results.items()}
             first = first or rows
             figures: dict[str, Any] = {}
             for name, (split, language) in experiment.speech.items():
                 figures |= compared(name, rows[split], first[split], language)
             split = next(iter(rows))
-            figures |= token_use(self.model(stage), rows[split], first[split])
+            figures |= token_use(results[split], rows[split], first[split])
             if experiment.measure is not None:
                 figures |= experiment.measure(self.model(stage), self.speech)
             models.append({"name": stage.name, "title": stage.title, **self.facts(stage), "figures": figures})
@@ -304,8 +288,8 @@ class Laboratory:
         """Returns a stage's own steps and the trainer's arguments."""
         if stage.recipe is None:
             return {"steps": 0}
-        recipe, *options = self.arguments(stage)
-        before = 0 if stage.start is None else parse_recipe(self.arguments(stage.start)).max_steps
+        recipe, *options = stage.arguments(self.published, self.steps)
+        before = 0 if stage.start is None else parse_recipe(stage.start.arguments(self.published, self.steps)).max_steps
         steps = parse_recipe([recipe, *options]).max_steps - before
         return {"steps": steps, "arguments": [Path(recipe).name, *options]}
 
@@ -357,12 +341,11 @@ def compared(name: str, rows: list[Row], first: list[Row], language: str | None)
     return figures
 
 
-def token_use(folder: Path, rows: list[Row], first: list[Row]) -> dict[str, dict]:
+def token_use(results: Results, rows: list[Row], first: list[Row]) -> dict[str, dict]:
     """Entropy of the digits as a share of its maximum, and the share of tokens that are those of the first model."""
-    codec = load_codec(str(folder), device="cpu")
-    codes, before = ([np.array(row.codes) for row in every] for every in (rows, first))
-    statistics = token_statistics(codes, codec.model.bottleneck(PRESET), codec.model.config.frame_rate)
-    same = np.concatenate([(clip == other).ravel() for clip, other in zip(codes, before, strict=True)])
+    pairs = [(np.array(row.codes), np.array(before.codes)) for row, before in zip(rows, first, strict=True)]
+    same = np.concatenate([(codes == before).ravel() for codes, before in pairs])
+    statistics = cast(dict[str, Any], results.systems[0].tokens)
     entropies = [entropy for entry in statistics["stages"] for entropy in entry["digit_entropy"]]
     return {
         "digit entropy, of its maximum": {"mean": float(np.mean(entropies))},
@@ -370,16 +353,16 @@ def token_use(folder: Path, rows: list[Row], first: list[Row]) -> dict[str, dict
     }
 
 
-def markdown(results: dict[str, dict]) -> str:
-    """A table for each experiment, with a column for each model."""
+def markdown(results: dict[str, dict], experiments: Mapping[str, Experiment] = EXPERIMENTS) -> str:
+    """Makes a table for each experiment, with a column for each model."""
     parts = []
-    for name in filter(results.get, EXPERIMENTS):
+    for name in filter(results.get, experiments):
         models, machine = results[name]["models"], results[name]["environment"]
         rows = [["steps", *(f"{model['steps']:,}" for model in models)]]
         rows += [[figure, *(cell(model["figures"][figure]) for model in models)] for figure in models[0]["figures"]]
         place = f"{machine['processor']}, float32, torch {machine['packages']['torch']}"
         heading = ["", *(model["title"] for model in models)]
-        parts.append(f"**{EXPERIMENTS[name].title}** (scored on: {place})\n\n{table(heading, rows)}")
+        parts.append(f"**{experiments[name].title}** (scored on: {place})\n\n{table(heading, rows)}")
     return "\n\n".join(parts)
 
 
@@ -391,54 +374,30 @@ def cell(figure: dict) -> str:
     return f"{text} ({figure['low']:+.3f} to {figure['high']:+.3f})" if "low" in figure else text
 
 
-def read_results(file: Path) -> dict[str, dict]:
-    """The experiments that are kept in a file, none if there is no file."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+def main(arguments: list[str] | None = None, experiments: Mapping[str, Experiment] = EXPERIMENTS) -> int:
+    """Runs experiments, writes down what they show, and returns the exit status: 1 where a training run failed.
 
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs experiments, writes down what they show, and returns the exit status: 1 where a training run failed."""
-    parser = argparse.ArgumentParser(prog="stages.py", description=__doc__.splitlines()[0])
-    listed = "; ".join(f"{name}: {experiment.title}" for name, experiment in EXPERIMENTS.items())
-    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=f"which (default: all). {listed}")
+    Args:
+        arguments: the command line's; None takes those of the process.
+        experiments: those to choose from.
+    """
+    listed = "; ".join(f"{name}: {experiment.title}" for name, experiment in experiments.items())
+    explained = f"which (default: all). {listed}"
+    parser = experiment_parser("stages", "Shows what the stages of training bring.", experiments, explained)
     parser.add_argument("--steps", type=int, default=800, metavar="N", help="of short runs (default: 800)")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/stages"), metavar="DIR", help="for all runs")
     parser.add_argument("--speech", type=Path, default=Path("../shared/speech"), metavar="DIR", help="of the recipes")
     published = Path("hub_cards/taae-speech-16k-nano")
     parser.add_argument("--published", type=Path, default=published, metavar="DIR", help="the model to start from")
-    kept = "where to keep the results, with pictures beside it (default: stages.json in --output_dir)"
-    parser.add_argument("--json", type=Path, metavar="FILE", help=kept)
-    parser.add_argument("--readme", type=Path, metavar="FILE", help="a text whose tables to replace by the results")
-    parser.add_argument("--show", action="store_true", help="run nothing, and show the results kept")
-    options = parser.parse_args(arguments)
-    if unknown := sorted(set(options.experiments) - EXPERIMENTS.keys()):
-        parser.error(f"there is no experiment {unknown[0]}; choose from {', '.join(EXPERIMENTS)}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it ends the trainer too
-    laboratory = Laboratory(options.output_dir, options.speech, options.published, options.steps)
-    kept = options.json or options.output_dir / "stages.json"
-    try:
-        if options.readme:
-            with_tables(options.readme, "", MARKERS)  # finds out now whether it will do
-        for name in [] if options.show else options.experiments or EXPERIMENTS:
-            result = laboratory.run(EXPERIMENTS[name])
-            content = json.dumps(read_results(kept) | {name: result}, indent=1, ensure_ascii=False)
-            write_bytes(kept, f"{content}\n".encode())
-            if EXPERIMENTS[name].picture:
-                laboratory.draw(EXPERIMENTS[name], kept.parent / f"{name}.png")
-        tables = markdown(read_results(kept))
-        print(tables)
-        if options.readme:
-            write_bytes(options.readme, with_tables(options.readme, tables, MARKERS).encode())
-    except (OSError, ValueError, TaaeInputError) as error:
-        parser.error(str(error))
-    except subprocess.CalledProcessError as error:
-        print(f"stages.py: training ended with status {error.returncode}; see above", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stages.py: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
 
+    def work(options: argparse.Namespace) -> tuple[str, list[str]]:
+        laboratory = Laboratory(options.output_dir, options.speech, options.published, options.steps)
+        kept = options.json or options.output_dir / "stages.json"
+        results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+        for name in [] if options.show else options.names or experiments:
+            results[name] = laboratory.run(experiments[name])
+            write_json(kept, results)
+            if experiments[name].picture:
+                laboratory.draw(experiments[name], kept.parent / f"{name}.png")
+        return markdown(results, experiments), []
 
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_experiment(parser, arguments, work, MARKERS)

@@ -1,0 +1,10 @@
+"""The earlier name of `training/measure.py file_sizes`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout's training/ is not installed
+
+from training.measure import main
+
+sys.exit(main(["file_sizes", *sys.argv[1:]]))

@@ -1,0 +1,7 @@
+"""The earlier name of `training/measure.py determinism`."""
+
+import sys
+
+from measure import main
+
+sys.exit(main(["determinism", *sys.argv[1:]]))

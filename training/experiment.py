@@ -1,0 +1,23 @@
+"""Runs an experiment: `python training/experiment.py stages|ablations|gradient_norms …`, see `experiments/`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
+
+from training.dispatch import dispatch
+
+EXPERIMENTS = {
+    "stages": "what the stages of training bring",
+    "ablations": "what changes when a part of a recipe does",
+    "gradient_norms": "what each loss pulls with",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the experiment that the first argument names, and returns the exit status."""
+    return dispatch("experiment.py", "training.experiments", EXPERIMENTS, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

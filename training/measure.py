@@ -1,0 +1,24 @@
+"""Measures a model's folder on speech: `python training/measure.py WHAT FOLDER --speech FILES`, see `benchmarks/`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
+
+from training.dispatch import dispatch
+
+MEASUREMENTS = {
+    "determinism": "tokens that change with how they are computed",
+    "exports": "size, speed and tokens of what `taae export` writes",
+    "file_sizes": "bytes of `.taae` files",
+    "probes": "what tokens carry: language, gender, speaker, phonemes",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the measurement that the first argument names, and returns the exit status."""
+    return dispatch("measure.py", "training.benchmarks", MEASUREMENTS, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
