@@ -1,7 +1,7 @@
 """Augmentation of training crops: one function per change, and one class that draws them.
 
-The codec hears the changed crop and has to give it back, noise and all. What is drawn follows from the crop's random
-generator alone; what is switched off draws nothing, so that it leaves all other draws as they are.
+The changed crop is both the codec's input and its target, noise included. The draws depend only on the crop's random
+generator; a change that is switched off draws nothing, so that other draws stay the same.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from modeling_taae.audio_io import read_audio
 from modeling_taae.errors import TaaeInputError
 from training.recipe import AugmentationConfig, RecipeError
 
-# Where the equaliser's gain is drawn, in Hz; in between it follows the logarithm of the frequency.
+# Frequencies at which the equaliser's gain is drawn, in Hz; between them it is interpolated over the log frequency.
 EQUALIZER_BANDS = (60.0, 150.0, 400.0, 1_000.0, 2_500.0, 6_000.0)
 CHANGES = ("level", "speed", "polarity", "equalization", "noise", "room")
 INT16_FULL_SCALE = 32768
@@ -23,18 +23,18 @@ SILENCE = 1e-6  # mean square, about -60 dB of full scale
 
 
 class AugmentationError(RecipeError):
-    """A folder of noises or rooms that holds none, or the probability of a change that does not exist."""
+    """An empty folder of noises or rooms, or a probability for an unknown change."""
 
 
 class Augmenter:
     """Draws crops from recordings and changes them.
 
     Args:
-        settings: which changes, and how large.
+        settings: the changes and their sizes.
         sampling_rate: samples per second.
 
     Raises:
-        AugmentationError: if a folder holds no audio, or a probability is that of no change.
+        AugmentationError: if a folder holds no audio, or a probability is for an unknown change.
     """
 
     def __init__(self, settings: AugmentationConfig, sampling_rate: int):
@@ -47,7 +47,7 @@ class Augmenter:
         self.rooms = find_audio(settings.room) if settings.room else []
 
     def draw(self, recording: np.ndarray, generator: np.random.Generator, length: int) -> torch.Tensor:
-        """Draws a crop from anywhere in a recording (samples,) int16, and changes it: (1, length) float32."""
+        """Draws a random crop from a recording (samples,) int16, and changes it: (1, length) float32."""
         settings, speed = self.settings, 1.0
         if settings.speed > 0 and self._drawn("speed", generator):
             speed = (1 + settings.speed) ** generator.uniform(-1, 1)
@@ -77,20 +77,20 @@ class Augmenter:
 
 
 def random_crop(recording: np.ndarray, generator: np.random.Generator, length: int) -> np.ndarray:
-    """(length,) of a recording from a place drawn at random, zero-padded where the recording is shorter."""
+    """Returns (length,) samples from a random position of a recording, zero-padded if the recording is shorter."""
     start = generator.integers(max(len(recording) - length, 0) + 1)
     crop = recording[start : start + length]
     return np.pad(crop, (0, length - len(crop)))
 
 
 def change_level(samples: np.ndarray, gain: float) -> np.ndarray:
-    """(samples,) float32 scaled by a gain, short of clipping."""
+    """Scales (samples,) float32 by a gain, limited so that nothing clips."""
     peak = np.abs(samples).max()
     return samples * np.float32(min(gain, 1 / max(peak, 1e-6)))
 
 
 def change_speed(samples: np.ndarray, length: int) -> np.ndarray:
-    """Squeezes or stretches (samples,) into (length,) by resampling, which moves pitch and formants along."""
+    """Resamples (samples,) to (length,), which changes pitch and formants too."""
     resampled = soxr.resample(samples, len(samples), length)[:length]
     return np.pad(resampled, (0, length - len(resampled)))
 
@@ -103,7 +103,7 @@ def equalize(samples: np.ndarray, gains: np.ndarray, sampling_rate: int) -> np.n
 
 
 def add_noise(samples: np.ndarray, noise: np.ndarray, snr: float) -> np.ndarray:
-    """Adds noise of the same length at a signal-to-noise ratio in dB; not where either of the two is silent."""
+    """Adds noise of the same length at a signal-to-noise ratio in dB, unless either of them is silent."""
     signal_power, noise_power = np.mean(np.square(samples)), np.mean(np.square(noise))
     if min(signal_power, noise_power) < SILENCE:
         return samples
@@ -125,10 +125,10 @@ def add_room(samples: np.ndarray, response: np.ndarray) -> np.ndarray:
 
 
 def find_audio(folder: str) -> list[Path]:
-    """The files in a folder, and in those below it, that soundfile knows; others are left out.
+    """Returns the files in a folder, at any depth, that soundfile can read.
 
     Raises:
-        AugmentationError: if there is none.
+        AugmentationError: if there are none.
     """
     files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file() and is_audio(path)]
     if not files:
@@ -145,7 +145,7 @@ def is_audio(path: Path) -> bool:
 
 
 def read_or_silence(path: Path, sampling_rate: int) -> np.ndarray:
-    """A file as mono (samples,) float32 at a rate in Hz; silence if it cannot be read after all."""
+    """Reads a file as mono (samples,) float32 at a rate in Hz; returns silence if it cannot be read."""
     try:
         return read_audio(path, sampling_rate)
     except TaaeInputError:

@@ -1,7 +1,7 @@
-"""Auxiliary networks: what trains beside the codec and adds a term to its loss, such as a discriminator.
+"""Auxiliary networks, which train together with the codec and add a term to its loss, such as a discriminator.
 
-`AuxiliaryNetwork` has the optimiser and the state in checkpoints; its subclasses add the loss. `PublishedModule` lets a
-network lie beside a published model, so that a later training can go on with it.
+`AuxiliaryNetwork` holds the optimiser and the state in checkpoints; its subclasses add the loss. A `PublishedModule` is
+stored beside a published model, so that a later training can continue with it.
 """
 
 import json
@@ -23,7 +23,7 @@ from training.recipe import Recipe
 class PublishedModule(nn.Module):
     """A network that is published beside a model, as `NAME.safetensors` and `NAME.json`.
 
-    Subclasses set `file_name`, and `config`: the arguments of their constructor.
+    Subclasses set `file_name` and `config`, the arguments of their constructor.
     """
 
     file_name: ClassVar[str]
@@ -53,14 +53,14 @@ Network = TypeVar("Network", bound=PublishedModule)
 
 
 class AuxiliaryNetwork(Generic[Network]):
-    """A network with an optimiser of its own, which follows the codec's schedule.
+    """A network with its own optimiser, which follows the codec's schedule.
 
-    Accelerate does not know of it: its gradients are averaged over processes here, and its state is a file of its own
-    in a checkpoint, so that a run without the network can go on with it.
+    It is not prepared by Accelerate: its gradients are averaged over processes here, and its state is a separate file
+    in a checkpoint, so that a run without the network can continue from it.
 
     Args:
         module: the network, with equal weights in every process.
-        learning_rate: the constant one.
+        learning_rate: the learning rate between warm-up and decay.
         recipe: the run's recipe, for the optimiser's other settings.
         accelerator: the run's accelerator.
         first_step: the step at which the warm-up begins.
@@ -74,7 +74,7 @@ class AuxiliaryNetwork(Generic[Network]):
         self.optimizer = build_optimizer(module)
 
     def update(self, step: int) -> None:
-        """Takes one step of the optimiser with the gradients gathered, if there are any and they are finite."""
+        """Takes one step of the optimiser with the accumulated gradients, if there are any and they are finite."""
         parameters = [parameter for parameter in self.module.parameters() if parameter.grad is not None]
         if not parameters:
             return
@@ -88,7 +88,7 @@ class AuxiliaryNetwork(Generic[Network]):
     def _average_over_processes(self, parameters: list[nn.Parameter]) -> None:
         if self.accelerator.num_processes == 1:
             return
-        # In one message, not one per parameter.
+        # In one message instead of one per parameter.
         gradient = self.accelerator.reduce(torch.cat([parameter.grad.flatten() for parameter in parameters]), "mean")
         chunks = gradient.split([parameter.numel() for parameter in parameters])
         for parameter, chunk in zip(parameters, chunks, strict=True):
@@ -100,10 +100,10 @@ class AuxiliaryNetwork(Generic[Network]):
         torch.save(state, checkpoint / f"{self.name}.pt")
 
     def load(self, checkpoint: Path) -> None:
-        """Reads them back; a checkpoint of a run without the network leaves a fresh one."""
+        """Reads network and optimiser; if the checkpoint's run had no such network, keeps the new one."""
         file = checkpoint / f"{self.name}.pt"
         if not file.exists():
-            self.accelerator.print(f"{checkpoint} holds no {self.name}; it starts afresh.")
+            self.accelerator.print(f"{checkpoint} holds no {self.name}; it starts from random weights.")
             return
         state = torch.load(file, map_location="cpu", weights_only=True)
         self.module.load_state_dict(state["module"])
@@ -112,7 +112,7 @@ class AuxiliaryNetwork(Generic[Network]):
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Lets gradients pass through a module but not into its parameters, which saves their computation."""
+    """Disables gradients of a module's parameters, but not of its inputs, which saves computation."""
     module.requires_grad_(False)
     try:
         yield

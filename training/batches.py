@@ -1,7 +1,7 @@
-"""Batches of a run: which items each process gets, and loaders that raise errors as they are.
+"""Batches of a run: the items of each process, and loaders that raise errors without wrapping them.
 
-The global batch is the same run of items on any number of processes, and a run that resumes goes on with the items that
-it would have had.
+The global batch consists of the same items for any number of processes, and a resumed run continues with the items that
+it would have had without the interruption.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,20 +17,20 @@ FORESEEN = (RecipeError, TaaeInputError, OSError)
 
 
 class Failure:
-    """An error that travels from a worker as a value; a loader would wrap a raised one in its traceback."""
+    """An error that a worker returns as a value, because a loader would wrap a raised one in a traceback."""
 
     def __init__(self, error: Exception):
         self.error = error
 
 
 class Reported(Dataset):
-    """A data set whose foreseen errors are items."""
+    """A data set that returns expected errors as items."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
 
     def __getitem__(self, index: int) -> Any:
-        """Returns an item, or the error that it raises."""
+        """Returns an item, or the error that reading it raises."""
         try:
             return self.dataset[index]
         except FORESEEN as error:
@@ -38,7 +38,7 @@ class Reported(Dataset):
 
 
 class ReportedStream(IterableDataset):
-    """A stream whose foreseen errors are its last item."""
+    """A stream that yields an expected error as its last item."""
 
     def __init__(self, dataset: IterableDataset):
         self.dataset = dataset
@@ -52,7 +52,7 @@ class ReportedStream(IterableDataset):
 
 
 class Collate:
-    """Makes a batch of items, or passes on the first error among them."""
+    """Collates items to a batch, or passes on the first error among them."""
 
     def __init__(self, collate: Callable[[list], Any]):
         self.collate = collate
@@ -63,12 +63,12 @@ class Collate:
 
 
 def shares(size: int, batches: range, process: int, processes: int) -> list[range]:
-    """Returns the numbers of the items in each of a process's batches.
+    """Returns the indices of the items in each of a process's batches.
 
     Args:
         size: items in a batch of one process.
-        batches: numbers of the batches in the run.
-        process, processes: this process's number, and how many there are.
+        batches: indices of the batches in the run.
+        process, processes: the index of this process and the number of processes.
     """
     starts = ((batch * processes + process) * size for batch in batches)
     return [range(start, start + size) for start in starts]
@@ -81,10 +81,10 @@ def batches_of(
     collate: Callable[[list], Any] = torch.utils.data.default_collate,
     pinned: bool = False,
 ) -> Iterable[Any]:
-    """Yields a batch for each share, of the items of the share's numbers.
+    """Yields a batch for each share, with the items at the share's indices.
 
     Raises:
-        RecipeError, TaaeInputError, OSError: as the data set raises them, whichever process reads.
+        RecipeError, TaaeInputError, OSError: raised by the data set in any process.
     """
     loader = DataLoader(
         Reported(dataset),
@@ -98,10 +98,10 @@ def batches_of(
 
 
 def batches_of_stream(dataset: IterableDataset, size: int, count: int, workers: int) -> Iterable[Any]:
-    """Yields batches of a stream, as many as asked for.
+    """Yields `count` batches of a stream.
 
     Raises:
-        RecipeError, TaaeInputError, OSError: as the stream raises them, whichever process reads.
+        RecipeError, TaaeInputError, OSError: raised by the stream in any process.
     """
     collate = Collate(torch.utils.data.default_collate)
     stream, workers = ReportedStream(dataset), min(workers, 1)
@@ -110,12 +110,12 @@ def batches_of_stream(dataset: IterableDataset, size: int, count: int, workers: 
 
 
 def own_generator() -> torch.Generator:
-    """Makes a generator for a loader: it draws a number as it starts, which would shift the dither of a resumed run."""
+    """Makes a generator for a loader, which draws a number at its start that would shift a resumed run's noise."""
     return torch.Generator()
 
 
 def raised(batches: Iterable[Any]) -> Iterator[Any]:
-    """Yields batches, and raises the error that comes in place of one."""
+    """Yields batches, and raises an error that comes instead of a batch."""
     for batch in batches:
         if isinstance(batch, Failure):
             raise batch.error

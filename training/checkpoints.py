@@ -1,7 +1,7 @@
-"""Checkpoints: folders that take their name when they are complete, of which the newest stay.
+"""Checkpoints: folders that get their name when they are complete; only the newest are kept.
 
-A checkpoint lists the sizes and hashes of its files, and how many processes wrote it. What does not agree with that
-list is refused before anything of it is read.
+A checkpoint's manifest lists the sizes and hashes of its files and the number of processes that wrote it. A checkpoint
+that does not match its manifest is rejected before anything else is read.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from modeling_taae.errors import one_line
 from modeling_taae.files import write_bytes
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-SHARDS = f"{FSDP_MODEL_NAME}_0"  # what Accelerate calls the folder of a sharded model
+SHARDS = f"{FSDP_MODEL_NAME}_0"  # Accelerate's name of the folder of a sharded model
 MANIFEST = "checkpoint.json"
 AVERAGE = "average.safetensors"
 OLD_AVERAGE = "custom_checkpoint_0.pkl"  # in checkpoints without a manifest
@@ -44,10 +44,10 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class CheckpointManifest:
-    """What a checkpoint consists of.
+    """The content of a checkpoint.
 
     Args:
-        processes: number of processes that wrote it, each with a random state of its own.
+        processes: number of processes that wrote it, each with its own random state.
         mixed_precision: precision of activations.
         files: size in bytes and SHA-256 of each file, by its path in the folder.
     """
@@ -68,7 +68,7 @@ class CheckpointManifest:
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:
-        """Reads a checkpoint's list; None if it has none, as those of earlier versions.
+        """Reads a checkpoint's list; None if it has none, like checkpoints of earlier versions.
 
         Raises:
             CheckpointError: if the list is damaged.
@@ -84,7 +84,7 @@ class CheckpointManifest:
         """Compares a folder with the list.
 
         Raises:
-            CheckpointError: naming the first file that is missing, changed or not listed.
+            CheckpointError: if a file is missing, changed or not listed; names the first one.
         """
         found = dict(files_below(folder))
         for name, expected in self.files.items():
@@ -100,15 +100,15 @@ class CheckpointManifest:
 
 
 def damaged(checkpoint: Path, reason: str) -> CheckpointError:
-    """Makes the error about a checkpoint that cannot be used."""
+    """Returns the error for a checkpoint that cannot be used."""
     return CheckpointError(
-        f"Cannot go on from {checkpoint}: {reason} It is damaged, or of another recipe: remove it to go on from the "
+        f"Cannot go on from {checkpoint}: {reason} It is damaged, or of another recipe: remove it to resume from the "
         "checkpoint before, or choose another output_dir."
     )
 
 
 def files_below(folder: Path) -> Iterable[tuple[str, Path]]:
-    """Lists the files of a folder with their paths in it, but for the manifest."""
+    """Lists the files of a folder with their paths in it, except the manifest."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and (name := path.relative_to(folder).as_posix()) != MANIFEST:
             yield name, path
@@ -135,17 +135,17 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 
 def save_checkpoint(accelerator: Accelerator, target: Path, keep: int, writers: Iterable[Writer] = ()) -> None:
-    """Writes what Accelerate has prepared, its random states, and more; then removes all but the newest checkpoints.
+    """Writes a checkpoint, then removes all but the newest ones.
 
     Args:
         accelerator: the run's accelerator; every process calls this.
         target: the folder `checkpoint-N` in the run's folder.
-        keep: how many checkpoints stay.
-        writers: write what Accelerate does not know of into a folder. Every process calls them; only the main one
-            writes.
+        keep: number of checkpoints to keep.
+        writers: functions that write state unknown to Accelerate into a folder. Every process calls them; only the
+            main one writes.
 
     Raises:
-        CheckpointError: if the disk is full or fails. The checkpoints before this one are left as they are.
+        CheckpointError: if the disk is full or fails. Earlier checkpoints are not touched.
     """
     partial = target.with_suffix(".partial")
     if accelerator.is_main_process:
@@ -159,10 +159,10 @@ def save_checkpoint(accelerator: Accelerator, target: Path, keep: int, writers: 
         if accelerator.is_main_process:
             processes, precision = accelerator.num_processes, str(accelerator.mixed_precision)
             CheckpointManifest.of(partial, processes, precision).save(partial)
-    except Exception as error:  # torch, safetensors and the file system each have their own for a full disk
+    except Exception as error:  # torch, safetensors and the file system raise different errors for a full disk
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
-            f"Could not write {target}: {error}. Make room and run again: it goes on from the checkpoint before."
+            f"Could not write {target}: {error}. Make room and run again: it resumes from the checkpoint before."
         ) from error
     if accelerator.is_main_process:
         shutil.rmtree(target, ignore_errors=True)
@@ -173,17 +173,17 @@ def save_checkpoint(accelerator: Accelerator, target: Path, keep: int, writers: 
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path, readers: Iterable[Writer] = ()) -> None:
-    """Restores what `save_checkpoint` wrote.
+    """Restores the state that `save_checkpoint` wrote.
 
     Raises:
-        CheckpointError: if it is damaged, of a model of another shape, or sharded where this run is not.
+        CheckpointError: if it is damaged, of a model of another shape, or sharded while this run is not or vice versa.
     """
     sharded, wanted = (checkpoint / SHARDS).is_dir(), accelerator.distributed_type == DistributedType.FSDP
     if sharded != wanted:
         kinds = {True: "sharded over GPUs", False: "not sharded"}
         raise CheckpointError(
             f"Cannot go on from {checkpoint}, of a run that is {kinds[sharded]}, because this one is {kinds[wanted]}. "
-            "Launch this run as that one, or choose another output_dir."
+            "Launch this run in the same way, or choose another output_dir."
         )
     manifest = check_checkpoint(accelerator, checkpoint)
     try:
@@ -200,10 +200,10 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, readers: Iterabl
 
 
 def check_checkpoint(accelerator: Accelerator, checkpoint: Path) -> CheckpointManifest | None:
-    """Compares a checkpoint with its manifest, and says what is unlike this run. Every process reads all of it.
+    """Compares a checkpoint with its manifest, and reports differences from this run. Every process reads all of it.
 
     Raises:
-        CheckpointError: if it does not agree.
+        CheckpointError: if they do not match.
     """
     manifest = CheckpointManifest.load(checkpoint)
     if manifest is None:
@@ -214,7 +214,7 @@ def check_checkpoint(accelerator: Accelerator, checkpoint: Path) -> CheckpointMa
     manifest.check(checkpoint)
     if manifest.mixed_precision != accelerator.mixed_precision:
         accelerator.print(
-            f"The run computed with mixed_precision {manifest.mixed_precision} up to here, and goes on with "
+            f"The run used mixed_precision {manifest.mixed_precision} up to here, and continues with "
             f"{accelerator.mixed_precision}."
         )
     return manifest
@@ -222,7 +222,7 @@ def check_checkpoint(accelerator: Accelerator, checkpoint: Path) -> CheckpointMa
 
 @contextmanager
 def without_old_average(checkpoint: Path) -> Iterator[Path]:
-    """Gives a folder of the same files without the pickled average, which Accelerate would unpickle unchecked."""
+    """Returns a folder with the same files except the pickled average, which Accelerate would unpickle unchecked."""
     if not (checkpoint / OLD_AVERAGE).exists():
         yield checkpoint
         return
@@ -233,7 +233,7 @@ def without_old_average(checkpoint: Path) -> Iterator[Path]:
 
 
 def restore_random_state(accelerator: Accelerator, checkpoint: Path, manifest: CheckpointManifest | None) -> None:
-    """Restores this process's random state; Accelerate, which has tried, swallows every failure.
+    """Restores this process's random state, because Accelerate ignores failures to do so.
 
     Raises:
         CheckpointError: if the state is missing although this process wrote one, or it cannot be read.
@@ -241,7 +241,7 @@ def restore_random_state(accelerator: Accelerator, checkpoint: Path, manifest: C
     found = len(list(checkpoint.glob(f"{RNG_STATE_NAME}_*.pkl")))
     written = found if manifest is None else manifest.processes
     if (process := accelerator.process_index) >= written > 0:
-        print(f"{checkpoint} has random states of {written} processes: process {process} begins with a fresh one.")
+        print(f"{checkpoint} has random states of {written} processes: process {process} begins with a new one.")
         return
     file = checkpoint / f"{RNG_STATE_NAME}_{process}.pkl"
     if not file.exists():
@@ -255,25 +255,25 @@ def restore_random_state(accelerator: Accelerator, checkpoint: Path, manifest: C
 
 
 def load_average(average: nn.Module, checkpoint: Path) -> None:
-    """Reads the averaged weights; of checkpoints of earlier versions too, which pickled them.
+    """Reads the averaged weights, also from checkpoints of earlier versions, which pickled them.
 
     Args:
-        average: the module that takes them.
+        average: the module to load them into.
         checkpoint: a folder.
     """
     if (checkpoint / AVERAGE).exists():
         state: dict[str, Tensor] = load_file(checkpoint / AVERAGE)
     else:
-        # Tensors alone: anything else in the pickle is refused.
+        # Only tensors: anything else in the pickle is rejected.
         state = torch.load(checkpoint / OLD_AVERAGE, map_location="cpu", weights_only=True)
     average.load_state_dict(state)
 
 
 def save_average(average: nn.Module, main: bool, checkpoint: Path) -> None:
-    """Writes the averaged weights. Every process calls this, because shards are brought together.
+    """Writes the averaged weights. Every process calls this, because shards are gathered.
 
     Args:
-        average: the module that has them.
+        average: the module with the weights.
         main: whether this process writes.
         checkpoint: a folder.
     """

@@ -11,7 +11,7 @@ from training.speech_lm.options import parse_settings, run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compares as the command line says and returns the exit status: 2 where that is not possible."""
+    """Compares as the command line says and returns the exit status: 2 if that is not possible."""
     comparison = parse_settings(Comparison, "compare_speech_lms.py", arguments)
     try:
         compare(comparison)

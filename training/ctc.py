@@ -1,7 +1,8 @@
-"""The CTC stage: a head reads text off the latents, before the bottleneck, which makes tokens more phonetic.
+"""The CTC stage: a head predicts text from the latents before the bottleneck, which makes tokens more phonetic.
 
-A stage of TAAE after its paper, for speech language models. Any language: the symbols are those of the transcripts.
-`CTCHead` is the network; `CTCReader` trains it beside the codec, on whole utterances instead of crops.
+This stage was added to TAAE after the paper, for speech language models. It works for any language, because its symbols
+are those of the transcripts. `CTCHead` is the network; `CTCReader` trains it together with the codec, on whole
+utterances instead of crops.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -25,11 +26,11 @@ BLANK = 0
 
 
 class CTCHead(PublishedModule):
-    """Hyperbolic tangent, then a perceptron with one hidden layer, at each frame.
+    """Predicts symbols at each frame with a hyperbolic tangent and a perceptron with one hidden layer.
 
     Args:
         symbols: all symbols of the transcripts.
-        units: how texts are split into symbols, see `split_units`.
+        units: the kind of symbols, see `split_units`.
         latent_dim: dimensions of the latents.
         hidden_size: width of the hidden layer.
     """
@@ -55,7 +56,7 @@ class CTCHead(PublishedModule):
         return self.layers(torch.tanh(latents.float()).transpose(1, 2)).float().log_softmax(-1)
 
     def encode(self, text: str, ignored: Collection[str] = ()) -> list[int]:
-        """Returns the numbers of a text's symbols, without ignored ones and those that the head does not know."""
+        """Returns the indices of a text's symbols, without ignored and unknown ones."""
         return [self.index[unit] for unit in split_units(text, self.units, ignored) if unit in self.index]
 
     def loss(self, latents: Tensor, frames: Tensor, texts: Sequence[str], ignored: Collection[str] = ()) -> Tensor:
@@ -65,7 +66,7 @@ class CTCHead(PublishedModule):
             latents: (batch, latent_dim, frames).
             frames: (batch,) real frames of each item. An item with fewer frames than symbols counts as zero.
             texts: one for each item.
-            ignored: symbols that are no part of the texts.
+            ignored: symbols that are not part of the texts.
         """
         targets = [torch.tensor(self.encode(text, ignored), device=latents.device) for text in texts]
         lengths = torch.tensor([len(target) for target in targets], device=latents.device)
@@ -81,7 +82,7 @@ class CTCHead(PublishedModule):
 
 
 class CTCReader(AuxiliaryNetwork[CTCHead]):
-    """A CTC head that trains with the codec, on utterances of its own beside the codec's crops.
+    """A CTC head that trains with the codec, on separate utterances in addition to the codec's crops.
 
     Args:
         recipe: the run's recipe; it has a CTC head.
@@ -104,7 +105,7 @@ class CTCReader(AuxiliaryNetwork[CTCHead]):
             self.validation = list(first_utterances(settings.validation, settings, extractor, count))
 
     def batches(self, shares: list[range], workers: int) -> Iterable[dict]:
-        """Yields a batch for each share, of the utterances of the share's numbers."""
+        """Yields a batch for each share, with the utterances at the share's indices."""
         return batches_of(self.speech, shares, workers, self.speech.collate)
 
     def loss(self, model: TaaeModel, batch: dict) -> Tensor:
@@ -133,13 +134,13 @@ def required(recipe: Recipe) -> CTCConfig:
 
 
 def make_head(recipe: Recipe, accelerator: Accelerator, symbols: list[str], latent_dim: int) -> CTCHead:
-    """Makes a head, or takes the one published beside the model that the run starts from, if it has all symbols."""
+    """Returns the head published beside the model that the run starts from, if it has all symbols, else a new one."""
     settings = required(recipe)
     if (start := start_of(recipe)) not in NAMED_SIZES and (found := CTCHead.from_pretrained(start)):
         if found.units == settings.units and set(symbols) <= set(found.symbols):
             accelerator.print(f"The CTC head starts from {start}.")
             return found
-        accelerator.print(f"The CTC head of {start} lacks some of the symbols here: it starts afresh.")
+        accelerator.print(f"The CTC head of {start} lacks some of the symbols here: it starts from random weights.")
     return CTCHead(symbols, settings.units, latent_dim, settings.hidden_size)
 
 

@@ -1,7 +1,6 @@
-"""Forward and backward passes as a CUDA graph, for codecs so small that a GPU waits for Python.
+"""Forward and backward passes as a CUDA graph, for codecs so small that the GPU waits for Python.
 
-A step of the nano codec is thousands of short kernels. Recorded once and replayed, they follow one another without a
-gap.
+A step of the nano codec consists of thousands of short kernels. Recorded once and replayed, they run without gaps.
 """
 
 from collections.abc import Callable
@@ -11,16 +10,16 @@ from torch import Tensor
 
 from training.recipe import Recipe, RecipeError
 
-WARM_UP = 3  # passes before the recording, in which libraries set themselves up and compilers compile
+WARM_UP = 3  # passes before the recording, in which libraries initialise and compilers compile
 
 
 class ReplayedPasses:
-    """The forward and backward passes of a batch, recorded at the first call and replayed at all others.
+    """Records the forward and backward passes of a batch at the first call, and replays them at later calls.
 
     Args:
-        passes: takes a batch, and None for utterances, leaves gradients in the parameters, and returns scalars for the
-            log. It must do the same on the GPU each time, whatever Python does.
-        parameters: those that get gradients.
+        passes: a function of a batch, and None for utterances, that leaves gradients in the parameters and returns
+            scalars for the log. It must launch the same GPU operations each time.
+        parameters: the parameters that get gradients.
     """
 
     def __init__(self, passes: Callable[[Tensor, None], dict[str, Tensor]], parameters: list[torch.nn.Parameter]):
@@ -28,7 +27,7 @@ class ReplayedPasses:
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, batch: Tensor, utterances: None = None) -> dict[str, Tensor]:
-        """Leaves the gradients of a batch, of the same shape each time, and returns its scalars until the next call."""
+        """Computes the gradients of a batch of fixed shape; returns its scalars, valid until the next call."""
         if self.graph is None:
             self._record(batch)
         self.batch.copy_(batch, non_blocking=True)
@@ -41,25 +40,25 @@ class ReplayedPasses:
     def _record(self, batch: Tensor) -> None:
         self.batch, stream = batch.to(self.parameters[0].device, copy=True), torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        # The noise of the run is the same with and without passes to warm up.
+        # Forked, so that the run's noise is the same with and without warm-up passes.
         with torch.random.fork_rng([self.batch.device]), torch.cuda.stream(stream):
             for _ in range(WARM_UP):
                 self.passes(self.batch, None)
         torch.cuda.current_stream().wait_stream(stream)
         for parameter in self.parameters:
-            parameter.grad = None  # so that the recorded pass makes gradients, in place of adding to them
+            parameter.grad = None  # so that the recorded pass creates gradients instead of adding to them
         self.graph = torch.cuda.CUDAGraph()
-        # Threads that pin the next batches may go on meanwhile.
+        # Other threads may pin the next batches meanwhile.
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.scalars = self.passes(self.batch, None)
         self.gradients = [parameter.grad for parameter in self.parameters]
 
 
 def check_replayable(recipe: Recipe, device: torch.device, processes: int) -> None:
-    """Refuses a recipe whose passes are not the same each time.
+    """Rejects a recipe whose passes differ between steps.
 
     Raises:
-        RecipeError: naming what changes, or that there is no such GPU.
+        RecipeError: if settings make passes differ, which it names, or there is no CUDA GPU.
     """
     if device.type != "cuda":
         raise RecipeError(f"cuda_graph: needs a GPU with CUDA, and this run computes on {device.type}; leave it out.")

@@ -1,10 +1,10 @@
-"""From corpora of recorded speech to training crops.
+"""Draws training crops from corpora of recorded speech.
 
-Speech is read as all commands read it (`modeling_taae.data`), decoded, and brought to the loudness that the feature
-extractor gives at inference. What cannot be decoded, or is cut short, is counted and left out.
+Speech is read as in all commands (`modeling_taae.data`), decoded, and normalised to the loudness of the feature
+extractor at inference. Recordings that cannot be decoded, or are truncated, are counted and left out.
 
-Which crop comes n-th in a run follows from the seed and n alone, so a run that resumes goes on with exactly the crops
-that it would have seen. `TrainingCrops` decodes its corpora once, to disk; `StreamedCrops` reads them as it goes.
+The n-th crop of a run depends only on the seed and n, so a resumed run continues with exactly the crops that it would
+have seen. `TrainingCrops` decodes its corpora once, to disk; `StreamedCrops` reads them during training.
 """
 
 import itertools
@@ -37,9 +37,9 @@ from modeling_taae.feature_extraction_taae import GATING_BLOCK, normalize_loudne
 from training.augmentation import INT16_FULL_SCALE, Augmenter
 from training.recipe import CorpusConfig, DataConfig, RecipeError
 
-LONGEST_VALIDATION = 20  # seconds, of which all at once are scored
-DECODED_AT_ONCE = 4  # recordings, which can be hours long
-# Samples are int16, in bytes; there are none where `problem` says why. Columns are JSON.
+LONGEST_VALIDATION = 20  # longest validation clip in seconds; clips are scored whole
+DECODED_AT_ONCE = 4  # recordings in memory, because they can be hours long
+# Samples are int16, in bytes; none if `problem` gives a reason. Columns are JSON.
 DECODED = Features(
     {
         "id": Value("string"),
@@ -49,20 +49,20 @@ DECODED = Features(
         "averaged": Value("bool"),
     }
 )
-# Rows as streams of `datasets` can hold them.
+# Rows in a form that streams of `datasets` can hold.
 PICKLED = Features({"row": Value("binary")})
 
 
 class CorpusError(RecipeError):
-    """A corpus that cannot be trained on; the message says which and why."""
+    """A corpus that cannot be trained on; the message gives the corpus and the reason."""
 
 
 def open_corpus(corpus: CorpusConfig, streamed: bool = False) -> Corpus:
     """Opens a corpus of a recipe.
 
     Args:
-        corpus: its description.
-        streamed: whether a data set on the Hub is read as it comes, rather than downloaded first.
+        corpus: the corpus's entry in the recipe.
+        streamed: whether a data set on the Hub is streamed rather than downloaded first.
 
     Raises:
         CorpusError: if there is nothing to read.
@@ -86,7 +86,7 @@ def rows_of(corpus: Corpus, units: Iterable[int]) -> Iterator[Row]:
     """Yields the rows of units of a corpus.
 
     Raises:
-        CorpusError: if a source cannot be read any more.
+        CorpusError: if a source can no longer be read.
     """
     try:
         for unit in units:
@@ -100,8 +100,8 @@ class Pcm(NamedTuple):
 
     Args:
         samples: (samples,) int16.
-        problem: what is wrong with the recording where there are none.
-        averaged: whether it has several channels, which were averaged.
+        problem: the reason why there are no samples; empty if there are.
+        averaged: whether several channels were averaged.
     """
 
     samples: np.ndarray
@@ -115,10 +115,10 @@ def decode_to_pcm(row: Row, sampling_rate: int, target_loudness: float | None) -
     Args:
         row: the recording.
         sampling_rate: the rate to decode to, in Hz.
-        target_loudness: the loudness to bring it to, in LUFS; None leaves it as it is.
+        target_loudness: the loudness to normalise to, in LUFS; None leaves it unchanged.
 
     Raises:
-        CorpusError: if it cannot be read, though nothing is known against its content: another time it may be.
+        CorpusError: if it cannot be read for a reason other than its content, so that a later run may succeed.
     """
     try:
         recording = decode_row(row, sampling_rate)
@@ -158,7 +158,7 @@ def decoded_rows(corpus: Corpus, source: str, decode: Callable[[Row], dict], wor
 
 
 def mapped_ahead(executor: Executor, function: Callable, items: Iterable, ahead: int) -> Iterator:
-    """Maps in an executor, so many items ahead and no more: all of them would be in memory at once."""
+    """Maps in an executor, at most `ahead` items ahead, so that not all are in memory at once."""
     waiting: deque = deque()
     for item in items:
         waiting.append(executor.submit(function, item))
@@ -169,7 +169,7 @@ def mapped_ahead(executor: Executor, function: Callable, items: Iterable, ahead:
 
 
 def counted(problems: list[str]) -> str:
-    """Returns how many recordings are left out for each kind of reason, and one of each in full."""
+    """Returns the number of recordings that are left out for each kind of reason, with one full example of each."""
     kinds: dict[str, list[str]] = {}
     for problem in problems:
         kinds.setdefault(problem.partition(":")[0].partition(" (")[0], []).append(problem)
@@ -177,9 +177,9 @@ def counted(problems: list[str]) -> str:
 
 
 class DecodedCorpus:
-    """A decoded corpus on disk, from which any stretch of audio is about equally likely to be drawn.
+    """A decoded corpus on disk; all of its audio is about equally likely to be drawn.
 
-    It is decoded again as soon as a file of it has another size or time of change, or a missing one is there.
+    It is decoded again if one of its files has another size or modification time, or a missing file has appeared.
 
     Args:
         corpus: the corpus to decode.
@@ -187,10 +187,10 @@ class DecodedCorpus:
         workers: processes that decode; 0 decodes in this one.
 
     Attributes:
-        decoded: all rows, those without samples included.
-        problems: why recordings are left out.
+        decoded: all rows, including those without samples.
+        problems: the reasons why recordings are left out.
         averaged: the number of recordings whose channels were averaged.
-        notes: lines about what lies in the corpus and is not read.
+        notes: lines about files of the corpus that are not read.
 
     Raises:
         CorpusError: if it cannot be read, nothing in it can be decoded, or all of it is silent.
@@ -224,7 +224,7 @@ class DecodedCorpus:
 
     @property
     def column(self) -> pa.ChunkedArray:
-        """The samples of each recording. Not kept: workers would be sent all of it, and not where it lies on disk."""
+        """The samples of each recording; not stored, because pickling for workers would then copy all samples."""
         return self.decoded.data.column("samples")
 
     @property
@@ -234,20 +234,20 @@ class DecodedCorpus:
 
     @property
     def samples(self) -> int:
-        """The number of samples in all."""
+        """The total number of samples."""
         return int(self.ends[-1])
 
     def samples_of(self, row: int) -> np.ndarray:
-        """Returns a recording by the number of its row, (samples,) int16, empty where it could not be decoded."""
+        """Returns the recording of a row, (samples,) int16, empty if it could not be decoded."""
         return np.frombuffer(self.column[row].as_buffer(), np.int16)
 
     def recording(self, generator: np.random.Generator) -> np.ndarray:
-        """Returns a recording, (samples,) int16, drawn at random in proportion to its length."""
+        """Draws a recording, (samples,) int16, with a probability proportional to its length."""
         return self.samples_of(int(np.searchsorted(self.ends, generator.integers(self.samples), side="right")))
 
 
 class TrainingCrops(torch.utils.data.Dataset):
-    """Training crops, (1, samples) float32, from corpora that are decoded to disk first: crop n is item n, without end.
+    """Training crops, (1, samples) float32, from corpora that are decoded to disk first; crop n is item n, endlessly.
 
     Args:
         data: corpora, crop length and augmentation.
@@ -277,28 +277,28 @@ class TrainingCrops(torch.utils.data.Dataset):
 
     @property
     def reasons(self) -> str:
-        """Why rows could not be decoded, and how many for each reason."""
+        """The reasons why rows could not be decoded, with their numbers."""
         return counted([problem for corpus in self.corpora for problem in corpus.problems])
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """Returns crop `index`, the same in whichever process."""
+        """Returns crop `index`, the same in every process."""
         generator = np.random.default_rng((self.seed, index))
         corpus = self.corpora[generator.choice(len(self.corpora), p=self.probabilities)]
         return self.augmenter.draw(corpus.recording(generator), generator, self.crop_length)
 
 
 class StreamedCrops(torch.utils.data.IterableDataset):
-    """Training crops of one process, (1, samples) float32, from corpora that are read as training goes: one crop a row.
+    """Training crops of one process, (1, samples) float32, one per row, from corpora that are read during training.
 
-    Rows come in the order of a shuffle buffer. A row that cannot be decoded is counted, and gives silence in its place,
-    so that a run resumes at the right row; the rows before it are read again, but not decoded.
+    Rows come in the order of a shuffle buffer. A row that cannot be decoded is counted and replaced by silence, so that
+    a run resumes at the right row. A resumed run reads the earlier rows again, but does not decode them.
 
     Args:
         data: corpora, crop length and augmentation.
         extractor: the feature extractor whose rate and loudness to decode to.
         seed: the sequence's seed.
-        process, processes: the number of this process, from 0, and of all; each reads a share of the rows.
-        first: the number of the crop to start with.
+        process, processes: the index of this process and the number of processes; each reads a share of the rows.
+        first: the index of the crop to start with.
 
     Raises:
         CorpusError: if there is nothing to train on.
@@ -324,10 +324,10 @@ class StreamedCrops(torch.utils.data.IterableDataset):
         self.seed, self.process, self.processes, self.first = seed, process, processes, first
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        """Yields the crops from the first on, without end.
+        """Yields the crops from the first one on, endlessly.
 
         Raises:
-            CorpusError: after a round of the corpora in which no row came, or none that could be decoded.
+            CorpusError: if a full pass over the corpora gave no row, or none that can be decoded.
         """
         index = 0
         for epoch in itertools.count():
@@ -358,8 +358,8 @@ class StreamedCrops(torch.utils.data.IterableDataset):
 
 
 def stream_of(corpus: Corpus) -> IterableDataset:
-    """Returns the rows of a corpus as a stream of `datasets`, which shuffles the corpus's files, and then its rows."""
-    # As `IterableDataset.from_generator`, which would hash the corpus: that takes minutes for a million recordings.
+    """Returns the rows of a corpus as a stream of `datasets`, which shuffles the corpus's files and then its rows."""
+    # Not `IterableDataset.from_generator`, which hashes the corpus: that takes minutes for a million recordings.
     return GeneratorDatasetInputStream(
         pickled_rows,
         PICKLED,
@@ -376,7 +376,7 @@ def pickled_rows(corpus: Corpus, shards: list[list[int]]) -> Iterator[dict[str, 
 
 
 def corpus_probabilities(corpora: list[CorpusConfig]) -> np.ndarray:
-    """Returns the share of crops that each corpus gives, (corpora,) float64, in sum 1.
+    """Returns the share of crops from each corpus, (corpora,) float64, which sum to 1.
 
     Raises:
         CorpusError: if there is no corpus, or the weights are not all positive.
@@ -394,14 +394,13 @@ def validation_clips(
 ) -> Iterator[np.ndarray]:
     """Yields the first utterances of a corpus as (samples,) float32 at the model's rate and loudness, full scale 1.
 
-    Of long recordings it is the beginning. Those that cannot be scored, because they are undecodable, silent or too
-    short, are left out.
+    Long recordings are cut to their beginning. Recordings that cannot be decoded, are silent or too short are left out.
 
     Args:
         corpus: the corpus.
         extractor: the feature extractor whose rate and loudness to decode to.
-        utterances: how many rows to take from the start.
-        streaming: whether a data set on the Hub is read as it comes, rather than downloaded first.
+        utterances: number of rows to take from the start.
+        streaming: whether a data set on the Hub is streamed rather than downloaded first.
 
     Raises:
         CorpusError: if the corpus cannot be read.

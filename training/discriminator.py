@@ -1,11 +1,11 @@
 """The multi-resolution complex STFT discriminator (EnCodec's, arXiv 2210.13438, with the three changes of TAAE).
 
-Each resolution is a small network of its own on the complex spectrum of the audio. TAAE makes it wider, takes FFT sizes
-that are not powers of two of one another (evenly spaced sizes favour some frequencies, which is heard as periodic
-artefacts), and compresses magnitudes by a power law, so that quiet parts of a spectrum count.
+Each resolution is a small separate network on the complex spectrum of the audio. TAAE makes it wider. It uses FFT sizes
+whose ratios are not powers of two, because evenly spaced sizes favour some frequencies, which causes periodic
+artefacts. It compresses magnitudes by a power law, so that quiet parts of a spectrum count.
 
-An adversarial step reads from the end of this file: `Adversary.losses` gives the codec its two terms and the
-discriminator its gradient; `auxiliary.py` has the optimiser.
+To follow an adversarial step, start at the end of this file: `Adversary.losses` computes the codec's two terms and the
+discriminator's gradient. The optimiser is in `auxiliary.py`.
 """
 
 from collections.abc import Sequence
@@ -24,22 +24,22 @@ from training.model import start_of
 from training.recipe import Recipe, RecipeError
 
 NEGATIVE_SLOPE = 0.2
-QUIETEST_POWER = 1e-6  # keeps the power law's gradient finite in silence: 60 dB below noise of full scale
+QUIETEST_POWER = 1e-6  # 60 dB below full-scale noise; keeps the gradient of the power law finite in silence
 
 Features = list[list[Tensor]]  # by resolution and layer; the last layer's are the logits
 
 
 class DiscriminatorError(RecipeError):
-    """A discriminator that does not exist or does not fit; the message says which and why."""
+    """A discriminator that is missing or does not fit; the message says which and why."""
 
 
 class STFTDiscriminator(nn.Module):
-    """One resolution: six weight-normed convolutions on the real and imaginary planes of a spectrum.
+    """The discriminator of one resolution: six weight-normed convolutions on a spectrum's real and imaginary parts.
 
     Args:
         fft_size: length of the Hann window in samples; the hop is half of it.
         channels: width of the hidden layers.
-        exponent: magnitudes are raised to this power; 1 leaves them as they are.
+        exponent: power to which magnitudes are raised; 1 leaves them unchanged.
     """
 
     def __init__(self, fft_size: int, channels: int, exponent: float):
@@ -101,20 +101,20 @@ class MultiResolutionDiscriminator(PublishedModule):
         self.resolutions = nn.ModuleList(STFTDiscriminator(size, channels, exponent) for size in fft_sizes)
 
     def forward(self, audio: Tensor, drawn: Sequence[int] | None = None) -> Features:
-        """Returns the features of each resolution, or of those drawn, of audio (batch, 1, samples)."""
+        """Returns the features of audio (batch, 1, samples) at each resolution, or at those in `drawn`."""
         drawn = range(len(self.resolutions)) if drawn is None else drawn
         return [self.resolutions[index](audio) for index in drawn]
 
 
 def codec_hinge_loss(decoded: Features) -> Tensor:
-    """Returns the codec's adversarial loss: how unreal decoded audio looks, mean over resolutions; a scalar."""
+    """Returns the codec's adversarial hinge loss of decoded audio, mean over resolutions; a scalar."""
     return -_mean([features[-1].float().mean() for features in decoded])
 
 
 def discriminator_hinge_loss(real: Features, decoded: Features) -> Tensor:
-    """Returns the discriminator's own loss, mean over resolutions; a scalar.
+    """Returns the discriminator's loss, mean over resolutions; a scalar.
 
-    It is zero where real logits are above 1 and decoded ones below -1.
+    It is zero where logits of real audio are above 1 and those of decoded audio below -1.
     """
     margins = [
         F.relu(1 - logits.float()).mean() + F.relu(1 + decoded_logits.float()).mean()
@@ -124,10 +124,10 @@ def discriminator_hinge_loss(real: Features, decoded: Features) -> Tensor:
 
 
 def feature_matching_loss(real: Features, decoded: Features) -> Tensor:
-    """Returns the L1 of hidden features relative to the real ones' mean magnitude, mean over all layers; a scalar.
+    """Returns the L1 distance of hidden features over the real ones' mean magnitude, mean over all layers; a scalar.
 
-    Without the division, layers and resolutions with large features would drown the others. No gradient flows into
-    the real features.
+    Without the division, layers and resolutions with large features would dominate. No gradient flows into the real
+    features.
     """
     return _mean(
         [
@@ -143,10 +143,10 @@ def _mean(values: list[Tensor]) -> Tensor:
 
 
 class Adversary(AuxiliaryNetwork[MultiResolutionDiscriminator]):
-    """A discriminator that trains beside the codec, on the audio that the codec's own step has decoded.
+    """A discriminator that trains together with the codec, on the audio decoded in the codec's step.
 
     Args:
-        recipe: the run's recipe; it names a discriminator.
+        recipe: the run's recipe, with a discriminator.
         accelerator: the run's accelerator.
         hop_length: samples per token frame.
 
@@ -169,29 +169,29 @@ class Adversary(AuxiliaryNetwork[MultiResolutionDiscriminator]):
         super().__init__(discriminator, settings.learning_rate, recipe, accelerator, settings.start_step)
 
     def active(self, step: int) -> bool:
-        """Returns whether the reconstruction warm-up is over at a step."""
+        """Returns whether the discriminator is in use at a step."""
         return step >= self.settings.start_step
 
     def losses(self, decoded: Tensor, audio: Tensor, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Returns the adversarial terms of the codec; on the way, gathers the gradient of the discriminator's own loss.
+        """Returns the adversarial terms of the codec, and accumulates the gradient of the discriminator's loss.
 
         Args:
             decoded: (batch, 1, samples) from the codec, with its graph.
-            audio: the same shape, real.
+            audio: (batch, 1, samples), the real audio.
             step: optimiser steps so far.
 
         Returns:
-            The terms to add to the codec's loss, and the discriminator's loss, for the log.
+            The terms to add to the codec's loss, and the discriminator's loss for the log.
         """
         drawn = self._draw(step)
-        learning = (step + 1) % self.settings.update_every == 0  # among others in steps that are logged
+        learning = (step + 1) % self.settings.update_every == 0  # includes the steps that are logged
         own = {}
         with self.accelerator.autocast():
             with torch.set_grad_enabled(learning):
                 real = self.module(audio, drawn)
             if learning:
                 own["discriminator"] = discriminator_hinge_loss(real, self.module(decoded.detach(), drawn))
-        if learning:  # before the third pass, so that memory holds no more than two
+        if learning:  # before the third pass, so that memory holds at most two passes
             (own["discriminator"] / self.accelerator.gradient_accumulation_steps).backward()
         with self.accelerator.autocast(), frozen(self.module):
             features = self.module(decoded, drawn)
@@ -201,14 +201,14 @@ class Adversary(AuxiliaryNetwork[MultiResolutionDiscriminator]):
         }, own
 
     def _draw(self, step: int) -> list[int]:
-        """Draws the resolutions of a step: the same in every process, and in a run that resumes."""
+        """Draws the resolutions of a step: the same in every process and in a resumed run."""
         resolutions = len(self.settings.fft_sizes)
         drawn = min(self.settings.resolutions_per_step or resolutions, resolutions)
         return np.random.default_rng((self.recipe.seed, step)).choice(resolutions, drawn, replace=False).tolist()
 
 
 def make_discriminator(recipe: Recipe, accelerator: Accelerator) -> MultiResolutionDiscriminator:
-    """Makes the recipe's discriminator, or takes the one published beside the model that the run starts from.
+    """Returns the discriminator published beside the model that the run starts from, else a new one.
 
     Raises:
         DiscriminatorError: if the published one has another shape.

@@ -1,6 +1,6 @@
-"""What a run would take of memory and time, told before anything is spent: `train.py RECIPE --dry_run true`.
+"""Estimates the memory and time of a run from a few steps on noise: `train.py RECIPE --dry_run true`.
 
-A few real steps are taken on noise. No corpus is read but that of a CTC head, and nothing is written.
+No corpus is read except that of a CTC head, and nothing is written.
 """
 
 import os
@@ -21,15 +21,15 @@ from training.trainer import Trainer
 
 FLOAT = 4  # bytes of a weight, a gradient, and each of the optimiser's two averages
 TIMED_STEPS = 6  # the same in every process, because they wait for each other
-DEVICES = (2, 4, 8)  # for which the memory of a sharded run is told
+DEVICES = (2, 4, 8)  # numbers of GPUs for which the memory of a sharded run is estimated
 HOUR, DAY = 3600, 24 * 3600
 
 
 class PeakMemory:
-    """How far the memory in use rises: that of a CUDA GPU, or else of this process.
+    """Measures the rise of the memory in use, on a CUDA GPU or else in this process.
 
     Args:
-        device: where the run computes.
+        device: the run's device.
     """
 
     def __init__(self, device: torch.device):
@@ -53,7 +53,7 @@ class PeakMemory:
 
     @property
     def rise(self) -> int:
-        """Bytes at the peak beyond those at the start."""
+        """Bytes at the peak minus those at the start."""
         return self.peak - self.start
 
     def _in_use(self) -> int:
@@ -65,10 +65,10 @@ class PeakMemory:
 
 
 def check_room(recipe: Recipe) -> None:
-    """Refuses a codec that takes more memory than is free here before it has computed anything.
+    """Rejects a codec whose weights and optimiser alone need more memory than is free.
 
     Raises:
-        RecipeError: if it does, or there is no such codec.
+        RecipeError: if they do, or there is no such codec.
     """
     if sharding_asked():
         return
@@ -83,7 +83,7 @@ def check_room(recipe: Recipe) -> None:
 
 
 def dry_run(trainer: Trainer) -> str:
-    """Tells what a trainer's run would take, from a few steps of it; lines for people. Every process calls this."""
+    """Returns an estimate of a run's memory and time, from a few of its steps, as text. Every process calls this."""
     recipe, processes, codec = trainer.recipe, trainer.accelerator.num_processes, trainer.average.module
     others = [auxiliary.module for auxiliary in trainer.auxiliaries]
     listeners = [] if trainer.perceptual is None else [trainer.perceptual]
@@ -125,11 +125,11 @@ def parameter_texts(trainer: Trainer) -> list[str]:
 
 
 def fixed_memory(codec: nn.Module | None, others: list[nn.Module]) -> dict[str, int]:
-    """Bytes on a device for what stays from step to step, and for gradients.
+    """Returns the bytes on a device of weights, optimiser, average and gradients, by name.
 
     Args:
-        codec: the model whose weights are averaged; perhaps sharded.
-        others: the modules beside it.
+        codec: the model whose weights are averaged; may be sharded.
+        others: the auxiliary networks.
     """
     own = [] if codec is None else local_parameters(codec)
     every = own + [parameter for module in others for parameter in local_parameters(module)]
@@ -143,7 +143,7 @@ def fixed_memory(codec: nn.Module | None, others: list[nn.Module]) -> dict[str, 
 
 
 def local_parameters(module: nn.Module) -> list[tuple[int, bool]]:
-    """Of each parameter, how many numbers are on this device, and whether it trains."""
+    """Returns for each parameter its number of elements on this device, and whether it trains."""
 
     def local(parameter: Tensor) -> Tensor:
         return parameter.to_local() if isinstance(parameter, DTensor) else parameter
@@ -152,19 +152,19 @@ def local_parameters(module: nn.Module) -> list[tuple[int, bool]]:
 
 
 def starts_of_phases(recipe: Recipe) -> list[int]:
-    """The steps from which on a step takes another time: the first one, and that of the discriminator's start."""
+    """Returns the first steps of the run's phases, which differ in speed: step 0, and the discriminator's start."""
     start = 0 if recipe.discriminator is None else recipe.discriminator.start_step
     return [0] if start >= recipe.max_steps else sorted({0, start})
 
 
 def run_seconds(recipe: Recipe, phases: dict[int, float]) -> float:
-    """Seconds for all steps, from those of a step in each phase, by the phase's start."""
+    """Returns the seconds of all steps, from the seconds of a step in each phase, by the phase's first step."""
     bounds = [*phases, recipe.max_steps]
     return sum((end - start) * phases[start] for start, end in zip(bounds, bounds[1:], strict=False))
 
 
 def measure_activations(trainer: Trainer, trained: list[nn.Module]) -> int:
-    """Bytes that the forward and backward passes of a step take at their peak, beyond gradients; the very first step.
+    """Measures the peak bytes of a step's forward and backward passes beyond gradients; call it for the first step.
 
     Args:
         trainer: the run's trainer.
@@ -179,7 +179,7 @@ def measure_activations(trainer: Trainer, trained: list[nn.Module]) -> int:
 
 
 def time_steps(trainer: Trainer, step: int) -> float:
-    """Median seconds of a step at a given place in the run; the first, in which much is made once, does not count."""
+    """Measures the median seconds of a step at a point of the run, without the first step, which initialises things."""
     trainer.step, times = step, []
     for _ in range(1 + TIMED_STEPS):
         start = time.perf_counter()
@@ -192,7 +192,7 @@ def time_steps(trainer: Trainer, step: int) -> float:
 
 
 def forward_and_backward(trainer: Trainer) -> None:
-    """All batches of one optimiser step, of noise."""
+    """Runs all batches of one optimiser step on noise."""
     recipe, device = trainer.recipe, trainer.accelerator.device
     shape = (trainer.batch_size, 1, recipe.data.crop_frames * trainer.extractor.hop_length)
     utterances = next(iter(trainer.utterances()))
@@ -202,19 +202,19 @@ def forward_and_backward(trainer: Trainer) -> None:
 
 
 def memory_text(rows: dict[str, int]) -> str:
-    """The sum of some bytes, and what they are for."""
+    """Returns the sum of some bytes and their uses as text."""
     return (
         f"{gigabytes(sum(rows.values()))} GB ({', '.join(f'{name} {gigabytes(size)}' for name, size in rows.items())})"
     )
 
 
 def gigabytes(size: float) -> str:
-    """Bytes as billions of them."""
+    """Formats bytes in gigabytes."""
     return f"{size / 1e9:.2f}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that suits them."""
+    """Formats seconds in a suitable unit."""
     for unit, size in (("days", DAY), ("hours", HOUR), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"

@@ -1,4 +1,4 @@
-"""The processes of a run: started on a CPU as many as pay, and set up as the recipe and not the launcher says."""
+"""Starts and sets up the processes of a run: on a CPU as many as speed it up, with the settings of the recipe."""
 
 import os
 import socket
@@ -21,18 +21,18 @@ from modeling_taae.errors import one_line
 from training.precision import PrecisionChoice, choose_precision, choose_processes, usable_cores
 from training.recipe import Recipe, RecipeError
 
-SHARED = "TAAE_BATCH_SHARED_BY"  # environment variable of the processes that are started here: how many they are
-GRACE = 5.0  # seconds in which the main process may tell by itself what went wrong
+SHARED = "TAAE_BATCH_SHARED_BY"  # environment variable of processes started here: their number
+GRACE = 5.0  # seconds in which the main process may report the error itself
 
 
 def make_accelerator(recipe: Recipe) -> tuple[Accelerator, PrecisionChoice]:
     """Sets up the processes and devices of a run, and chooses the precision of its activations.
 
     Raises:
-        RecipeError: if there is no such tracker, its package is not installed, the machine cannot do what is asked, or
-            the launcher asks for something else than the recipe.
+        RecipeError: if there is no such tracker, its package is not installed, the machine does not support a setting,
+            or launcher and recipe disagree.
     """
-    # The others wait while one process decodes a corpus or validates.
+    # Long, because the other processes wait while one decodes a corpus or validates.
     group = InitProcessGroupKwargs(timeout=timedelta(days=1))
     cpu = not torch.accelerator.is_available()  # left to itself, Accelerate ignores other processes on a CPU
     try:
@@ -57,10 +57,10 @@ def make_accelerator(recipe: Recipe) -> tuple[Accelerator, PrecisionChoice]:
 
 
 def agreed_precision(recipe: Recipe, device: torch.device) -> PrecisionChoice:
-    """Chooses the precision in the main process, for all.
+    """Chooses the precision in the main process, for all processes.
 
     Raises:
-        RecipeError: if the launcher asks for another than the recipe. Its "no" is taken for its default.
+        RecipeError: if launcher and recipe disagree. A launcher's "no" counts as its default.
     """
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     wanted = recipe.mixed_precision
@@ -75,7 +75,7 @@ def agreed_precision(recipe: Recipe, device: torch.device) -> PrecisionChoice:
 
 
 def check_launch(recipe: Recipe, accelerator: Accelerator, choice: PrecisionChoice) -> None:
-    """Compares what Accelerate made of recipe and launcher with the recipe.
+    """Checks that Accelerate's settings equal those of the recipe.
 
     Raises:
         RecipeError: if they differ.
@@ -95,7 +95,7 @@ def check_launch(recipe: Recipe, accelerator: Accelerator, choice: PrecisionChoi
 
 
 def own_processes(recipe: Recipe) -> int:
-    """Returns how many processes this run starts for itself: one, but on a CPU without a launcher as many as pay."""
+    """Returns the number of processes of this run: one, or on a CPU without a launcher as many as speed it up."""
     launched = "WORLD_SIZE" in os.environ or any(name.startswith("ACCELERATE_") for name in os.environ)
     if launched or torch.accelerator.is_available():
         return 1
@@ -108,17 +108,17 @@ def own_processes(recipe: Recipe) -> int:
 
 
 def batch_share(size: int) -> int:
-    """Returns this process's share of a batch: all of it, unless the processes were started here to share it."""
+    """Returns this process's share of a batch: all of it, unless processes started here share it."""
     return size // int(os.environ.get(SHARED, 1))
 
 
 @contextmanager
 def helpers(command: Sequence[str], processes: int) -> Iterator[None]:
-    """Starts the other processes of a run, of which this one becomes the main one; ends them when it leaves.
+    """Starts the other processes of a run, with this one as the main process, and ends them at the end.
 
     Args:
         command: the program and its arguments, the same in every process.
-        processes: how many there are to be, with this one.
+        processes: the number of processes, including this one.
     """
     if processes == 1:
         yield
@@ -154,7 +154,7 @@ def helpers(command: Sequence[str], processes: int) -> Iterator[None]:
 
 
 def watch(process: subprocess.Popen, output: IO[str], over: threading.Event) -> None:
-    """Ends this process if a helper fails, after it has had time to tell by itself what went wrong."""
+    """Ends this process if a helper fails, after some time in which it can report the error itself."""
     status = process.wait()
     if status == 0 or over.is_set():
         return

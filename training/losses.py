@@ -1,7 +1,7 @@
-"""The losses of a codec: what each term measures, and their weighted sum.
+"""The reconstruction losses of a codec, and the weighted sum of all losses.
 
-Reconstruction losses are multi-resolution log-mel and magnitude distances and a waveform distance that fades out. Terms
-of networks stand beside these: adversarial ones in `discriminator.py`, CTC in `ctc.py`, features in `perceptual.py`.
+Reconstruction losses are multi-resolution log-mel and magnitude distances, and a waveform distance that fades out. The
+terms of auxiliary networks are in `discriminator.py` (adversarial), `ctc.py` and `perceptual.py` (features).
 """
 
 import torch
@@ -12,7 +12,7 @@ from transformers.audio_utils import mel_filter_bank
 from training.recipe import LossConfig
 
 WINDOWS_AND_MELS = ((128, 16), (256, 32), (512, 64), (1024, 80), (2048, 128))
-QUIETEST = 1e-4  # log-mel spectra are cut off here, 80 dB below a full-scale sine
+QUIETEST = 1e-4  # lower bound of log-mel spectra, 80 dB below a full-scale sine
 
 
 class SpectralDistance(nn.Module):
@@ -43,7 +43,7 @@ class SpectralDistance(nn.Module):
 
     def forward(self, audio: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, samples) twice -> the log-mel L1 and the magnitude L1 relative to the reference's mean, scalars."""
-        # One transform for both signals is quicker than two.
+        # One transform for both signals is faster than two.
         frames = torch.cat([audio, reference]).unfold(-1, len(self.window), self.hop) * self.window
         spectrum = torch.view_as_real(torch.fft.rfft(frames))
         magnitudes = (spectrum.square().sum(-1) + 1e-12).sqrt()
@@ -52,7 +52,7 @@ class SpectralDistance(nn.Module):
 
 
 def relative_l1(values: Tensor, reference: Tensor) -> Tensor:
-    """Mean absolute difference over the mean of the reference, per item of the batch, averaged; a scalar."""
+    """Returns the mean absolute difference over the reference's mean, averaged over the batch; a scalar."""
     difference = (values - reference).abs().flatten(1).mean(1)
     return (difference / (reference.abs().flatten(1).mean(1) + QUIETEST)).mean()
 
@@ -69,7 +69,7 @@ class ReconstructionLoss(nn.Module):
         self.resolutions = nn.ModuleList(SpectralDistance(*sizes, sampling_rate) for sizes in WINDOWS_AND_MELS)
 
     def forward(self, audio: Tensor, reference: Tensor) -> dict[str, Tensor]:
-        """The terms by name, unweighted scalars, of decoded audio and its reference, both (batch, 1, samples)."""
+        """Returns the unweighted terms, scalars by name, for decoded audio and its reference, (batch, 1, samples)."""
         missing = max(WINDOWS_AND_MELS[-1][0] - reference.shape[-1], 0)
         audio, reference = (F.pad(signal.squeeze(1).to(torch.float32), (0, missing)) for signal in (audio, reference))
         distances = [resolution(audio, reference) for resolution in self.resolutions]
@@ -81,7 +81,7 @@ class ReconstructionLoss(nn.Module):
 
 
 def weighted_sum(terms: dict[str, Tensor], weights: LossConfig, step: int) -> Tensor:
-    """The loss that the codec minimises: each term times the weight of its name.
+    """Returns the loss that the codec minimises: the sum of the terms, each times the weight of its name.
 
     Args:
         terms: scalars, named like the fields of `Losses`.

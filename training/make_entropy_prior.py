@@ -1,8 +1,8 @@
 """Trains a model's prior for entropy coding: `python training/make_entropy_prior.py FOLDER SPEECH …`.
 
-SPEECH is Parquet files, audio files or folders of them, in the order of the command line: the speech that the model was
-trained on. Writes entropy_prior.safetensors into the model's folder. A prior belongs to the weights whose tokens it was
-trained on, so it has to be made again when these change.
+SPEECH is the speech that the model was trained on: Parquet files, audio files or folders of them. The command writes
+entropy_prior.safetensors into the model's folder. A prior belongs to the weights whose tokens it was trained on, so it
+must be made again when they change.
 """
 
 import argparse
@@ -36,7 +36,7 @@ BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 1024, 2e-3, 1e-2
 
 
 class PredictorNetwork(nn.Module):
-    """A [`ContextModel`] to be trained: the same layers, whose weights are rounded as they will be stored.
+    """A trainable [`ContextModel`]: the same layers, with weights rounded as they will be stored.
 
     Args:
         dimensions: digits of a frame.
@@ -50,12 +50,12 @@ class PredictorNetwork(nn.Module):
         self.head = nn.Linear(HIDDEN, dimensions * WIDTH)
         self.earlier = nn.Linear(dimensions, dimensions * WIDTH, bias=False)
         self.output = nn.ModuleList([nn.Linear(WIDTH, levels) for _ in range(dimensions)])
-        # A dimension sees those before it.
+        # A dimension sees only earlier dimensions.
         seen = torch.ones(dimensions, dimensions).tril(-1).repeat_interleave(WIDTH, dim=0)
         self.register_buffer("seen", seen)
 
     def forward(self, recent: Tensor, current: Tensor) -> Tensor:
-        """Base-2 logarithms of the probabilities of a frame's digits, up to a constant.
+        """Returns base-2 logarithms of the probabilities of a frame's digits, up to a constant.
 
         Args:
             recent: (batch, PAST * dimensions) values of the frames before, the oldest first.
@@ -71,7 +71,7 @@ class PredictorNetwork(nn.Module):
         return torch.stack([linear(*pair) for pair in zip(self.output, parts, strict=True)], dim=1)
 
     def to_predictor(self) -> ContextModel:
-        """The network as the coder computes it."""
+        """Returns the network in the form that the coder computes."""
         layers = {"recent": self.recent, "context": self.context, "head": self.head}
         arrays = {
             **{name: stored_weight(layer.weight) for name, layer in layers.items()},
@@ -84,36 +84,36 @@ class PredictorNetwork(nn.Module):
 
 
 def stored_weight(weight: Tensor) -> Tensor:
-    """Weights as they are stored, in 8 bits."""
+    """Rounds weights as they are stored, in 8 bits."""
     return (weight.detach() * WEIGHT_UNIT).round().clamp(-127, 127) / WEIGHT_UNIT
 
 
 def stored_bias(bias: Tensor) -> Tensor:
-    """Biases as they are stored."""
+    """Rounds biases as they are stored."""
     unit = WEIGHT_UNIT * VALUE_UNIT
     return (bias.detach() * unit).round() / unit
 
 
 def straight_through(weight: Tensor) -> Tensor:
-    """Weights as they are stored, with the gradient of those that they are rounded from."""
+    """Rounds weights as they are stored, with a straight-through gradient."""
     return weight + (stored_weight(weight) - weight).detach()
 
 
 def linear(layer: nn.Linear, inputs: Tensor) -> Tensor:
-    """A linear layer with its weights as they are stored."""
+    """Applies a linear layer with its weights rounded as they are stored."""
     return F.linear(inputs, straight_through(layer.weight), layer.bias)
 
 
 def activate(sums: Tensor) -> Tensor:
-    """The same as in `entropy_coding.py`."""
+    """Applies the activation of [`ContextModel`]."""
     return sums.clamp(0, LARGEST_ACTIVATION)
 
 
 def grids_of(codec: Codec) -> dict[str, FiniteScalarQuantizer]:
-    """The grids on which tokens of the model can be coded.
+    """Returns the grids on which tokens of the model can be coded.
 
     Raises:
-        TaaeInputError: if its own grid is not the same in all dimensions, of which the coder makes use.
+        TaaeInputError: if its training grid differs between dimensions, which the coder does not support.
     """
     grids = {}
     for name in sorted(set(GRIDS.values())):
@@ -128,10 +128,10 @@ def grids_of(codec: Codec) -> dict[str, FiniteScalarQuantizer]:
 
 
 def digits_of_speech(codec: Codec, sources: list[str], limit: int | None = None) -> dict[str, list[np.ndarray]]:
-    """Digits of speech on each grid of the model: of each clip, (frames, dimensions) int64.
+    """Returns the digits of speech on each grid of the model: for each clip, (frames, dimensions) int64.
 
     Raises:
-        TaaeInputError: if there is no speech to be read.
+        TaaeInputError: if no speech can be read.
     """
     grids, rate = grids_of(codec), codec.extractor.sampling_rate
     digits: dict[str, list[np.ndarray]] = {name: [] for name in grids}
@@ -174,10 +174,10 @@ def train_predictor(clips: list[np.ndarray], levels: int, steps: int, seed: int 
 
 
 def lay_out(clips: list[np.ndarray], digit_values: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    """Clips one after the other, each behind as many frames of zeros as the network looks back.
+    """Joins clips, each preceded by as many frames of zeros as the network looks back.
 
     Returns:
-        (frames, dimensions) values in float32 and digits, and the indices of those frames that are of clips.
+        (frames, dimensions) values in float32 and digits, and the indices of the frames that belong to clips.
     """
     before = np.zeros((PAST, clips[0].shape[1]))
     values = np.concatenate([part for clip in clips for part in (before, digit_values[clip])])
@@ -190,7 +190,7 @@ def make_prior(codec: Codec, sources: list[str], steps: int, limit: int | None =
     """Trains a prior for a model on speech.
 
     Raises:
-        TaaeInputError: if the model's tokens cannot be coded, or there is no speech to be read.
+        TaaeInputError: if the model's tokens cannot be coded, or no speech can be read.
     """
     clips = digits_of_speech(codec, sources, limit)
     predictors = {name: train_predictor(clips[name], grid.levels[0], steps) for name, grid in grids_of(codec).items()}
@@ -199,12 +199,12 @@ def make_prior(codec: Codec, sources: list[str], steps: int, limit: int | None =
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Trains and writes, and returns the exit status: 2 where that is not possible."""
+    """Trains and writes a prior, and returns the exit status: 2 if that is not possible."""
     parser = argparse.ArgumentParser(prog="make_entropy_prior.py", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="of the model, such as hub_cards/taae-speech-16k-nano")
-    parser.add_argument("speech", nargs="+", help="that the model was trained on: Parquet or audio files, or folders")
-    parser.add_argument("--steps", type=int, default=8000, help="of training, for each grid (default: 8000)")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N utterances only")
+    parser.add_argument("folder", type=Path, help="the model's folder, such as hub_cards/taae-speech-16k-nano")
+    parser.add_argument("speech", nargs="+", help="the model's training speech: Parquet or audio files, or folders")
+    parser.add_argument("--steps", type=int, default=8000, help="training steps for each grid (default: 8000)")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N utterances")
     options = parser.parse_args(arguments)
     try:
         prior = make_prior(load_codec(str(options.folder)), options.speech, options.steps, options.limit)

@@ -1,4 +1,4 @@
-"""The codec of a run: made or loaded as its recipe says, and made ready to train."""
+"""Makes or loads the codec of a run as its recipe says, and prepares it for training."""
 
 import copy
 import re
@@ -16,23 +16,23 @@ from modeling_taae.transformer_taae import TaaeTransformerLayer
 from training.recipe import Recipe, RecipeError
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-OWN_FOLDERS = {"runs", "hub_cards"}  # of the project; they may not be there yet
+OWN_FOLDERS = {"runs", "hub_cards"}  # folders of the project, which may not exist yet
 REPOSITORY = re.compile(r"\w[\w.-]*(/[\w.-]+)?")  # a name on the Hub
 
 
 def load_model(recipe: Recipe, attention: str = "sdpa", empty: bool = False) -> TaaeModel:
-    """Makes a named size from scratch, or loads a published model to go on from, as the recipe says.
+    """Makes a model of a named size, or loads a published model to continue from, as the recipe says.
 
     Args:
         recipe: the run's recipe.
-        attention: implementation of attention.
-        empty: leaves out the weights and takes no memory, for those who only count them.
+        attention: the attention implementation.
+        empty: whether to leave out the weights and use no memory, for counting them.
 
     Raises:
         RecipeError: if there is no such model, or the recipe's configuration does not fit it.
     """
     if unknown := sorted(recipe.config.keys() - {field.name for field in fields(TaaeConfig)}):
-        raise RecipeError(f"A model's configuration has no field {unknown[0]!r}, which stands under config.")
+        raise RecipeError(f"A model's configuration has no field {unknown[0]!r}, which the recipe sets under config.")
     start = start_of(recipe)
     named = start in NAMED_SIZES
     try:
@@ -42,7 +42,7 @@ def load_model(recipe: Recipe, attention: str = "sdpa", empty: bool = False) -> 
                 model = TaaeModel(make_config(start, **recipe.config))
         else:
             model = TaaeModel.from_pretrained(start, **recipe.config)
-            list_ancestors(model)  # tokens stay theirs if the encoder does
+            list_ancestors(model)  # tokens stay the same if the encoder does
         model.set_attn_implementation(attention)
         model.bottleneck(recipe.validation.bottleneck)
     except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:
@@ -51,12 +51,12 @@ def load_model(recipe: Recipe, attention: str = "sdpa", empty: bool = False) -> 
 
 
 def start_of(recipe: Recipe) -> str:
-    """Returns where a run starts: a named size, a folder, or a name on the Hub.
+    """Returns the start of a run: a named size, a folder, or a name on the Hub.
 
-    A relative folder is looked for here and in the checkout, so that recipes can be started from anywhere.
+    A relative folder is searched for in the current folder and in the checkout, so that recipes work from anywhere.
 
     Raises:
-        RecipeError: if the recipe names a folder that is missing.
+        RecipeError: if the recipe names a folder that does not exist.
     """
     size = recipe.size
     if size in NAMED_SIZES or Path(size).is_dir():
@@ -73,17 +73,17 @@ def start_of(recipe: Recipe) -> str:
 
 
 def is_local(parent: Path) -> bool:
-    """Returns whether what has this parent is meant as a folder and not as a name on the Hub."""
+    """Returns whether a path with this parent means a folder rather than a name on the Hub."""
     if parent == Path():
         return False
     return parent.name in OWN_FOLDERS or any((base / parent).is_dir() for base in (Path(), CHECKOUT))
 
 
 def load_extractor(recipe: Recipe, config: TaaeConfig) -> TaaeFeatureExtractor:
-    """The feature extractor that was published with the model, or one for a model that starts from scratch.
+    """Returns the feature extractor published with the model, or a new one for a model from scratch.
 
     Raises:
-        RecipeError: if there is none beside the model.
+        RecipeError: if there is none beside a published model.
     """
     if recipe.size in NAMED_SIZES:
         return TaaeFeatureExtractor(sampling_rate=config.sampling_rate, hop_length=config.hop_length)
@@ -94,8 +94,8 @@ def load_extractor(recipe: Recipe, config: TaaeConfig) -> TaaeFeatureExtractor:
 
 
 def prepare_model(model: TaaeModel, recipe: Recipe) -> TaaeModel:
-    """The model ready to train: with weight norm, and computed as the recipe says."""
-    # Without weight norm: taking a weight apart and putting it together again would round it, and move tokens.
+    """Prepares a model for training: with weight norm, and with the settings of the recipe."""
+    # A frozen encoder gets no weight norm, because splitting and fusing a weight would round it and change tokens.
     frozen = copy.deepcopy(model.encoder).requires_grad_(False) if recipe.freeze_encoder else None
     model.apply_weight_norm()
     if frozen is not None:
@@ -110,7 +110,7 @@ def prepare_model(model: TaaeModel, recipe: Recipe) -> TaaeModel:
 def compile_layers(model: TaaeModel, backend: str = "inductor") -> None:
     """Compiles a model's transformer layers for crops of one length, in place.
 
-    Layer by layer takes a fraction of the time of the whole: layers of one shape share their code.
+    Compiling layer by layer takes a fraction of the time of the whole model, because layers of one shape share code.
 
     Args:
         model: the model.

@@ -1,4 +1,4 @@
-"""The optimiser, its learning rate, and the watch for runs that diverge."""
+"""The optimiser, its learning rate, and the detection of diverging runs."""
 
 import math
 from collections.abc import Callable
@@ -9,23 +9,23 @@ from torch import Tensor, nn
 
 from training.recipe import OptimizerConfig, Recipe
 
-SKIPPED_IN_SUCCESSION = 5  # a single overflow is bad luck, this many are a diverged run
-SMOOTHING = 0.02  # of the watched loss: an average over about the last 50 steps
-EARLY_STEPS = 100  # in which the average is of few losses, so that it may rise twice as far
-FEWEST_STEPS = 5  # seen before anything is said
+SKIPPED_IN_SUCCESSION = 5  # a single overflow may happen; this many mean that the run has diverged
+SMOOTHING = 0.02  # smoothing of the loss: an average over about the last 50 steps
+EARLY_STEPS = 100  # first steps, in which the average covers few losses and may rise twice as far
+FEWEST_STEPS = 5  # steps before a run may count as diverged
 
 
 class DivergenceError(RuntimeError):
-    """The run has diverged; the message says how it shows and what to do."""
+    """A diverged run; the message gives the symptom and what to do."""
 
 
 def trainable_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """Returns those parameters of a module that train."""
+    """Returns the parameters of a module that are trained."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def build_optimizer(module: nn.Module) -> torch.optim.AdamW:
-    """Makes AdamW for those parameters of a module that train; `step_if_finite` sets its learning rate."""
+    """Makes AdamW for the parameters of a module that are trained; `step_if_finite` sets its learning rate."""
     return torch.optim.AdamW(trainable_parameters(module), fused=True)
 
 
@@ -44,21 +44,21 @@ def learning_rate_factor(optimizer: OptimizerConfig, max_steps: int, step: int, 
 
 
 def tell_schedule(recipe: Recipe, step: int, tell: Callable[[str], None]) -> None:
-    """Says so where nothing is left to train, or the learning rate cannot get to where the recipe has it.
+    """Reports that nothing is left to train, or that the learning rate cannot reach the recipe's value.
 
     Args:
         recipe: the run's recipe.
         step: steps taken so far.
-        tell: takes a line.
+        tell: a function that prints a line.
     """
     settings, steps = recipe.optimizer, recipe.max_steps
     if step >= steps:
         tell(
-            f"The run in {recipe.output_dir} has its {steps:,} steps, so nothing is trained; raise --max_steps to go "
-            "on, or choose another --output_dir for a new run."
+            f"The run in {recipe.output_dir} has its {steps:,} steps, so nothing is trained; raise --max_steps to "
+            "continue it, or choose another --output_dir for a new run."
         )
     elif (highest := highest_factor(settings, steps)) < 0.995:
-        # What gets the rate up when it is switched off is to blame.
+        # Blame the setting without which the rate rises.
         without = {
             "--optimizer.warmup_steps": highest_factor(replace(settings, warmup_steps=0), steps),
             "--optimizer.decay_steps": highest_factor(replace(settings, decay_steps=0), steps),
@@ -72,32 +72,32 @@ def tell_schedule(recipe: Recipe, step: int, tell: Callable[[str], None]) -> Non
 
 
 def highest_factor(settings: OptimizerConfig, steps: int) -> float:
-    """Returns the largest share of the learning rate that a run of so many steps gets to."""
+    """Returns the largest share of the learning rate that a run of `steps` steps reaches."""
     return max(learning_rate_factor(settings, steps, step) for step in range(steps))
 
 
 def step_if_finite(optimizer: torch.optim.AdamW, settings: OptimizerConfig, learning_rate: float, norm: Tensor) -> None:
     """Takes one step, unless the norm of the gradients is not finite.
 
-    The device decides, so that nobody waits for the norm.
+    The check runs on the device, so that the CPU does not wait for the norm.
 
     Args:
-        optimizer: a fused one. It steps by the recipe as it is, whatever the recipe was when a checkpoint was written.
+        optimizer: a fused optimiser. It uses the current settings, not those of the checkpoint.
         settings: the recipe's settings.
         learning_rate: this step's rate.
         norm: norm of the gradients, a scalar.
     """
     for group in optimizer.param_groups:
         group.update(lr=learning_rate, betas=tuple(settings.betas), weight_decay=settings.weight_decay)
-    optimizer.found_inf = (~norm.isfinite()).to(torch.float32)  # as torch.amp.GradScaler tells a fused optimiser
+    optimizer.found_inf = (~norm.isfinite()).to(torch.float32)  # as torch.amp.GradScaler does for fused optimisers
     optimizer.step()
 
 
 class DivergenceWatch:
-    """Notices a run that goes wrong, from its first step on, before its checkpoints are spoilt.
+    """Detects a diverging run from its first step on, before its checkpoints are spoilt.
 
     Args:
-        ratio: how far above its lowest value so far the averaged loss may rise.
+        ratio: multiple of its lowest value so far to which the averaged loss may rise.
     """
 
     def __init__(self, ratio: float):
@@ -107,11 +107,11 @@ class DivergenceWatch:
         self.noted: list[Tensor] = []
 
     def note(self, loss: Tensor, norm: Tensor) -> None:
-        """Takes note of a step's loss and gradient norm, scalars, without waiting for them."""
+        """Records a step's loss and gradient norm, scalars, without waiting for them."""
         self.noted.append(torch.stack([loss.detach().float(), norm.detach().float()]))
 
     def look(self) -> None:
-        """Looks at the steps noted since the last time.
+        """Checks the steps recorded since the last check.
 
         Raises:
             DivergenceError: if too many steps in succession have been skipped, or the averaged loss has risen too far
@@ -128,8 +128,8 @@ class DivergenceWatch:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return
         self.steps += 1
-        # The mean of all losses at first, and then of about the last 50: the first step's loss, before any update of
-        # the weights, is what a wrong learning rate is measured by.
+        # At first the mean of all losses, later of about the last 50: a wrong learning rate is detected against the
+        # first step's loss, before any update of the weights.
         self.average += max(SMOOTHING, 1 / self.steps) * (loss - self.average)
         self.lowest = min(self.lowest, self.average)
         limit = self.ratio * (2 if self.steps < EARLY_STEPS else 1)

@@ -1,7 +1,7 @@
-"""The perceptual loss: distances between what a speech recogniser's network makes of decoded and of real audio.
+"""The perceptual loss: distances between a speech network's hidden states for decoded and for real audio.
 
-TAAE's fine-tuning adds it with WavLM-Large: "essential in producing intelligible speech". Any encoder of Transformers
-that reads waveforms as WavLM does (HuBERT, wav2vec 2.0, data2vec, UniSpeech) can listen, and so can Whisper's.
+TAAE's fine-tuning adds it with WavLM-Large: "essential in producing intelligible speech". It also works with other
+encoders of Transformers that read waveforms (HuBERT, wav2vec 2.0, data2vec, UniSpeech), and with Whisper's encoder.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from transformers import AutoFeatureExtractor, AutoModel, Wav2Vec2FeatureExtract
 
 from training.recipe import PerceptualConfig, RecipeError
 
-QUIETEST_POWER = 1e-10  # of Whisper's mel bands
-WHISPER_RANGE = 8.0  # powers of ten below the loudest band of a recording that Whisper hears
+QUIETEST_POWER = 1e-10  # lower bound of Whisper's mel bands
+WHISPER_RANGE = 8.0  # range of Whisper's spectrogram below its loudest band, in powers of ten
 
 
 class WaveformListener(nn.Module):
@@ -22,7 +22,7 @@ class WaveformListener(nn.Module):
 
     Args:
         model: the encoder.
-        extractor: its feature extractor, which says whether it wants normalised waveforms.
+        extractor: the encoder's feature extractor, which says whether waveforms are normalised.
     """
 
     def __init__(self, model: nn.Module, extractor: Wav2Vec2FeatureExtractor):
@@ -42,11 +42,11 @@ class WaveformListener(nn.Module):
 
 
 class WhisperListener(nn.Module):
-    """Whisper's encoder, on crops: they take the first positions of its table, and are not padded to 30 seconds.
+    """Whisper's encoder on crops, which use its first position embeddings and are not padded to 30 seconds.
 
     Args:
         model: a Whisper model; its encoder is kept.
-        extractor: its feature extractor, for the sizes of the log-mel spectrogram.
+        extractor: the model's feature extractor, for the sizes of the log-mel spectrogram.
     """
 
     def __init__(self, model: nn.Module, extractor: WhisperFeatureExtractor):
@@ -58,14 +58,14 @@ class WhisperListener(nn.Module):
 
     @property
     def states(self) -> int:
-        """Returns the number of hidden states, the last of them normalised."""
+        """Returns the number of hidden states; the last one is normalised."""
         return len(self.encoder.layers) + 1
 
     def forward(self, audio: Tensor, last: int) -> list[Tensor]:
         """(batch, samples) -> the hidden states up to `last`, each (batch, frames, width); layers above do not run.
 
         Raises:
-            RecipeError: if the audio is longer than Whisper hears at once.
+            RecipeError: if the audio is longer than Whisper's input.
         """
         encoder = self.encoder
         embedded = F.gelu(encoder.conv1(self.log_mel(audio)))
@@ -81,7 +81,7 @@ class WhisperListener(nn.Module):
         return states
 
     def log_mel(self, audio: Tensor) -> Tensor:
-        """(batch, samples) -> Whisper's spectrogram (batch, mels, frames), as its feature extractor has it."""
+        """Computes the spectrogram of Whisper's feature extractor: (batch, samples) -> (batch, mels, frames)."""
         with torch.autocast(audio.device.type, enabled=False):
             spectrum = torch.stft(audio, len(self.window), self.hop_length, window=self.window, return_complex=True)
             power = torch.view_as_real(spectrum[..., :-1]).square().sum(-1)
@@ -94,12 +94,12 @@ LISTENERS: dict[type, Callable] = {Wav2Vec2FeatureExtractor: WaveformListener, W
 
 
 def load_listener(name: str, sampling_rate: int, eager: bool = False) -> WaveformListener | WhisperListener:
-    """Loads a network that listens, in float32 and frozen.
+    """Loads the network of a perceptual loss, in float32 and frozen.
 
     Args:
         name: a folder or a name on the Hub.
         sampling_rate: the codec's sampling rate, in Hz.
-        eager: takes eager attention, which is the fastest in bfloat16 on CPUs, instead of the model's default.
+        eager: whether to use eager attention, the fastest in bfloat16 on CPUs, instead of the model's default.
 
     Raises:
         RecipeError: if there is no such model, or it reads another sampling rate or other features.
@@ -123,12 +123,12 @@ def load_listener(name: str, sampling_rate: int, eager: bool = False) -> Wavefor
 
 
 class PerceptualLoss(nn.Module):
-    """L1 of a listener's hidden states, layer by layer over the real ones' standard deviation, mean over layers.
+    """L1 distance of a network's hidden states over the real ones' standard deviation per layer, mean over layers.
 
     Args:
-        settings: the model, and those of its layers that are compared.
+        settings: the network and its compared layers.
         sampling_rate: the codec's sampling rate, in Hz.
-        eager: takes eager attention, see `load_listener`.
+        eager: whether to use eager attention, see `load_listener`.
 
     Raises:
         RecipeError: if there is no such model or layer, or the model reads something else.

@@ -1,7 +1,6 @@
-"""What a machine computes fastest with: precision, attention, processes, workers. Recipes leave these open.
+"""Chooses the fastest precision, attention, processes and workers for a machine, if the recipe leaves them open.
 
-Nothing here is a default that was tuned on one machine: a processor says what it has, and one matrix product each way
-confirms it.
+No choice was tuned on one machine: it depends on the processor's features and on the measured time of matrix products.
 """
 
 import os
@@ -14,23 +13,23 @@ from typing import Literal
 import psutil
 import torch
 
-Precision = Literal["no", "bf16"]  # as Accelerate names them
+Precision = Literal["no", "bf16"]  # Accelerate's names
 
-# What PyTorch calls a feature, by what people call it.
+# PyTorch's names of processor features, by their common names.
 FEATURES = {"avx2": "avx2", "avx512": "avx512_f", "avx512_bf16": "avx512_bf16", "amx": "amx_bf16"}
-# Any of these multiplies matrices in bfloat16; without one PyTorch emulates it, many times slower than float32.
+# Features for matrix products in bfloat16; without one PyTorch emulates them, many times slower than float32.
 BFLOAT16_FEATURES = {"avx512_bf16", "amx", "bf16"}
 SIZE, REPEATS = 1024, 3
-MOST_WORKERS = 16  # more open files and memory than they bring
+MOST_WORKERS = 16  # more workers cost open files and memory without a gain
 
 
 @dataclass(frozen=True)
 class PrecisionChoice:
-    """A precision, and why it was chosen.
+    """A precision, and the reason for it.
 
     Args:
-        precision: "no" (float32) or "bf16", as Accelerate names them.
-        reason: half a sentence, for the log.
+        precision: "no" (float32) or "bf16", Accelerate's names.
+        reason: a clause for the log.
     """
 
     precision: Precision
@@ -42,7 +41,7 @@ class PrecisionChoice:
 
 @lru_cache
 def processor_features() -> tuple[str, ...]:
-    """Returns those features of this processor that decide how fast matrix products are, such as `amx`."""
+    """Returns this processor's features for matrix products, such as `amx`."""
     if hasattr(torch.cpu, "get_capabilities"):  # since PyTorch 2.10
         found = torch.cpu.get_capabilities()
         known = [name for name, key in FEATURES.items() if found.get(key)]
@@ -61,10 +60,10 @@ def choose_precision(
     """Chooses the precision of activations on a device.
 
     Args:
-        wanted: "no" or "bf16", which are taken as they are, or "auto".
-        device: where the run computes.
-        features: the processor's features; None asks it.
-        seconds: gives the time of a matrix product; None measures it.
+        wanted: "no" or "bf16", which are returned unchanged, or "auto".
+        device: the run's device.
+        features: the processor's features; None detects them.
+        seconds: a function that returns the time of a matrix product; None measures it.
     """
     if wanted in ("no", "bf16"):
         return PrecisionChoice("bf16" if wanted == "bf16" else "no", "as asked")
@@ -86,10 +85,10 @@ def choose_precision(
 
 
 def product_seconds(dtype: torch.dtype, device: torch.device) -> float:
-    """Measures the least seconds that a product of two square matrices takes."""
+    """Measures the shortest time of a product of two square matrices, in seconds."""
     left, right = torch.ones(2, SIZE, SIZE, device=device).to(dtype)
     times = []
-    for _ in range(1 + REPEATS):  # the first sets libraries up
+    for _ in range(1 + REPEATS):  # the first one initialises libraries
         start = time.perf_counter()
         left @ right
         times.append(time.perf_counter() - start)
@@ -97,10 +96,9 @@ def product_seconds(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def choose_attention(wanted: str, device: torch.device, precision: Precision) -> str:
-    """Chooses the attention implementation of training; only `auto` is a question.
+    """Chooses the attention implementation of training if it is `auto`.
 
-    On the CPU that was tried, bfloat16 is up to 8 % faster with attention spelt out; float32 and GPUs are faster with
-    PyTorch's own.
+    On the CPU that was tried, bfloat16 is up to 8 % faster with eager attention. Float32 and GPUs are faster with SDPA.
     """
     if wanted != "auto":
         return wanted
@@ -108,11 +106,11 @@ def choose_attention(wanted: str, device: torch.device, precision: Precision) ->
 
 
 def choose_processes(batch_sizes: list[int], cores: int | None = None) -> int:
-    """Chooses how many processes share the batches of a run on a CPU: one for each core, as far as batches divide.
+    """Chooses the number of processes that share a run's batches on a CPU: one per core, as far as batches divide.
 
     Args:
-        batch_sizes: items in each kind of batch; each process gets the same share of each.
-        cores: cores to use; None takes those that this process may use, hyper-threads not counted.
+        batch_sizes: items in each kind of batch; each process gets an equal share of each.
+        cores: cores to use; None uses all that this process may use, without hyper-threads.
     """
     cores = usable_cores() if cores is None else cores
     return max(
@@ -123,13 +121,13 @@ def choose_processes(batch_sizes: list[int], cores: int | None = None) -> int:
 
 
 def choose_workers(wanted: int | None, device: torch.device, processes: int, cores: int | None = None) -> int:
-    """Chooses how many workers prepare batches in each process: those cores that training leaves free.
+    """Chooses the number of workers that prepare batches in each process: the cores that training leaves free.
 
     Args:
-        wanted: taken as it is; None asks for a choice.
-        device: where the run computes.
+        wanted: a number, returned unchanged; None chooses one.
+        device: the run's device.
         processes: training processes on this machine.
-        cores: cores to use; None takes those that this process may use.
+        cores: cores to use; None uses all that this process may use.
     """
     if wanted is not None:
         return wanted
@@ -140,7 +138,7 @@ def choose_workers(wanted: int | None, device: torch.device, processes: int, cor
 
 
 def usable_cores() -> int:
-    """Returns the number of cores that this process may use, hyper-threads not counted."""
+    """Returns the number of cores that this process may use, without hyper-threads."""
     logical, physical = os.cpu_count() or 1, psutil.cpu_count(logical=False) or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
     if "OMP_NUM_THREADS" in os.environ:

@@ -1,6 +1,6 @@
-"""What a model was trained on: hours, speakers and licences by source, and the same of the model that it started from.
+"""A model's training data: hours, speakers and licences by source, including those of the model that it started from.
 
-It is written beside the model as `training_data.json`, and stands in its card.
+They are written beside the model as `training_data.json`, and shown in its card.
 """
 
 import json
@@ -29,13 +29,13 @@ class SpeechSource:
     """A source of recordings.
 
     Args:
-        name: its name in its rows, or else its corpus.
+        name: its name in its rows, else its corpus.
         license: its licence in its rows; empty if they have none.
         languages: language codes, the most spoken first.
         utterances: number of recordings.
-        hours: their length.
-        speakers: number of speakers who are told apart.
-        attribution: the text that its licence asks for; empty if it is not known.
+        hours: total duration in hours.
+        speakers: number of known speakers.
+        attribution: the text that its licence requires; empty if it is not known.
     """
 
     name: str
@@ -53,8 +53,8 @@ class BaseModel:
 
     Args:
         name: its name on the Hub, or that of its folder.
-        license: its weights' licence, as the Hub calls it; empty if it is not known.
-        data: what it was trained on, if it says so.
+        license: its weights' licence, as an identifier of the Hub; empty if it is not known.
+        data: its training data, if they are known.
     """
 
     name: str
@@ -69,8 +69,8 @@ class TrainingData:
     Args:
         languages: hours by language.
         sources: sources of the model's own training, the longest first.
-        base: the model that it started from; None for one from scratch.
-        computed_in: precision of the training's activations, and why; empty if it is not known.
+        base: the model that it started from; None if it was trained from scratch.
+        computed_in: precision of the training's activations, with the reason; empty if it is not known.
     """
 
     languages: dict[str, float] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class TrainingData:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """Reads plain values, those of `make provenance` too, which have no base and no attributions."""
+        """Reads plain values, also those of `make provenance`, which have no base and no attributions."""
         base = values.get("base")
         known = SpeechSource.__dataclass_fields__
         return cls(
@@ -95,7 +95,7 @@ class TrainingData:
         )
 
     def bases(self) -> Iterator[BaseModel]:
-        """Yields the model that this one started from, the one that that one started from, and so on."""
+        """Yields the model that this one started from, then that model's own base, and so on."""
         base = self.base
         while base is not None:
             yield base
@@ -103,13 +103,13 @@ class TrainingData:
 
 
 def training_data(recipe: Recipe, crops: TrainingCrops | None, sampling_rate: int, computed_in: str) -> TrainingData:
-    """Collects what a run trains on.
+    """Collects the training data of a run.
 
     Args:
         recipe: the run's recipe.
-        crops: its decoded corpora; None for streams, of which the names alone are known.
+        crops: the run's decoded corpora; None for streams, of which only the names are known.
         sampling_rate: rate of the decoded corpora, in Hz.
-        computed_in: precision of activations, and why.
+        computed_in: precision of activations, with the reason.
     """
     found: dict[str, SpeechSource] = {}
     speakers: dict[str, set[str]] = defaultdict(set)
@@ -138,14 +138,14 @@ def training_data(recipe: Recipe, crops: TrainingCrops | None, sampling_rate: in
 
 
 def longest_first(hours: dict[str, float]) -> list[str]:
-    """Returns names in the order of their hours."""
+    """Returns names sorted by hours, the longest first."""
     return sorted(hours, key=lambda name: (-hours[name], name))
 
 
 def told_rows(
     corpora: list[CorpusConfig], crops: TrainingCrops | None, sampling_rate: int
 ) -> Iterator[tuple[CorpusConfig, dict[str, Any], float]]:
-    """Yields the corpus, the columns and the seconds of each recording that trains."""
+    """Yields the corpus, the columns and the seconds of each training recording."""
     for corpus, decoded in zip(corpora, crops.corpora if crops is not None else [], strict=False):
         samples = [0, *decoded.ends.tolist()]
         for row, columns in enumerate(decoded.decoded["columns"]):
@@ -154,7 +154,7 @@ def told_rows(
 
 
 def attributions_beside(corpora: Iterable[CorpusConfig]) -> Iterator[tuple[str, str]]:
-    """Yields names and attributions of sources, as `corpora/prepare.py` writes them beside its shards."""
+    """Yields names and attributions of sources, which `corpora/prepare.py` writes beside its shards."""
     folders = {path if path.is_dir() else path.parent for corpus in corpora for path in matching_paths(corpus.source)}
     for file in sorted(file for folder in folders for file in folder.glob("*.json")):
         try:
@@ -180,7 +180,7 @@ def base_model(recipe: Recipe) -> BaseModel | None:
 
 
 def model_name(start: str) -> str:
-    """Returns what a model is called: its name on the Hub, that of its folder, or that of its run."""
+    """Returns a model's name: that on the Hub, that of its folder, or that of its run."""
     if not Path(start).is_dir():
         return start
     folder = Path(start).resolve()

@@ -1,12 +1,12 @@
 """Publishes a trained model: `python training/publish.py runs/nano/model DESTINATION` makes the folder to publish.
 
-Weights are stored in bfloat16, half the size; the config says float32, which is what they are loaded as. With
-`--demo speech.wav`, the folder also gets `demo.taae`, that recording in the model's own tokens; `--demo FILE ID` takes
-the utterance with this id from Parquet. `make release` begins with this, and goes on with all that hangs on the
-weights.
+Weights are stored in bfloat16, half the size; the config says float32, so they are loaded as float32. With `--demo
+speech.wav`, the folder also gets `demo.taae`, that recording in the model's tokens; `--demo FILE ID` takes the
+utterance with this id from Parquet. `make release` begins with this command, then remakes everything that depends on
+the weights.
 
-A run whose recipe has `hub` ends with `publish_on_hub`: the same folder with results on the speech that the run was
-validated with, a card that shows them, and a push to the Hub.
+A run whose recipe has `hub` ends with `publish_on_hub`: it makes the same folder with results on the validation speech
+and a card that shows them, and pushes it to the Hub.
 """
 
 import argparse
@@ -45,14 +45,14 @@ METRICS = ("pesq_wb", "pesq_nb", "stoi", "si_sdr", "mel_distance")
 
 
 class HubError(RuntimeError):
-    """A trained model that could not be published; the message says why, and where it is."""
+    """A trained model that could not be published; the message gives the reason and the model's folder."""
 
 
 def check_hub(recipe: Recipe) -> None:
-    """Finds out before the run what publishing will need after it.
+    """Checks before the run that publishing will have what it needs after it.
 
     Raises:
-        RecipeError: if it is missing.
+        RecipeError: if something is missing.
     """
     if recipe.hub is None:
         return
@@ -67,7 +67,7 @@ def publish_on_hub(recipe: Recipe, hub: HubConfig, run: Path) -> None:
 
     Args:
         recipe: the run's recipe.
-        hub: where to publish.
+        hub: the repository's settings.
         run: the run's folder.
 
     Raises:
@@ -88,14 +88,14 @@ def publish_on_hub(recipe: Recipe, hub: HubConfig, run: Path) -> None:
 
 
 def published_recipe(recipe: Recipe) -> dict[str, Any]:
-    """Returns the recipe as others can use it, without where the run and its model went."""
+    """Returns the recipe without its output folder and repository, so that others can use it."""
     settings = asdict(recipe)
     del settings["output_dir"], settings["hub"]
     return json.loads(json.dumps(settings))  # tuples as lists, for YAML
 
 
 def evaluate(recipe: Recipe, folder: Path) -> None:
-    """Leaves the results of `taae evaluate` on the validation speech in `folder/results`.
+    """Evaluates a model on the validation speech, as `taae evaluate` does, into `folder/results`.
 
     Raises:
         HubError: if it fails.
@@ -128,7 +128,7 @@ def evaluate(recipe: Recipe, folder: Path) -> None:
 
 
 def card(recipe: Recipe, license_name: str, folder: Path) -> str:
-    """Writes the card of a model from what is in its folder, and returns its text."""
+    """Returns the text of a model's card, made from its folder."""
     results = Results.read(folder / "results" / "results.json")
     ours = [system.metrics for system in results.systems]
     shown = [name for name in results.metrics if all(metrics[name].mean is not None for metrics in ours)]
@@ -163,12 +163,12 @@ def card(recipe: Recipe, license_name: str, folder: Path) -> str:
 def publish(source: Path, destination: Path, demo: Sequence[str] = ()) -> None:
     """Writes config, code, preprocessor config, bfloat16 weights and, from a recording, a demo to a folder.
 
-    A discriminator and a CTC head that were trained beside the model come along: others need them to fine-tune.
+    A discriminator and a CTC head that were trained with the model are copied too, because fine-tuning needs them.
 
     Args:
         source: folder of a trained model.
-        destination: folder to write; what else it holds stays, but for a prior for entropy coding of other weights.
-        demo: a recording to encode into `demo.taae`: a file and, where that is Parquet, the utterance's id.
+        destination: folder to write; its other files are kept, except an entropy prior of other weights.
+        demo: a recording to encode into `demo.taae`: a file and, if that is Parquet, the utterance's id.
 
     Raises:
         OSError: if the model cannot be read, or the folder cannot be written.
@@ -200,7 +200,7 @@ def read_utterance(source: str, name: str | None = None, *, sampling_rate: int) 
     """Reads a recording, or the utterance with this id among several: (samples,) float32.
 
     Raises:
-        TaaeInputError: if there is none.
+        TaaeInputError: if there is no such recording.
     """
     for utterance in Utterances([source], sampling_rate):
         if name in (None, utterance.id) and utterance.audio is not None:

@@ -1,7 +1,7 @@
-"""Recipes: everything that a training run depends on, as typed fields with one place for each.
+"""Recipes: all settings of a training run, as typed fields.
 
-A recipe is a YAML file; any field of it can be overridden on the command line by its dotted name
-(`--optimizer.learning_rate 3e-4`). Unknown fields and ill-typed values are refused before anything is loaded.
+A recipe is a YAML file. Any field can be overridden on the command line by its dotted name
+(`--optimizer.learning_rate 3e-4`). Unknown fields and values of a wrong type are rejected before anything is loaded.
 """
 
 import sys
@@ -25,12 +25,12 @@ class CorpusConfig:
     Args:
         source: recordings, Parquet files, WebDataset archives or a list of recordings, as a path, folder or glob
             pattern, or the name of a data set on the Hub.
-        subset: which subset of a Hub data set that has several, such as a language.
-        split: which split of a Hub data set.
-        audio_column: column that holds the audio's bytes or path.
-        weight: how often to draw from this corpus, relative to the others.
-        audio_root: a folder outside of the source in which recordings may lie that its tables name.
-        channel: the channel of recordings to read, from 1; None averages all.
+        subset: the subset of a Hub data set that has several, such as a language.
+        split: the split of a Hub data set.
+        audio_column: the column with the audio's bytes or path.
+        weight: the relative frequency of draws from this corpus.
+        audio_root: a folder outside of the source that may hold recordings named in its tables.
+        channel: the channel of recordings to read, counted from 1; None averages all.
     """
 
     source: str
@@ -44,8 +44,8 @@ class CorpusConfig:
     def __post_init__(self) -> None:
         if self.source[:1] in ("[", "{") and self.source[-1:] in ("]", "}") and '"' in self.source:
             raise RecipeError(
-                f"{self.source} is no corpus; expected a path or a name, or a mapping with source and perhaps subset, "
-                "split, audio_column and weight."
+                f"{self.source} is no corpus; expected a path or a name, or a mapping with source and optionally "
+                "subset, split, audio_column and weight."
             )
 
 
@@ -59,26 +59,26 @@ else:  # in recipes and on the command line, a string stands for the corpus of t
 
 
 def named_corpora(corpora: "list[CorpusConfig] | list[CorpusConfig | str] | str") -> list[CorpusConfig]:
-    """Returns corpora, of which any may be given as its source alone."""
+    """Returns corpora, each of which may be given as only its source."""
     listed = [corpora] if isinstance(corpora, str) else corpora
     return [CorpusConfig(corpus) if isinstance(corpus, str) else corpus for corpus in listed]
 
 
 @dataclass
 class AugmentationConfig:
-    """How training crops are changed. Which changes a crop gets is drawn for each of them by itself.
+    """Augmentation of training crops. Each change is drawn independently for each crop.
 
     Args:
-        level: largest gain either way, in dB; crops are never made to clip.
-        probability: share of the crops that each of the following changes.
-        probabilities: shares of single changes by their names, such as `{speed: 0.9}`, in place of `probability`; the
-            share of `level` is 1.
+        level: largest gain up or down, in dB; crops never clip.
+        probability: share of the crops that each of the following changes applies to.
+        probabilities: shares of single changes by name, such as `{speed: 0.9}`, which override `probability`; the
+            share of `level` is 1 by default.
         speed: largest change of speed and pitch; 0.1 is up to 1.1 times as fast or as slow.
-        polarity: turn the waveform upside down.
-        equalization: largest gain either way of the bands of an equaliser, in dB.
+        polarity: whether to invert the waveform.
+        equalization: largest gain up or down of an equaliser's bands, in dB.
         noise: folder of recordings to add; None adds none.
-        noise_snr: lowest and highest ratio of speech to noise, in dB.
-        room: folder of impulse responses to convolve with; None convolves with none.
+        noise_snr: lowest and highest signal-to-noise ratio, in dB.
+        room: folder of room impulse responses; None applies none.
     """
 
     level: NonNegativeFloat = 5.0
@@ -94,17 +94,17 @@ class AugmentationConfig:
 
 @dataclass
 class DataConfig:
-    """What the model trains on.
+    """Training data.
 
     Args:
-        corpora: where the speech comes from.
+        corpora: the sources of speech.
         crop_frames: length of a training crop, in token frames of 40 ms.
-        augmentation: how crops are changed.
-        streaming: read the corpora as training goes, instead of decoding them to disk first.
+        augmentation: augmentation of the crops.
+        streaming: whether to read the corpora during training instead of decoding them to disk first.
         shuffle_buffer: rows in the shuffle buffer when streaming.
-        workers: processes that decode the corpora, and then prepare batches beside the training loop; 0 does both in
-            it. None takes the cores that are free on the machine: with a GPU all but one, else none. At most 1 when
-            streaming, so that a run can resume where it was.
+        workers: processes that decode the corpora, and then prepare batches during training; with 0, the training
+            process does both. None uses the free cores: with a GPU all but one, else none. At most 1 when streaming, so
+            that a run can resume exactly.
     """
 
     corpora: SomeCorpora = field(default_factory=list)
@@ -120,16 +120,16 @@ class DataConfig:
 
 @dataclass
 class LossConfig:
-    """Weights of the losses, all in one place.
+    """Weights of the losses.
 
     Args:
         log_mel: L1 distance of log10-mel spectra, summed over resolutions.
         magnitude: L1 distance of spectral magnitudes relative to the reference's mean, summed over resolutions.
-        waveform: L1 distance of samples relative to the reference's mean, at the start.
-        waveform_decay_steps: steps in which the waveform term decays linearly to nothing.
+        waveform: L1 distance of samples relative to the reference's mean, at the start of the run.
+        waveform_decay_steps: steps in which the weight of the waveform term decays linearly to 0.
         adversarial: hinge loss of decoded audio, if the recipe has a discriminator.
         feature_matching: L1 distance of the discriminator's features, normalised per layer, if there is one.
-        perceptual: L1 distance of a recogniser's features, normalised per layer, if the recipe names one.
+        perceptual: L1 distance of a recogniser's features, normalised per layer, if the recipe has one.
         ctc: loss of the CTC head per symbol, if the recipe has one.
     """
 
@@ -145,19 +145,19 @@ class LossConfig:
 
 @dataclass
 class DiscriminatorConfig:
-    """The multi-resolution complex STFT discriminator; betas, weight decay, clipping and decay are the codec's.
+    """The multi-resolution complex STFT discriminator. Betas, weight decay, clipping and decay are the codec's.
 
-    The defaults of the first three are TAAE's changes; EnCodec has 32 channels, FFT sizes 2048, 1024, 512, 256, 128,
+    By default, the first three fields have TAAE's values; EnCodec has 32 channels, FFT sizes 2048, 1024, 512, 256, 128,
     and exponent 1.
 
     Args:
         channels: width of each resolution's layers.
         fft_sizes: FFT size of each resolution, in samples; the hop is half of it.
-        exponent: magnitudes of the spectra are raised to this power.
-        learning_rate: the constant one.
-        start_step: before it, the codec trains on its other losses alone.
-        update_every: the codec's steps per step of the discriminator.
-        resolutions_per_step: how many resolutions to draw at random for each step; None takes all.
+        exponent: power to which magnitudes of the spectra are raised.
+        learning_rate: the learning rate between warm-up and decay.
+        start_step: first step with the discriminator; before it, the codec trains only on its other losses.
+        update_every: steps of the codec per step of the discriminator.
+        resolutions_per_step: number of resolutions drawn at random for each step; None uses all.
     """
 
     channels: int = 256
@@ -174,10 +174,10 @@ class PerceptualConfig:
     """The network whose features the perceptual loss compares.
 
     Args:
-        model: an encoder of speech that reads waveforms, such as WavLM or HuBERT, or a Whisper model, as a folder or a
-            name on the Hub; TAAE uses microsoft/wavlm-large.
-        layers: numbers of hidden states, from 0, the input of the first layer; None takes all. With Whisper, layers
-            above the last of them cost nothing.
+        model: folder or Hub name of a speech encoder that reads waveforms, such as WavLM or HuBERT, or of a Whisper
+            model; TAAE uses microsoft/wavlm-large.
+        layers: indices of the compared hidden states, from 0, the input of the first layer; None compares all. With
+            Whisper, layers above the last one are not computed.
     """
 
     model: str
@@ -186,21 +186,20 @@ class PerceptualConfig:
 
 @dataclass
 class CTCConfig:
-    """A head that reads text off the latents, on whole utterances of its own beside the crops.
+    """A CTC head that predicts text from the latents, on whole utterances in addition to the crops.
 
     Args:
         corpora: recordings with texts.
-        text_column: the column that holds the texts, of the corpora or of `transcripts`; None takes the first with a
+        text_column: the column with the texts, in the corpora or in `transcripts`; None takes the first column with a
             usual name, such as text, sentence or transcription.
-        transcripts: a Parquet file with the texts by `id`, if they are no column of the corpora.
-        units: "characters" of the text, or "symbols" that stand between spaces, such as phonemes.
-        ignored: units that are no part of the text, such as marks between words.
+        transcripts: a Parquet file with the texts by `id`, if the corpora have no column of texts.
+        units: "characters" of the text, or "symbols" separated by spaces, such as phonemes.
+        ignored: units that are not part of the text, such as marks between words.
         batch_size: utterances per process and forward pass.
-        max_seconds: longer recordings are left out.
+        max_seconds: longest duration; longer recordings are left out.
         hidden_size: width of the head.
-        learning_rate: the head's learning rate, which is constant.
-        validation: recordings with texts, never trained on, for the error rate at the run's validations; None measures
-            none.
+        learning_rate: the head's learning rate between warm-up and decay.
+        validation: recordings with texts, never trained on, for the error rate at validations; None measures none.
     """
 
     corpora: SomeCorpora
@@ -224,15 +223,15 @@ class OptimizerConfig:
     """AdamW and its learning rate: warm-up, constant, decay to zero over the last steps.
 
     Args:
-        learning_rate: the constant one.
+        learning_rate: the learning rate between warm-up and decay.
         betas: AdamW's averaging factors.
         weight_decay: AdamW's weight decay.
-        warmup_steps: linear warm-up from zero.
-        decay_steps: the last steps of the run, in which the rate falls to zero along a cosine.
-        max_grad_norm: gradients are scaled down to this norm.
+        warmup_steps: steps of the linear warm-up from zero.
+        decay_steps: last steps of the run, in which the rate decays to zero along a cosine.
+        max_grad_norm: norm to which larger gradients are scaled down.
         ema_decay: averaging factor of the published weights, per update.
-        ema_every: steps between updates of the average; both look back about ema_every / (1 - ema_decay) steps.
-        divergence_ratio: the run stops if its averaged log-mel loss rises to this multiple of the lowest so far.
+        ema_every: steps between updates of the average, which covers about ema_every / (1 - ema_decay) steps.
+        divergence_ratio: multiple of the lowest averaged log-mel loss so far at which the run stops.
     """
 
     learning_rate: PositiveFloat = 6e-4
@@ -248,15 +247,15 @@ class OptimizerConfig:
 
 @dataclass
 class ValidationConfig:
-    """How a run is watched.
+    """Validation during a run.
 
     Args:
         corpus: speech that is never trained on; None validates nothing.
         every: steps between validations.
-        utterances: how many to score, from the start of the corpus; the loss is also taken on as many of the training
-            corpora, to see the gap.
-        bottleneck: the token preset that is scored.
-        samples: how many of them to keep as sound and spectrogram.
+        utterances: number of scored utterances, from the start of the corpus; the loss is also computed on as many
+            utterances of the training corpora, to show overfitting.
+        bottleneck: the preset that is scored.
+        samples: number of utterances to keep as sound and spectrogram.
     """
 
     corpus: OneCorpus | None = None
@@ -271,12 +270,13 @@ class ValidationConfig:
 
 @dataclass
 class HubConfig:
-    """Where the trained model is published, when the run is over, with a card that shows its figures.
+    """Publication of the trained model at the end of the run, with a card that shows its figures.
 
     Args:
-        repo: `owner/name` on the Hugging Face Hub, or a name among one's own; made if it does not exist.
-        license: the weights' licence, as the Hub calls it, such as cc-by-4.0.
-        license_file: the text of that licence.
+        repo: `owner/name` on the Hugging Face Hub, or the name of a repository of one's own; created if it does not
+            exist.
+        license: the weights' licence, as an identifier of the Hub, such as cc-by-4.0.
+        license_file: the file with the text of that licence.
         private: whether only its owner sees it.
     """
 
@@ -291,38 +291,39 @@ class Recipe:
     """A training run.
 
     Args:
-        output_dir: where checkpoints, logs and the trained model go.
+        output_dir: folder for checkpoints, logs and the trained model.
         size: a named size (nano, small, 240m, 480m, 950m) to train from scratch, or a folder or Hub name of a TAAE
             model to start from.
         config: fields of the model's configuration that differ from the named size.
-        freeze_encoder: train the decoder alone, so that the tokens stay bit for bit what they are.
-        data: what to train on.
-        losses: what to minimise.
-        discriminator: trains against the codec; None leaves the adversarial losses out. Starts from the one published
+        freeze_encoder: whether to train only the decoder, so that tokens stay exactly the same.
+        data: the training data.
+        losses: the weights of the losses.
+        discriminator: the discriminator; None leaves out the adversarial losses. It starts from the one published
             beside the model in `size`, if there is one.
-        perceptual: what the perceptual loss listens with; None leaves it out.
-        ctc: a head that reads text off the latents; None leaves it out. Starts from the one published beside the model
-            in `size`, if there is one.
-        optimizer: how.
-        validation: how to watch.
-        hub: where to publish the model at the end; None keeps it here.
-        max_steps: optimiser steps in all.
+        perceptual: the network of the perceptual loss; None leaves it out.
+        ctc: a CTC head that predicts text from the latents; None leaves it out. It starts from the one published beside
+            the model in `size`, if there is one.
+        optimizer: the optimiser and its learning rate.
+        validation: the validation during the run.
+        hub: the repository for the trained model; None does not publish it.
+        max_steps: number of optimiser steps.
         batch_size: crops per process and forward pass.
         gradient_accumulation_steps: forward passes per optimiser step.
-        processes: number of processes that share each batch on a CPU; None takes as many as pay. A launcher, such as
-            `accelerate launch`, overrides it, and gives each of its processes a batch of its own.
-        mixed_precision: precision of activations; weights are kept in float32. "auto" takes bfloat16 where the machine
-            computes faster with it, and float32 elsewhere.
-        attn_implementation: attention in training; "auto" takes what is fastest on the machine.
-        gradient_checkpointing: compute activations twice instead of keeping them, for large models.
-        compile: compile each transformer layer.
-        cuda_graph: replay forward and backward passes as a CUDA graph; for reconstruction losses, on one GPU.
+        processes: number of processes that share each batch on a CPU; None chooses the fastest number. A launcher, such
+            as `accelerate launch`, overrides it and gives each of its processes its own batch.
+        mixed_precision: precision of activations; weights are kept in float32. "auto" chooses bfloat16 if the machine
+            computes faster with it, else float32.
+        attn_implementation: attention in training; "auto" chooses the fastest on the machine.
+        gradient_checkpointing: whether to recompute activations instead of storing them, for large models.
+        compile: whether to compile each transformer layer.
+        cuda_graph: whether to replay forward and backward passes as a CUDA graph; for reconstruction losses, on one
+            GPU.
         checkpoint_every: steps between checkpoints.
-        keep_checkpoints: how many of the newest checkpoints stay.
+        keep_checkpoints: number of the newest checkpoints to keep.
         log_every: steps between entries in the log.
         tracker: an Accelerate tracker.
         seed: seed of weights, crops and noise.
-        dry_run: tell what the run would take of memory and time, from a few steps on noise, and write nothing.
+        dry_run: whether to only estimate the memory and time of the run, from a few steps on noise.
     """
 
     output_dir: str = "runs/taae"
@@ -358,13 +359,13 @@ class RecipeParser(ArgumentParser):
     """A parser whose errors are one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Tells what is wrong and exits with status 2."""
+        """Prints the error and exits with status 2."""
         print(f"{PROGRAM}: error: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
 
 
 def parse_recipe(arguments: list[str]) -> Recipe:
-    """Reads `RECIPE.yaml [--any.recipe.key value ...]`; exits with status 2 and one line on a mistake."""
+    """Parses `RECIPE.yaml [--any.recipe.key value ...]`; a mistake ends the program with status 2 and one line."""
     parser = RecipeParser(
         prog=PROGRAM,
         usage="python training/train.py RECIPE.yaml [--any.recipe.key value ...]",
@@ -372,7 +373,7 @@ def parse_recipe(arguments: list[str]) -> Recipe:
         "each can be overridden on the command line. On GPUs, start it with `accelerate launch` instead of `python`.",
         allow_abbrev=False,
     )
-    parser.add_argument("--recipe", action="config", help="the recipe; may stand first, without --recipe")
+    parser.add_argument("--recipe", action="config", help="the recipe; may also be given first, without --recipe")
     parser.add_class_arguments(Recipe, as_group=False)
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--recipe", *arguments]

@@ -1,8 +1,8 @@
 """Sharding a model over processes (FSDP2), for models that are too large for one device.
 
-`shard` states how: each transformer layer is a unit, whose weights are brought together while it computes, and what is
-left is another. Weights, gradients, optimiser and average are sharded; the network computes as it does unsharded.
-`accelerate launch --config_file training/configs/fsdp.yaml` switches it on.
+In `shard`, each transformer layer is a unit whose weights are gathered while it computes; the rest is another unit.
+Weights, gradients, optimiser and average are sharded; the results are those of an unsharded model. `accelerate launch
+--config_file training/configs/fsdp.yaml` switches sharding on.
 """
 
 import os
@@ -33,7 +33,7 @@ def is_sharded(accelerator: Accelerator) -> bool:
     """Returns whether a run shards its model, as its launch asks.
 
     Raises:
-        RecipeError: if the launch asks for it, but Accelerate would silently leave it, or do it in another way.
+        RecipeError: if the launch asks for it, but Accelerate would silently ignore it or shard in another way.
     """
     sharded = accelerator.distributed_type == DistributedType.FSDP
     if sharding_asked() and not sharded:
@@ -50,55 +50,55 @@ def is_sharded(accelerator: Accelerator) -> bool:
 
 
 def shard(model: TaaeModel, device: torch.device) -> TaaeModel:
-    """Moves a model to a device and keeps there only this process's share of its weights; changes it in place.
+    """Moves a model to a device and keeps only this process's share of its weights; changes it in place.
 
-    Accelerate takes a model that is sharded already as it is. Its own wrapping asks for token embeddings, which a codec
-    lacks, and casts all weights where autocast spares the norms.
+    Accelerate leaves a sharded model as it is. Its own wrapping needs token embeddings, which a codec lacks, and casts
+    all weights, while autocast keeps the norms in float32.
     """
-    # The model gives a view of what it has decoded; nobody changes that in place.
+    # The decoded audio is a view, which nobody changes in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for module in model.modules():
         if isinstance(module, TaaeTransformerLayer):
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    register_fsdp_forward_method(model, "encode")  # which the CTC head's loss calls
+    register_fsdp_forward_method(model, "encode")  # called by the CTC head's loss
     return model
 
 
 def prepare_sharded(
     accelerator: Accelerator, model: TaaeModel, optimizer: torch.optim.Optimizer
 ) -> tuple[TaaeModel, AcceleratedOptimizer]:
-    """Prepares a model that is sharded already, and its optimiser, as `accelerator.prepare` does for others."""
-    accelerator.state.fsdp_plugin.auto_wrap_policy = None  # it would look for units by the name they had before
+    """Prepares a sharded model and its optimiser, as `accelerator.prepare` does for other models."""
+    accelerator.state.fsdp_plugin.auto_wrap_policy = None  # it would search for units by their former names
     model, prepared = accelerator.prepare(model, optimizer)
-    # Accelerate tells parameters apart by where they are, and empty shards are all in the same place.
+    # Accelerate identifies parameters by their address, and all empty shards have the same one.
     optimizer.param_groups[0]["params"] = trainable_parameters(model)
     return model, prepared
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
-    """A tensor with its shards brought together, if it has any. Every process calls this."""
+    """Returns a tensor with its shards gathered, if it has any. Every process calls this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def whole_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights with their shards brought together, on the CPU of the main process; nothing in the others.
+    """Returns weights with their shards gathered, on the CPU of the main process; empty in the others.
 
     Every process calls this.
     """
     whole, main = {}, PartialState().is_main_process
     for name, tensor in state.items():
-        tensor = whole_tensor(tensor)  # one after the other, because the others drop it at once
+        tensor = whole_tensor(tensor)  # one by one, because other processes drop it at once
         if main:
             whole[name] = tensor.cpu()
     return whole
 
 
 def unsharded(model: TaaeModel, device: torch.device) -> TaaeModel | None:
-    """The model with all its weights on one device, in the main process; None in the others. Every process calls this.
+    """Returns the model with all weights on one device in the main process, None in others. Every process calls this.
 
-    A model that is not sharded is returned itself.
+    A model that is not sharded is returned as it is.
     """
     main = PartialState().is_main_process
     if not isinstance(model, FSDPModule):
@@ -116,10 +116,10 @@ def unsharded(model: TaaeModel, device: torch.device) -> TaaeModel | None:
 
 
 class WeightAverage(AveragedModel):
-    """The exponential moving average of a model's weights. It may be sharded as the model is; its state is whole.
+    """The exponential moving average of a model's weights. It may be sharded like the model; its state dict is whole.
 
     Args:
-        model: the one to follow, not sharded yet.
+        model: the model, not sharded yet.
         decay: averaging factor per update.
     """
 
@@ -127,11 +127,11 @@ class WeightAverage(AveragedModel):
         super().__init__(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
     def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
-        """The weights as `whole_state` gives them."""
+        """Returns the weights gathered by `whole_state`."""
         return whole_state(super().state_dict(*args, **kwargs))
 
     def load_state_dict(self, state: dict[str, Tensor], *args, **kwargs) -> None:
-        """Takes over whole weights, which every process gives."""
+        """Loads whole weights, which every process passes."""
         shards = super().state_dict()
         placed = {name: _placed_like(tensor, shards.get(name)) for name, tensor in state.items()}
         super().load_state_dict(placed, *args, **kwargs)

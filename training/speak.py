@@ -1,7 +1,7 @@
 """Lets a language model speak: `python training/speak.py MODEL "Good morning." -o speech.wav`.
 
-MODEL is a folder that `train_speech_lm.py` wrote, or any other with a language model and its TaaeProcessor. Without a
-text it says something; with `--prompt speech.wav` it goes on from there.
+MODEL is a folder that `train_speech_lm.py` wrote, or another folder with a language model and its TaaeProcessor.
+Without a text it says something random; with `--prompt speech.wav` it continues that speech.
 """
 
 import argparse
@@ -22,19 +22,25 @@ TEMPERATURE = restricted_number_type("Temperature", float, [(">=", 0.01), ("<=",
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Speaks, writes and returns the exit status: 2 where that is not possible."""
+    """Writes speech and returns the exit status: 2 if that is not possible."""
     parser = argparse.ArgumentParser(prog="speak.py", description=__doc__.splitlines()[0])
     parser.add_argument("model", help="folder of the language model")
-    parser.add_argument("text", nargs="?", default="", help="to be said, by a model that was trained with texts")
-    written = ".wav or .flac; - writes samples of 16 bits to standard output as they come"
+    parser.add_argument("text", nargs="?", default="", help="text to say, for a model that was trained with texts")
+    written = ".wav or .flac; - streams 16-bit samples to standard output"
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help=written)
-    parser.add_argument("--prompt", metavar="FILE", help="speech to go on from")
-    parser.add_argument("--codec", metavar="M", help="that the tokens are of (default: as for `taae`)")
-    longest = "the most that it says (default: 10)"
+    parser.add_argument("--prompt", metavar="FILE", help="speech to continue")
+    parser.add_argument("--codec", metavar="M", help="the codec of the tokens (default: as for `taae`)")
+    longest = "longest duration in seconds (default: 10)"
     parser.add_argument("--seconds", type=SECONDS, default=10.0, metavar="S", help=longest)
-    varied = "below 1, less varied (default: 1)"
+    varied = "variety: below 1, less varied (default: 1)"
     parser.add_argument("--temperature", type=TEMPERATURE, default=1.0, metavar="T", help=varied)
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another one, another voice (default: 0)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of the random draws; another seed gives another voice (default: 0)",
+    )
     options = parser.parse_args(arguments)
     logging.set_verbosity_error()
     try:

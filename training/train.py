@@ -1,6 +1,6 @@
 """Trains a TAAE codec: `python training/train.py RECIPE.yaml [--any.recipe.key value ...]`.
 
-On a CPU this takes all cores. On GPUs start it with `accelerate launch training/train.py RECIPE.yaml …`.
+On a CPU this uses all cores. On GPUs start it with `accelerate launch training/train.py RECIPE.yaml …`.
 """
 
 import sys
@@ -23,7 +23,7 @@ from training.trainer import IncompleteRunError, Trainer
 
 
 def run(recipe: Recipe) -> None:
-    """Trains as a recipe says, or tells what that would take."""
+    """Trains as a recipe says, or estimates the memory and time of that."""
     if not recipe.dry_run:
         Trainer(recipe).train()
         return
@@ -34,7 +34,7 @@ def run(recipe: Recipe) -> None:
 
 
 def main() -> None:
-    """Entry point: what goes wrong is one line on standard error; exit status 2 for a mistake, 1 for a failure."""
+    """Runs the command; an error is one line on standard error, with exit status 2 for a mistake, 1 for a failure."""
     recipe = parse_recipe(sys.argv[1:])
     try:
         processes = own_processes(recipe)
@@ -51,7 +51,7 @@ def main() -> None:
             f"train.py: the device has too little memory ({reason}). Lower --batch_size and raise "
             "--gradient_accumulation_steps, or try --gradient_checkpointing true."
         )
-    # The log, samples or weights on a full disk.
+    # A full disk, when the log, samples or weights are written.
     except (OSError, TaaeInputError, SoundFileError, SafetensorError) as error:
         reason = str(error.__cause__ or error)
         sys.exit(f"train.py: {reason}. Run again once that is seen to: it goes on from the newest checkpoint.")

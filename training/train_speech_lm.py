@@ -12,12 +12,12 @@ from training.speech_lm.train import is_main_process, run
 
 TOKENS = {
     "train": "tokens to train on: folders of `taae tokenize`, or names of such data sets on the Hub",
-    "validation": "others, of the same preset and codec",
+    "validation": "tokens to validate on, of the same preset and codec",
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Trains as the command line says and returns the exit status: 2 where that is not possible."""
+    """Trains as the command line says and returns the exit status: 2 if that is not possible."""
     settings = parse_settings(Settings, "train_speech_lm.py", arguments, TOKENS)
     try:
         result = run(settings)
@@ -25,19 +25,19 @@ def main(arguments: list[str] | None = None) -> int:
         tell(f"error: {error}")
         return 2
     except KeyboardInterrupt:
-        tell("interrupted; the same command goes on from the newest checkpoint")
+        tell("interrupted; the same command resumes from the newest checkpoint")
         return 130
     if result is not None and is_main_process():
         rates = result.bit_rate
         print(
             f"{settings.output_dir}: {rates.free:.0f} bits per second of speech, {rates.grammar:.0f} with the "
-            f"grammar; {result.nominal_bit_rate:.0f} were all tokens equally likely"
+            f"grammar; {result.nominal_bit_rate:.0f} if all tokens were equally likely"
         )
     return 0
 
 
 def tell(message: str) -> None:
-    """Says what went wrong on standard error, in the main process alone."""
+    """Prints a message on standard error, only in the main process."""
     if is_main_process():
         print(f"train_speech_lm.py: {message}", file=sys.stderr)
 

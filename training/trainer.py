@@ -1,6 +1,6 @@
-"""The trainer: the state of a run, its loop, and what is written on the way.
+"""The trainer: the state of a run, its loop, and its outputs.
 
-A run is made of optimiser steps. It writes checkpoints that resume exactly, a log for any Accelerate tracker, and at
+A run consists of optimiser steps. It writes checkpoints that resume exactly, a log for any Accelerate tracker, and at
 the end the averaged weights as a folder that `AutoModel.from_pretrained` loads.
 """
 
@@ -72,7 +72,7 @@ class Trainer:
     """The state of a run and its loop.
 
     Args:
-        recipe: everything that the run depends on.
+        recipe: the settings of the run.
 
     Raises:
         RecipeError: if there is nothing to train on, or a part of the recipe does not fit another or the launch.
@@ -111,12 +111,12 @@ class Trainer:
         self.passes: Callable[..., Terms] = self._passes
         if recipe.cuda_graph:
             self.passes = ReplayedPasses(self._passes, trainable_parameters(self.model))
-        set_seed(recipe.seed, device_specific=True)  # and noise of its own
+        set_seed(recipe.seed, device_specific=True)  # but different noise
 
     def _read_speech(self) -> None:
         recipe = self.recipe
         if not recipe.data.streaming:
-            with self.accelerator.local_main_process_first():  # the others find what it has decoded
+            with self.accelerator.local_main_process_first():  # the others find the decoded corpus
                 self.crops = TrainingCrops(self.data, self.extractor, recipe.seed)
             if self.crops.skipped:
                 self.accelerator.print(
@@ -142,7 +142,7 @@ class Trainer:
         self.auxiliaries: list[AuxiliaryNetwork] = [part for part in (self.adversary, self.reader) if part is not None]
 
     def shares(self, size: int) -> list[range]:
-        """Returns the numbers of the items in each of this process's batches, from the current step to the last.
+        """Returns the indices of the items in each of this process's batches, from the current step to the last.
 
         Args:
             size: items in a batch.
@@ -163,7 +163,7 @@ class Trainer:
         return batches_of(self.crops, own, self.workers, pinned=self.accelerator.device.type == "cuda")
 
     def utterances(self) -> Iterable[dict | None]:
-        """Yields this process's batches of transcribed utterances, or None for each where there is no CTC head."""
+        """Yields this process's batches of transcribed utterances; None for each if there is no CTC head."""
         if self.reader is None:
             return itertools.repeat(None)
         shares = self.shares(batch_share(self.reader.settings.batch_size))
@@ -177,7 +177,7 @@ class Trainer:
             DivergenceError: if the run diverges.
             CheckpointError: if a checkpoint cannot be read or written.
             IncompleteRunError: if the speech ends before the last step.
-            HubError: if the trained model does not get to the Hub.
+            HubError: if the trained model cannot be published.
         """
         with locked(self.output_dir, self.accelerator):
             self.resume()
@@ -194,7 +194,7 @@ class Trainer:
     def _start_log(self) -> None:
         processes, precision = self.accelerator.num_processes, self.precision.precision
         logged = {**flatten(asdict(self.recipe)), "processes": processes, "computed_in": precision}
-        # TensorBoard makes it a folder in the run's own, others a project among many.
+        # For TensorBoard, a folder in the run's folder; for other trackers, the name of a project.
         project = "log" if self.recipe.tracker == "tensorboard" else self.output_dir.name
         self.accelerator.init_trackers(project, config=logged)
 
@@ -218,11 +218,11 @@ class Trainer:
         if self.step < self.recipe.max_steps:
             raise IncompleteRunError(
                 f"The run ended after {self.step:,} of {self.recipe.max_steps:,} steps. Nothing is published; the same "
-                "command goes on from the newest checkpoint."
+                "command resumes from the newest checkpoint."
             )
 
     def forward_and_backward(self, audio: torch.Tensor, utterances: dict | None = None) -> Terms:
-        """Gathers the gradients of a batch and returns its losses for the log; arguments as for `losses`."""
+        """Accumulates the gradients of a batch and returns its losses for the log; arguments as for `losses`."""
         return self.passes(audio, utterances)
 
     def _passes(self, audio: torch.Tensor, utterances: dict | None = None) -> Terms:
@@ -232,9 +232,9 @@ class Trainer:
         return {name: value.detach() for name, value in {**terms, **others, "loss": loss}.items()}
 
     def losses(self, audio: torch.Tensor, utterances: dict | None = None) -> tuple[torch.Tensor, Terms, Terms]:
-        """Decodes a batch and takes all losses from it.
+        """Decodes a batch and computes all losses.
 
-        The codec decodes once: its own losses and the discriminator's are taken from the same audio.
+        The codec decodes once: its own losses and the discriminator's are computed from the same audio.
 
         Args:
             audio: (batch, 1, samples).
@@ -243,7 +243,7 @@ class Trainer:
         Returns:
             The decoded audio, the terms of the codec's loss at weight 1, and others' losses, for the log.
         """
-        with self.accelerator.autocast():  # which a sharded model does not bring along
+        with self.accelerator.autocast():  # a sharded model has no autocast of its own
             decoded = self.model(audio).audio_values
         terms: Terms = self.reconstruction(decoded, audio)
         others: Terms = {}
@@ -258,7 +258,7 @@ class Trainer:
         return decoded, terms, others
 
     def update(self) -> Terms:
-        """Takes one step of the optimisers with the gradients gathered; returns the gradient norm for the log."""
+        """Takes one step of the optimisers with the accumulated gradients; returns the gradient norm for the log."""
         settings = self.recipe.optimizer
         norm = whole_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm))
         learning_rate = settings.learning_rate * learning_rate_factor(settings, self.recipe.max_steps, self.step)
@@ -270,7 +270,7 @@ class Trainer:
         return {"grad_norm": norm}
 
     def after_step(self, log: Terms, progress: tqdm) -> None:
-        """Watches, averages, logs, validates and saves, each when its time has come."""
+        """Checks for divergence, averages, logs, validates and saves, each at its steps."""
         recipe, last = self.recipe, self.step == self.recipe.max_steps
         logging, saving = (last or self.step % every == 0 for every in (recipe.log_every, recipe.checkpoint_every))
         self.watch.note(log["log_mel"], log["grad_norm"])
@@ -283,7 +283,7 @@ class Trainer:
             progress.set_postfix(loss=f"{values['train/loss']:.3f}")
             values["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
             self.accelerator.log(values, step=self.step)
-        # Before the checkpoint, from which a run that is interrupted meanwhile would go on without it.
+        # Before the checkpoint, because a run interrupted during the validation would otherwise resume after it.
         if recipe.validation.corpus is not None and (self.step % recipe.validation.every == 0 or last):
             self.validate()
         if saving:
@@ -302,7 +302,7 @@ class Trainer:
         tqdm.write(json.dumps({"step": self.step} | {name: round(value, 4) for name, value in means.items()}))
 
     def validation_loss(self, decoded: torch.Tensor, audio: torch.Tensor) -> Terms:
-        """Returns the reconstruction terms of decoded audio, and as `"loss"` their sum, without a discriminator's."""
+        """Returns the reconstruction terms of decoded audio, and their sum as `"loss"`, without adversarial terms."""
         terms = self.reconstruction(decoded, audio)
         return {**terms, "loss": weighted_sum(terms, self.recipe.losses, self.step)}
 
@@ -314,10 +314,10 @@ class Trainer:
         save_checkpoint(self.accelerator, target, self.recipe.keep_checkpoints, writers)
 
     def resume(self) -> None:
-        """Goes on from the newest checkpoint in the output folder, if there is one.
+        """Resumes from the newest checkpoint in the output folder, if there is one.
 
         Raises:
-            RecipeError: if it is of a run of another model.
+            RecipeError: if it belongs to a run with another model.
             CheckpointError: if it is damaged.
         """
         if checkpoints := complete_checkpoints(self.output_dir):
@@ -326,7 +326,7 @@ class Trainer:
             readers += [auxiliary.load for auxiliary in self.auxiliaries]
             load_checkpoint(self.accelerator, checkpoints[-1], readers)
             self.step = checkpoint_step(checkpoints[-1])
-            # Batches since the last update: none, even if there are to be other numbers of them now.
+            # No batches since the last update, even if their number per update has changed.
             self.accelerator.step = 0
             self.accelerator.print(f"Resuming from {checkpoints[-1]}.")
 
@@ -349,10 +349,10 @@ class Trainer:
             write_bytes(self.output_dir / RECIPE_NAME, f"{content}\n".encode())
 
     def publish(self) -> None:
-        """Writes the averaged weights, fused, with all that goes with them, to `output_dir/model`, and to the Hub.
+        """Writes the averaged weights, fused, with the files of a model to `output_dir/model`, and to the Hub.
 
         Raises:
-            HubError: if the recipe names a place on the Hub, and the model does not get there.
+            HubError: if the recipe names a repository and the model cannot be published there.
         """
         self.accelerator.wait_for_everyone()
         if (model := unsharded(self.average.module, self.accelerator.device)) is not None:
@@ -372,10 +372,10 @@ class Trainer:
 
 @contextmanager
 def locked(output_dir: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Keeps other runs out of a run's folder.
+    """Locks a run's folder against other runs.
 
     Raises:
-        RecipeError: if one is in it.
+        RecipeError: if another run has locked it.
     """
     if not accelerator.is_main_process:
         yield
@@ -397,7 +397,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str | int | flo
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{name}.")
         else:
-            # A number that the recipe restricts is of a type of its own, which nobody else could read.
+            # Restricted numbers of a recipe have their own types, which others could not read.
             kind = next((kind for kind in (bool, int, float) if isinstance(value, kind)), str)
             flat[prefix + name] = kind(value)
     return flat

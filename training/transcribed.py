@@ -1,4 +1,4 @@
-"""Whole utterances with their text, for the CTC head."""
+"""Whole utterances with their texts, for the CTC head."""
 
 import json
 from collections.abc import Callable, Collection, Iterator
@@ -14,11 +14,11 @@ from training.augmentation import INT16_FULL_SCALE
 from training.data import CorpusError, DecodedCorpus, corpus_probabilities, decode_to_pcm, open_corpus, rows_of
 from training.recipe import CorpusConfig, CTCConfig
 
-ATTEMPTS = 100  # draws without a recording that can be used, after which a corpus is given up
+ATTEMPTS = 100  # draws without a usable recording after which a corpus is given up
 
 
 def split_units(text: str, units: str, ignored: Collection[str] = ()) -> list[str]:
-    """Splits a text into symbols: its characters in lower case, or what stands between spaces, such as phonemes."""
+    """Splits a text into symbols: its characters in lower case, or symbols separated by spaces, such as phonemes."""
     found = text.strip().lower() if units == "characters" else text.split()
     return [unit for unit in found if unit not in ignored]
 
@@ -28,7 +28,7 @@ class TranscribedCorpus:
 
     Args:
         corpus: the recordings.
-        settings: the place of the texts.
+        settings: the column or file of the texts.
         extractor: the feature extractor whose rate and loudness to decode to.
         workers: processes that decode; 0 decodes in this one.
 
@@ -57,7 +57,7 @@ class TranscribedCorpus:
 
 
 def text_reader(settings: CTCConfig) -> Callable[[Row], str | None]:
-    """Returns a function that finds the text of a row, None where there is none.
+    """Returns a function that returns the text of a row, None if it has none.
 
     Raises:
         CorpusError: if a file of texts cannot be read.
@@ -81,7 +81,7 @@ def text_reader(settings: CTCConfig) -> Callable[[Row], str | None]:
 
 
 def without_text(corpus: CorpusConfig, settings: CTCConfig, columns: list[str]) -> CorpusError:
-    """Returns the error of a corpus without texts, which names what it has."""
+    """Returns the error for a corpus without texts, which lists its columns."""
     there = ", ".join(columns) or "none"
     if settings.transcripts is not None:
         return CorpusError(f"No recording of {corpus.source!r} has its id in {settings.transcripts!r}.")
@@ -96,10 +96,10 @@ def without_text(corpus: CorpusConfig, settings: CTCConfig, columns: list[str]) 
 
 
 class TranscribedSpeech(torch.utils.data.Dataset):
-    """Utterances drawn at random: which is the n-th follows from the seed and n alone.
+    """Random utterances; the n-th one depends only on the seed and n.
 
     Args:
-        settings: the corpora and the place of their texts.
+        settings: the corpora and the column or file of their texts.
         extractor: the feature extractor whose rate and loudness to decode to.
         seed: the sequence's seed.
         workers: processes that decode; 0 decodes in this one.
@@ -148,7 +148,7 @@ class TranscribedSpeech(torch.utils.data.Dataset):
 def first_utterances(
     corpus: CorpusConfig, settings: CTCConfig, extractor: TaaeFeatureExtractor, count: int
 ) -> Iterator[tuple[np.ndarray, str]]:
-    """Yields the first utterances of a corpus that have a text, as many as there are up to a count.
+    """Yields the first utterances of a corpus that have a text, at most `count`.
 
     Raises:
         CorpusError: if it cannot be read, or none of its recordings has a text.

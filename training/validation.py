@@ -1,4 +1,4 @@
-"""Watching a run: quality, use of the codebook, and the gap to what it has trained on, with sound and pictures."""
+"""Validation during a run: quality, use of the codebook, and overfitting, with sound and spectrograms."""
 
 from collections.abc import Callable
 from itertools import chain
@@ -17,19 +17,19 @@ from modeling_taae.evaluation.metrics import score
 from training.data import CorpusError, validation_clips
 from training.recipe import Recipe
 
-Loss = Callable[[Tensor, Tensor], dict[str, Tensor]]  # of decoded audio and its reference
+Loss = Callable[[Tensor, Tensor], dict[str, Tensor]]  # a function of decoded audio and its reference
 PICTURE_WINDOW, PICTURE_RANGE = 512, 80.0  # in samples and in dB
 
 
 class Validator:
-    """Scores a model on a few utterances that it never trains on, and as many that it does.
+    """Scores a model on a few utterances that it is never trained on, and on as many training utterances.
 
     Args:
-        recipe: names the corpora, the number of utterances and the bottleneck.
-        extractor: which rate and loudness to decode to.
+        recipe: the recipe, with the corpora, the number of utterances and the bottleneck.
+        extractor: the feature extractor whose rate and loudness to decode to.
 
     Raises:
-        CorpusError: if a corpus cannot be read, or none of its first utterances decoded.
+        CorpusError: if a corpus cannot be read, or none of its first utterances can be decoded.
     """
 
     def __init__(self, recipe: Recipe, extractor: TaaeFeatureExtractor):
@@ -47,12 +47,12 @@ class Validator:
 
     @torch.no_grad()
     def run(self, model: TaaeModel, loss: Loss, accelerator: Accelerator, step: int) -> dict[str, float]:
-        """Means over the utterances by name; sound and pictures of the first few go to disk and to the trackers.
+        """Returns means over the utterances by name; writes sounds and pictures of the first few to disk and trackers.
 
         Args:
             model: the model, in evaluation mode.
-            loss: gives the terms, and as `"loss"` their sum.
-            accelerator: whose trackers are told.
+            loss: a function that returns the terms, and their sum as `"loss"`.
+            accelerator: the run's accelerator, for its trackers.
             step: the run's step, for the trackers.
         """
         scores, codes = [], []
@@ -68,7 +68,7 @@ class Validator:
         return means | codebook_use(model, codes, self.settings.bottleneck)
 
     def _reconstruct(self, model: TaaeModel, loss: Loss, clip: np.ndarray) -> tuple[dict, np.ndarray, np.ndarray]:
-        """The loss's terms, the decoded clip (samples,) and its tokens (tokens_per_frame, frames)."""
+        """Returns the terms of the loss, the decoded clip (samples,) and its tokens (tokens_per_frame, frames)."""
         audio = torch.from_numpy(clip)[None, None].to(model.device)
         output = model(audio, bottleneck=self.settings.bottleneck)
         decoded = output.audio_values.float()
@@ -82,7 +82,7 @@ class Validator:
         soundfile.write(folder / f"{index}-decoded.wav", decoded.clip(-1, 1), self.sampling_rate)
         picture = np.concatenate([spectrogram(clip), spectrogram(decoded)])
         for tracker in accelerator.trackers:
-            # Which axis is what, only TensorBoard has to be told.
+            # Only TensorBoard needs the order of the axes.
             axes = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             if hasattr(tracker, "log_images"):
                 tracker.log_images({f"validation/{index}": picture[None, :, :, None]}, step=step, **axes)
@@ -92,7 +92,7 @@ class Validator:
 
 
 def codebook_use(model: TaaeModel, codes: list[np.ndarray], bottleneck: str) -> dict[str, float]:
-    """Returns how well the tokens of some clips, each (tokens_per_frame, frames), use their bits.
+    """Returns statistics of the tokens of some clips, each (tokens_per_frame, frames).
 
     Returns:
         `tokens_used` (distinct tokens, all stages), `digit_entropy` (mean share of its maximum) and the same per stage
@@ -113,7 +113,7 @@ def codebook_use(model: TaaeModel, codes: list[np.ndarray], bottleneck: str) -> 
 
 
 def spectrogram(clip: np.ndarray) -> np.ndarray:
-    """(samples,) -> grey levels (frequencies, frames) uint8: 80 dB below a full-scale sine is black, low is below."""
+    """Draws (samples,) as grey levels (frequencies, frames) uint8, black at 80 dB below a full-scale sine."""
     padded = np.pad(clip, (0, max(PICTURE_WINDOW - len(clip), 0)))
     frames = np.lib.stride_tricks.sliding_window_view(padded, PICTURE_WINDOW)[:: PICTURE_WINDOW // 4]
     window = np.hanning(PICTURE_WINDOW) * 2 / np.hanning(PICTURE_WINDOW).sum()

@@ -1,1 +1,1 @@
-"""Checkpoints from elsewhere, cards, and what may be published."""
+"""Converts checkpoints, writes cards, and publishes models, tokens and Spaces."""

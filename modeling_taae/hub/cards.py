@@ -1,7 +1,7 @@
-"""Writes the cards of models, metrics and Spaces: one writer, a template for each kind, parts that templates share.
+"""Writes the cards of models, metrics and Spaces: one writer, a template for each kind, and shared parts.
 
-A template is Markdown with Jinja. It includes parts from `templates/` by their names, such as `_use.md`; a fact that it
-names and nobody gives is an error.
+A template is Markdown with Jinja. It includes parts from `templates/` by their names, such as `_use.md`. A fact that a
+template uses but does not get is an error.
 """
 
 from pathlib import Path
@@ -14,8 +14,8 @@ from ..evaluation import report
 from ..modeling_taae import TaaeModel
 from ..quantization_taae import BOTTLENECK_PRESETS, NATIVE
 
-# The project's public address, as it stands in setup.cfg, README.md and docs/ too. The project has none yet: the domain
-# .invalid never resolves, and `taae push` refuses cards of this repository that name it.
+# The project's public address, also in setup.cfg, README.md and docs/. The project has none yet: the domain .invalid
+# never resolves, and `taae push` rejects cards that contain it.
 PROJECT_URL = "https://taae.invalid/taae"
 PLACEHOLDER_DOMAIN = ".invalid"
 TEMPLATES = Path(__file__).with_name("templates")
@@ -33,16 +33,16 @@ def has_address(project_url: str = PROJECT_URL) -> bool:
 
 
 def write_card(template: Path, data: CardData, project_url: str = PROJECT_URL, **facts: object) -> str:
-    """Returns a card's text, from a template and the facts that it names.
+    """Returns a card's text, from a template and the facts that it uses.
 
     Args:
         template: the template's file.
         data: the card's header.
         project_url: the project's address.
-        facts: what else the template names.
+        facts: the other facts that the template uses.
 
     Raises:
-        jinja2.UndefinedError: if the template names a fact that is not given.
+        jinja2.UndefinedError: if the template uses a fact that is not given.
     """
     environment = Environment(
         loader=FileSystemLoader([template.parent, TEMPLATES]), undefined=StrictUndefined, keep_trailing_newline=False
@@ -58,7 +58,7 @@ def write_card(template: Path, data: CardData, project_url: str = PROJECT_URL, *
 
 
 def model_facts(name: str, model: TaaeModel) -> dict[str, Any]:
-    """Returns what every model's card names: size, rates and presets.
+    """Returns the facts on every model's card: size, rates and presets.
 
     Args:
         name: the model's name.

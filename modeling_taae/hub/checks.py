@@ -1,7 +1,7 @@
-"""Checks that a folder is fit to be published: it loads back, and its card agrees with its results.
+"""Checks that a folder can be published: it loads back, and its card agrees with its results.
 
-`inspect` runs before anything is sent. A model is loaded through the code in its folder, as someone without this
-package gets it.
+`inspect` runs before anything is sent. A model is loaded with the code in its folder, as by someone without this
+package.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # Not uploaded: hidden files, caches, and an evaluation's per-utterance rows and listening page, which contain other
 # people's recordings.
 LEFT_OUT = (".*", "*/.*", "__pycache__/*", "*/__pycache__/*", "results/*rows.jsonl", "results/*report.html")
-# Kinds of files that belong to what is published; anything else stays at home, and so the push is refused.
+# Kinds of files that may be published; the push is rejected if there are others.
 TEXTS = {"license", "licence", "notice", "copying", "citation", "readme"}
 DOCUMENTS = {
     ".md",
@@ -69,8 +69,8 @@ BELONGING = {
 SECRET = re.compile(
     rb"-----BEGIN [A-Z ]*PRIVATE KEY-----|\bhf_[A-Za-z0-9]{30,}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_\w{36}"
 )
-LARGEST_TEXT = 2**20  # a file with a secret in it is shorter
-# Words in capitals only: "todo" is a word of Spanish and Portuguese. `cards.PROJECT_URL` may still be a placeholder.
+LARGEST_TEXT = 2**20  # largest file that is searched for secrets, in bytes
+# Only words in capitals, because "todo" is a Spanish and Portuguese word. `cards.PROJECT_URL` may be a placeholder.
 PLACEHOLDER = re.compile(
     r"\b(?:TODO|FIXME|TBD|XXX)\b|(?i:\[More Information Needed\])|\{\{|\{%|\bhttps?://[\w.-]+\.invalid\b"
 )
@@ -84,18 +84,18 @@ class Publication:
     """A folder that may be published."""
 
     folder: Path
-    repo_type: str  # as huggingface_hub calls it: model, dataset or space
-    summary: str  # what it is, for people
-    files: dict[str, int]  # bytes, by path
-    sdk: str | None = None  # of a Space
-    with_package: bool = False  # whether this package goes along, for a Space whose program imports it
+    repo_type: str  # model, dataset or space, as in huggingface_hub
+    summary: str  # a description for people
+    files: dict[str, int]  # sizes in bytes, by path
+    sdk: str | None = None  # the SDK of a Space
+    with_package: bool = False  # whether this package is sent too, for a Space whose program imports it
 
 
 def inspect(folder: str | Path) -> Publication:
     """Checks a folder with a model, with tokens of `taae tokenize`, or with a Space.
 
     Raises:
-        TaaeInputError: if it is none of these, or has problems; the message names all of them.
+        TaaeInputError: if it is none of these or has problems; the message lists all problems.
     """
     folder = Path(folder)
     files = list_files(folder)
@@ -122,7 +122,7 @@ def list_files(folder: Path) -> dict[str, int]:
     """Returns the sizes in bytes of the files that would be sent, by their path in the folder.
 
     Raises:
-        TaaeInputError: if there is no such folder, or nothing in it.
+        TaaeInputError: if there is no such folder, or it is empty.
     """
     from huggingface_hub.utils import filter_repo_objects
 
@@ -136,12 +136,12 @@ def list_files(folder: Path) -> dict[str, int]:
 
 
 def find_strangers(folder: Path, files: Iterable[str], repo_type: str) -> Iterator[str]:
-    """Yields what is wrong with files that do not belong to a model, to tokens or to a Space.
+    """Yields problems with files that do not belong to a model, to tokens or to a Space.
 
     Args:
         folder: the folder.
-        files: paths in it of the files that would be sent.
-        repo_type: what the folder holds, in huggingface_hub's words.
+        files: paths in the folder of the files that would be sent.
+        repo_type: the kind of the folder's content, as in huggingface_hub.
     """
     for path in folder.rglob("*"):
         if path.is_symlink() and not path.is_file():
@@ -158,7 +158,7 @@ def find_strangers(folder: Path, files: Iterable[str], repo_type: str) -> Iterat
 
 
 def belongs(path: Path, repo_type: str) -> bool:
-    """Returns whether a file is of a kind that belongs to what is published, or a pickle, which is refused as such."""
+    """Returns whether a file is of a kind that may be published, or a pickle, which is rejected separately."""
     named = path.stem.lower() in TEXTS or re.match(r"licen[cs]e", path.name.lower()) is not None
     return named or path.suffix.lower() in BELONGING[repo_type] | PICKLED_SUFFIXES
 
@@ -169,7 +169,7 @@ def contains_secret(path: Path) -> bool:
 
 
 def recognize(folder: Path) -> str:
-    """Returns what a folder holds, in huggingface_hub's words: model, dataset (tokens) or space.
+    """Returns the kind of a folder's content, as in huggingface_hub: model, dataset (tokens) or space.
 
     Raises:
         TaaeInputError: if it is none of these.
@@ -192,7 +192,7 @@ def read_text(path: Path) -> str:
 
 
 def read_card(folder: Path) -> tuple["ModelCard", list[str]]:
-    """Returns the card, and the problems that any card may have: no header, no licence, gaps."""
+    """Returns the card and its problems: no header, no licence, gaps."""
     from huggingface_hub import ModelCard
 
     text = read_text(folder / CARD)
@@ -200,7 +200,7 @@ def read_card(folder: Path) -> tuple["ModelCard", list[str]]:
         return ModelCard(""), [f"{CARD} is missing"]
     try:
         card = ModelCard(text)
-    # A header that is no mapping, or no YAML.
+    # The header is no mapping or no YAML.
     except Exception as error:
         return ModelCard(""), [f"the header of {CARD} cannot be read ({one_line(error)})"]
     problems = []
@@ -216,13 +216,13 @@ def read_card(folder: Path) -> tuple["ModelCard", list[str]]:
 
 
 def check_model(folder: Path, card: "ModelCard") -> tuple[str, list[str]]:
-    """Returns a model's description, and what is missing: code, weights, licence or results."""
+    """Returns a model's description, and its problems with code, weights, licence or results."""
     problems = [] if [*folder.glob("LICEN[CS]E*")] else ["a LICENSE file with the licence of the weights is missing"]
     if all((folder / name).is_file() for name in WEIGHTS):
         problems.append(f"it holds {WEIGHTS[0]} and shards, of which one would be loaded, remove the other")
     try:
         model = load_back(folder)
-    # Damaged files raise whatever their reader raises.
+    # Damaged files make their readers raise errors of many types.
     except Exception as error:
         return "", [*problems, f"it does not load back ({one_line(error)})"]
     problems += check_results(folder, card, model_identity(model))
@@ -234,7 +234,7 @@ def load_back(folder: Path) -> "TaaeModel":
     """Loads a model as someone without this package does, and decodes noise with it.
 
     Raises:
-        TaaeInputError: if weights are missing, left over or of another shape, or what they decode is not finite.
+        TaaeInputError: if weights are missing, left over or of another shape, or the decoded audio is not finite.
     """
     import torch
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -263,7 +263,7 @@ def load_back(folder: Path) -> "TaaeModel":
 
 
 def check_results(folder: Path, card: "ModelCard", identity: str) -> list[str]:
-    """Returns how a model's card and its evaluation disagree: no results, other weights, or other figures."""
+    """Returns problems with a model's evaluation: no results, other weights, or figures that differ from the card."""
     path = folder / RESULTS
     try:
         results = Results.read(path)
@@ -284,7 +284,7 @@ def check_results(folder: Path, card: "ModelCard", identity: str) -> list[str]:
 
 
 def check_tokens(folder: Path, card: "ModelCard") -> tuple[str, list[str]]:
-    """Returns a description of a data set of tokens, and its missing, changed and unknown shards."""
+    """Returns a data set's description, and its problems: missing, changed and unknown shards."""
     try:
         manifest = json.loads(read_text(folder / MANIFEST))
         checksums = {shard["file"]: shard["sha256"] for shard in manifest["shards"]}
@@ -307,7 +307,7 @@ def check_tokens(folder: Path, card: "ModelCard") -> tuple[str, list[str]]:
 
 
 def check_space(folder: Path, card: "ModelCard") -> tuple[str, list[str]]:
-    """Returns a Space's description, and whether its program is missing."""
+    """Returns a Space's description, and a problem if its program is missing."""
     sdk = card.data.get("sdk")
     program = card.data.get("app_file") or {"gradio": "app.py", "static": "index.html"}.get(sdk)
     missing = program is not None and not (folder / program).is_file()

@@ -1,7 +1,7 @@
-"""Records where converted weights come from: the licence that they keep, and a card that says both.
+"""Records the origin and the licence of converted weights, and writes their card.
 
-`taae convert` leaves `conversion.json` in the folder that it writes. The card is made of that file, of the weights and,
-once there are any, of the results of `taae evaluate`; so it can be made again.
+`taae convert` writes `conversion.json` into the model's folder. The card is made from that file, the weights and, if
+there are any, the results of `taae evaluate`, so that it can be made again.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ TEMPLATE = TEMPLATES / "converted_model_card.md"
 LICENSE_FILE = re.compile(r"(licen[cs]e|notice|copying)(\.\w+)?", re.IGNORECASE)
 NOTICE = "NOTICE"
 LICENSE_FIELDS = ("license", "license_name", "license_link")
-# What its section on distribution asks for, in the words that it prescribes.
+# The notice that the licence's section on distribution requires, in its words.
 STABILITY_LICENSE = "stabilityai-ai-community"
 LICENSE_NAMES = {STABILITY_LICENSE: "Stability AI Community License"}
 STABILITY_NOTICE = (
@@ -38,7 +38,7 @@ def write_provenance(source: Path, weights: Path, description: Path, destination
     """Writes licence, `conversion.json` and card into the folder of a converted model.
 
     Args:
-        source: the folder that was converted, with `weights` and `description` in it.
+        source: the converted folder, which contains `weights` and `description`.
         destination: the folder of the converted model.
         model: the converted model.
     """
@@ -70,17 +70,17 @@ def write_provenance(source: Path, weights: Path, description: Path, destination
 
 
 def find_license(source: Path, texts: dict[str, str]) -> dict[str, str]:
-    """Returns the licence as fields of a card's header: the source card's, else as its text says; empty if unknown.
+    """Returns the licence as fields of a card's header, from the source's card or the licence text; empty if unknown.
 
     Args:
-        source: the folder that was converted.
+        source: the converted folder.
         texts: the texts of its licence files, by name.
     """
     card = source / "README.md"
     if card.is_file():
         try:
             header = ModelCard(card.read_text(encoding="utf-8")).data.to_dict()
-        # Whatever it is that is wrong with somebody else's card.
+        # Another author's card may be wrong in any way.
         except Exception:
             header = {}
         if header.get("license"):
@@ -101,7 +101,7 @@ def conversion_card(folder: Path, model: TaaeModel) -> str:
     """Returns the card of a converted model.
 
     Args:
-        folder: its folder, with `conversion.json` and perhaps results in it.
+        folder: the model's folder, with `conversion.json` and possibly results.
         model: the model.
     """
     conversion = json.loads((folder / CONVERSION).read_text(encoding="utf-8"))
@@ -125,7 +125,7 @@ def conversion_card(folder: Path, model: TaaeModel) -> str:
 
 
 def results_of(folder: Path, identity: str) -> Results | None:
-    """Returns the results in a model's folder; None if there are none of these weights."""
+    """Returns the results in a model's folder; None if there are none for these weights."""
     path = folder / "results" / "results.json"
     results = Results.read(path) if path.is_file() else None
     return results if results is not None and identity in results.model_identities else None

@@ -1,7 +1,7 @@
 """Converts stable-codec checkpoints, as stable-audio-tools writes them, to this package's format.
 
-Names go from ours to theirs: a model of the described shape is made first, each of its parameters is looked up in the
-checkpoint, and whatever is missing, left over or of another shape is reported in the checkpoint's own names.
+It first makes a model with the described configuration and looks up each of its parameters in the checkpoint.
+Parameters that are missing, left over or of another shape are reported by their names in the checkpoint.
 """
 
 import json
@@ -23,10 +23,10 @@ from .conversion import write_provenance
 
 CONFIG_NAME = "model_config.json"
 
-# The averaged weights of a training checkpoint come first: they are the ones that get published.
+# Prefixes of the model's weights, the best first: published models have the averaged weights of a training checkpoint.
 PREFIXES = ("autoencoder_ema.ema_model.", "autoencoder.", "")
 
-# Type of each part of the model, what may stand beside its "config", and what may stand in it.
+# The type of each part of the model, and the options allowed beside and inside its "config".
 PARTS = {"encoder": "taae", "decoder": "taae", "bottleneck": "dithered_fsq", "pretransform": "patched"}
 MODEL_OPTIONS = {*PARTS, "latent_dim", "downsampling_ratio", "io_channels", "in_channels", "out_channels"}
 PART_OPTIONS = {"type", "config", "requires_grad"}
@@ -77,14 +77,13 @@ def convert_checkpoint(source: str | Path, destination: str | Path) -> TaaeModel
 
     Args:
         source: folder with `model_config.json` and one `.safetensors` or `.ckpt` file of weights.
-        destination: folder to write config, preprocessor config, code, fused float32 weights, their licence and a card
-            to.
+        destination: folder to write, with configs, code, fused float32 weights, their licence and a card.
 
     Returns:
         The converted model.
 
     Raises:
-        ConversionError: if a file is missing or cannot be written, or a key, an option or a shape is not one of TAAE.
+        ConversionError: if a file is missing or cannot be written, or a key, an option or a shape does not fit TAAE.
     """
     source, destination = Path(source), Path(destination)
     if destination.resolve() == source.resolve():
@@ -92,7 +91,7 @@ def convert_checkpoint(source: str | Path, destination: str | Path) -> TaaeModel
     config = convert_config(_read_description(source))
     weights = _weights_file(source)
     state = convert_state_dict(read_state_dict(weights), config)
-    with torch.device("meta"):  # without memory or random numbers: each parameter is about to be replaced
+    with torch.device("meta"):  # without memory or random numbers, because each parameter is replaced
         model = TaaeModel(config)
     model.load_state_dict(state, assign=True)
     extractor = TaaeFeatureExtractor(sampling_rate=config.sampling_rate, hop_length=config.hop_length)
@@ -129,9 +128,9 @@ def _weights_file(folder: Path) -> Path:
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:
-    """Tensors of a checkpoint under their names in the model, training prefixes removed, in float32.
+    """Reads the tensors of a checkpoint in float32, with training prefixes removed from their names.
 
-    Pickled files are read with `weights_only=True`, so that nothing in them is executed.
+    Pickled files are read with `weights_only=True`, so that no code in them is executed.
 
     Raises:
         ConversionError: if the file cannot be read or holds no TAAE weights.
@@ -142,12 +141,12 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
             state = dict(state.get("state_dict", state))
-    except Exception as error:  # the readers raise many types, and all of them mean the same to the user
-        # The first line is the reason; PyTorch's others advise to load the pickle unsafely.
+    except Exception as error:  # readers raise errors of many types
+        # The first line is the reason; PyTorch's other lines advise to load the pickle unsafely.
         reason = str(error).strip().partition("\n")[0]
         raise ConversionError(f"{file}: cannot be read as weights ({reason})") from error
     for prefix in PREFIXES:
-        # A training checkpoint holds discriminators and more beside the model.
+        # A training checkpoint also holds other networks, such as discriminators.
         found = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
         if any(key.startswith("encoder.") for key in found):
             foreign = [key for key, tensor in found.items() if not isinstance(tensor, Tensor)]
@@ -158,10 +157,10 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
 
 
 def convert_config(description: dict) -> TaaeConfig:
-    """Our configuration for the content of a `model_config.json`.
+    """Converts the content of a `model_config.json` to a configuration.
 
     Raises:
-        ConversionError: if an option is missing, unknown or not one of TAAE, or the two sides disagree.
+        ConversionError: if an option is missing, unknown or unsupported, or encoder and decoder disagree.
     """
     model = _required(description, "model", "the file")
     _check_known(model, MODEL_OPTIONS, "model")
@@ -219,7 +218,7 @@ def _check_known(options: dict, known: set[str], where: str) -> None:
 
 
 def _part(model: dict, name: str) -> dict:
-    """The "config" of one part of the model, its type and the names of its options checked."""
+    """Returns the "config" of one part of the model, after checking its type and the names of its options."""
     part = _required(model, name, "model")
     _check_known(part, PART_OPTIONS | ({"soft_clip"} if name == "decoder" else set()), name)
     if part.get("type", PARTS[name]) != PARTS[name]:
@@ -230,7 +229,7 @@ def _part(model: dict, name: str) -> dict:
 
 
 def _agreed(encoder: dict, decoder: dict, name: str) -> Any:
-    """The value of an option that both sides must share, or the public implementation's default."""
+    """Returns the value of an option that encoder and decoder share, or the public implementation's default."""
     defaults = {**FLAGS, "sliding_window": list(cast(tuple[int, int], TaaeConfig.sliding_window))}
     ours, theirs = encoder.get(name, defaults.get(name)), decoder.get(name, defaults.get(name))
     if ours != theirs:
@@ -250,10 +249,10 @@ def _check_bottleneck(options: dict, latent_dim: int) -> None:
 
 
 def convert_state_dict(state: dict[str, Tensor], config: TaaeConfig) -> dict[str, Tensor]:
-    """Our names for a stable-codec state dict, weight norm fused and constant buffers left out.
+    """Renames the tensors of a stable-codec state dict, fuses weight norm and leaves out constant buffers.
 
     Raises:
-        ConversionError: naming the keys that are missing, unknown or of another shape.
+        ConversionError: if keys are missing, unknown or of another shape; names them.
     """
     with torch.device("meta"):
         expected = {name: tensor.shape for name, tensor in TaaeModel(config).state_dict().items()}
@@ -274,7 +273,7 @@ def convert_state_dict(state: dict[str, Tensor], config: TaaeConfig) -> dict[str
 
 
 def stable_codec_name(name: str, config: TaaeConfig) -> str:
-    """The name of one of our parameters in a stable-codec state dict, `weight` for a pair of `weight_v` and `weight_g`.
+    """Returns a parameter's name in a stable-codec state dict, with `weight` for a pair `weight_v`, `weight_g`.
 
     >>> stable_codec_name("encoder.blocks.1.transformer.layers.0.attention_norm.weight", TaaeConfig())
     'encoder.layers.2.layers.2.1.pre_norm.gamma'
@@ -309,7 +308,7 @@ def _groups(pattern: str, name: str) -> tuple[str, ...]:
 
 
 def _positions(side: str, dilated: bool) -> dict[str, int]:
-    """Returns the positions of a block's parts in the checkpoint; its three residual units take one each."""
+    """Returns the positions of a block's parts in the checkpoint; each of its three residual units has one."""
     if side == "decoder":
         return {"transformer": 0, "activation": 1, "upsample": 2, "residual_units": 3}
     first = 3 if dilated else 0
@@ -330,7 +329,7 @@ def _is_constant_buffer(key: str, tensor: Tensor) -> bool:
 
 
 def _fuse_weight_norm(state: dict[str, Tensor], expected: Iterable[str]) -> dict[str, Tensor]:
-    """Direction and magnitude of each convolution as one weight; pairs that nothing expects are left as they are."""
+    """Fuses direction and magnitude of each convolution into one weight; unexpected pairs are left as they are."""
     state = dict(state)
     for key in expected:
         if {f"{key}_v", f"{key}_g"} <= state.keys():
@@ -341,7 +340,7 @@ def _fuse_weight_norm(state: dict[str, Tensor], expected: Iterable[str]) -> dict
 
 
 def _reduce_kernel(key: str, tensor: Tensor) -> Tensor:
-    """The Conformer's pointwise convolutions have a kernel of one step; ours are linear layers."""
+    """Removes the kernel dimension of the Conformer's pointwise convolutions, which are linear layers here."""
     return tensor.squeeze(-1) if ".conformer.pointwise_conv" in key else tensor
 
 

@@ -1,7 +1,7 @@
-"""Finds pickled data by content: unpickling a file runs whatever code its author put into it.
+"""Finds pickled data by its content, because unpickling a file runs any code that its author put into it.
 
-Pickles hide in archives (`torch.save`, `.pt2`, `.npz`), in compressed files (`joblib`) and in NumPy arrays of objects,
-under any name. Weights in safetensors, Parquet and JSON hold none.
+Pickles occur in archives (`torch.save`, `.pt2`, `.npz`), in compressed files (`joblib`) and in NumPy arrays of objects,
+under any name. Safetensors, Parquet and JSON contain none.
 """
 
 import bz2
@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-# Names that mean pickled data by convention, whatever is in the file.
+# Suffixes that mean pickled data by convention, whatever the content.
 SUFFIXES = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
 # Instructions with which a pickle names or calls code.
 CALLS = frozenset({"BUILD", "GLOBAL", "INST", "NEWOBJ", "NEWOBJ_EX", "OBJ", "REDUCE", "STACK_GLOBAL"})
-PROTOCOLS = range(2, 6)  # each begins with its number; earlier ones are plain text
-# Compressed data and archives are opened this deep, and this many bytes of each are looked at.
+PROTOCOLS = range(2, 6)  # these begin with their number; earlier protocols are plain text
+# The depth to which archives and compressed data are opened, and the number of bytes that are read of each.
 DEPTH, LARGEST = 3, 64 * 2**20
 COMPRESSED: dict[bytes, Callable[[], Any]] = {
     b"\x1f\x8b": lambda: zlib.decompressobj(zlib.MAX_WBITS | 16),
@@ -47,14 +47,14 @@ def holds_pickle(file: BinaryIO, depth: int = DEPTH) -> bool:
     if is_safetensors(file, start):
         return False
     if start.startswith(ARRAY):
-        return b"'|O'" in start  # an array of objects, alone or as a field
+        return b"'|O'" in start  # an array of objects, or one with a field of objects
     if is_pickle(file, start):
         return True
     return depth > 0 and any(holds_pickle(io.BytesIO(content), depth - 1) for content in contents(file, start))
 
 
 def is_safetensors(file: BinaryIO, start: bytes) -> bool:
-    """Returns whether a file has the header of safetensors, whose first byte may be any."""
+    """Returns whether a file has the header of safetensors, whose first byte is arbitrary."""
     length = int.from_bytes(start[:8], "little")
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
@@ -70,15 +70,17 @@ def is_safetensors(file: BinaryIO, start: bytes) -> bool:
 
 
 def is_pickle(file: BinaryIO, start: bytes) -> bool:
-    """Returns whether a file is a pickle: by its first bytes, or, of the early protocols, by its instructions."""
+    """Returns whether a file is a pickle, by its first bytes or, for early protocols, by its instructions."""
     if start[:1] == b"\x80" and len(start) > 1 and start[1] in PROTOCOLS:
         return True
     try:
-        pickletools.dis(file, io.StringIO())  # checks the stack, and so tells a text that happens to be instructions
+        pickletools.dis(
+            file, io.StringIO()
+        )  # checks the stack, so that text which looks like instructions is recognised
         ended = not file.read(1)
         file.seek(0)
         return ended and bool(CALLS & {operation.name for operation, _, _ in pickletools.genops(file)})
-    # Whatever is no pickle fails somewhere, in one of many ways.
+    # Other files fail with errors of many types.
     except Exception:
         return False
     finally:

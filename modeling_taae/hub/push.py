@@ -1,6 +1,6 @@
 """Publishes a folder with a model, with tokens or with a Space on the Hugging Face Hub.
 
-Nothing is sent before `checks.inspect` has found the folder fit to be published and the Hub has said what it holds.
+Nothing is sent before `checks.inspect` has checked the folder and the Hub has answered what the repository holds.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import TaaeInputError, one_line
 from .checks import LEFT_OUT, PACKAGE, Publication, inspect
 
-# Files of an earlier version that would be loaded beside the new version's, or instead of them.
+# Files of an earlier version that would be loaded together with the new ones, or instead of them.
 REPLACED = ("*.safetensors", "*.safetensors.index.json", "*.parquet")
 MAIN = "main"
 
@@ -25,7 +25,7 @@ REFUSALS = {
 
 
 class PushError(RuntimeError):
-    """A push that the Hub, or the way to it, did not allow; the message says what to do."""
+    """A push that failed at the Hub or on the way to it; the message says what to do."""
 
 
 class NoLoginError(PushError):
@@ -34,7 +34,7 @@ class NoLoginError(PushError):
 
 @dataclass(frozen=True)
 class Destination:
-    """A repository, as it is on the Hub or would be made."""
+    """A repository on the Hub, existing or to be created."""
 
     repo: str  # owner/name
     exists: bool
@@ -55,19 +55,19 @@ def push_folder(
 
     Args:
         folder: the folder, which is checked first.
-        repo: `owner/name`, or a name among one's own; made if it does not exist.
+        repo: `owner/name`, or the name of a repository of one's own; created if it does not exist.
         private: whether only its owner sees it.
-        revision: the branch to push to, made if it does not exist; None for main.
+        revision: the branch to push to, created if it does not exist; None for main.
         message: the commit's message.
-        dry_run: whether to check everything and to send nothing. Without a login, a dry run checks the folder alone.
-        report: receives what is about to be sent, where to, and the commit's address, each as it is known.
+        dry_run: whether to check everything but send nothing. Without a login, a dry run checks only the folder.
+        report: a function that receives the list of files, the destination, and the commit's address.
 
     Returns:
         The address of the commit; None for a dry run.
 
     Raises:
-        TaaeInputError: if the folder cannot be published, or `repo` is no name.
-        PushError: if the Hub refuses or cannot be reached, or has the repository in public while `private` is set.
+        TaaeInputError: if the folder cannot be published, or `repo` is no valid name.
+        PushError: if the Hub refuses or cannot be reached, or the repository is public while `private` is set.
     """
     publication = inspect(folder)
     report(describe_contents(publication))
@@ -87,10 +87,10 @@ def push_folder(
 
 
 def look_up(publication: Publication, repo: str, private: bool, revision: str | None) -> Destination:
-    """Asks the Hub whose token this is, and what it holds under a name.
+    """Asks the Hub for the token's owner and for the repository's state.
 
     Raises:
-        PushError: if it does not answer, or has the repository in public while `private` is set.
+        PushError: if it does not answer, or the repository is public while `private` is set.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -106,7 +106,7 @@ def look_up(publication: Publication, repo: str, private: bool, revision: str | 
             return Destination(repo, exists=False, private=private, obsolete=[])
         try:
             files = api.list_repo_files(repo, repo_type=publication.repo_type, revision=revision)
-        except RevisionNotFoundError:  # a branch that would be made of main
+        except RevisionNotFoundError:  # the branch would be created from main
             files = api.list_repo_files(repo, repo_type=publication.repo_type)
     if private and not info.private:
         raise PushError(f"{repo}: is public already; push with --public, or to another repository")
@@ -117,14 +117,14 @@ def look_up(publication: Publication, repo: str, private: bool, revision: str | 
 
 
 def send(publication: Publication, destination: Destination, revision: str | None, message: str) -> str:
-    """Commits all files, to a new repository or branch where there is none, and returns the commit's address."""
+    """Commits all files, creating the repository and the branch if necessary, and returns the commit's address."""
     from huggingface_hub import HfApi
 
     api, repo, repo_type = HfApi(), destination.repo, publication.repo_type
     with hub_errors(repo):
         if not destination.exists:
             api.create_repo(repo, repo_type=repo_type, private=destination.private, space_sdk=publication.sdk)
-        # A pull request (refs/pr/1) is a revision too, but none that can be made so.
+        # A pull request (refs/pr/1) is a revision too, but cannot be created like a branch.
         if revision not in (None, MAIN) and not revision.startswith("refs/"):
             api.create_branch(repo, branch=revision, repo_type=repo_type, exist_ok=True)
         where = {"repo_id": repo, "repo_type": repo_type, "revision": revision}
@@ -143,7 +143,7 @@ def send(publication: Publication, destination: Destination, revision: str | Non
 
 @contextmanager
 def hub_errors(repo: str) -> Iterator[None]:
-    """Turns errors of the network and the Hub into one line that says what to do."""
+    """Converts errors of the network and the Hub to one line that says what to do."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -161,8 +161,8 @@ def hub_errors(repo: str) -> Iterator[None]:
         raise NoLoginError(f"{repo}: nobody is logged in; {LOG_IN}") from error
     except OfflineModeIsEnabled as error:
         raise PushError(f"{repo}: the Hub may not be asked, because HF_HUB_OFFLINE is set; unset it") from error
-    # An upload that fails in a thread comes as a RuntimeError with the Hub's answer behind it; ValueError is for a card
-    # whose header the Hub does not accept.
+    # An upload that fails in a thread raises a RuntimeError caused by the Hub's answer; a card whose header the Hub
+    # rejects raises a ValueError.
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         cause: BaseException = (error.__cause__ or error) if isinstance(error, RuntimeError) else error
         if isinstance(cause, HfHubHTTPError):
@@ -176,7 +176,7 @@ def hub_errors(repo: str) -> Iterator[None]:
 
 
 def describe_contents(publication: Publication) -> str:
-    """Lists the files that would be sent, a line each, and their sum."""
+    """Lists the files that would be sent, one per line, and their total size."""
     lines = [f"{publication.folder}: {publication.summary}"]
     lines += [f"{size:>15,}  {name}" for name, size in publication.files.items()]
     lines.append(f"{sum(publication.files.values()):>15,}  bytes in {len(publication.files)} files")
@@ -184,7 +184,7 @@ def describe_contents(publication: Publication) -> str:
 
 
 def describe_destination(publication: Publication, destination: Destination, revision: str | None) -> str:
-    """Says where the files would go, and which files there would be deleted."""
+    """Describes the destination, and the files there that would be deleted."""
     from huggingface_hub import constants
 
     prefix = constants.REPO_TYPES_URL_PREFIXES.get(publication.repo_type, "")

@@ -83,8 +83,8 @@ def tokenize_corpus(
         unit_rows: the minimum number of rows of a unit, if the source does not fix it. An interrupted run repeats its
             unfinished units. A folder must be continued with the same number.
         units_together: the number of units encoded as one stream of clips; None for 1 on a CPU, else 64.
-        block_seconds: the audio encoded in one batch, in seconds; less needs less memory of a GPU. None for 160 on a GPU,
-            and for single clips on a CPU.
+        block_seconds: the audio encoded in one batch, in seconds; less needs less GPU memory. None for 160 on a GPU and
+            for single clips on a CPU.
         license: the licence of the recordings, as an identifier of the Hub, for the card.
         price_per_hour: the price of a GPU or core, for the report.
         ray: the address of a Ray cluster, `"auto"`, or `"local"` for the cores or GPUs of this machine.

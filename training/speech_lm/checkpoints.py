@@ -1,4 +1,4 @@
-"""Checkpoints of the Trainer, and folders that are there whole or not at all."""
+"""Checkpoints of Transformers' Trainer, and folders that are written in one step."""
 
 import shutil
 import zipfile
@@ -15,7 +15,7 @@ RANDOM_STATES = "rng_state*.pth"
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Returns the newest checkpoint that was written to its end; the Trainer writes its own state last."""
+    """Returns the newest complete checkpoint: one with the Trainer's state, which is written last."""
     complete = [state.parent for state in folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
     return max(complete, key=lambda checkpoint: int(checkpoint.name.split("-")[1])) if complete else None
 
@@ -23,14 +23,14 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def check_checkpoint(checkpoint: Path, processes: int) -> str:
     """Checks the files of a checkpoint, without unpickling anything.
 
-    The Trainer passes over random states that are missing, and the run would go on with others.
+    The Trainer ignores missing random states, so that the run would continue with other ones.
 
     Args:
         checkpoint: the folder.
-        processes: the number of processes that go on from it.
+        processes: the number of processes that resume from it.
 
     Returns:
-        A line about what begins anew; empty if nothing does.
+        A line about random states that differ; empty if there are none.
 
     Raises:
         TaaeInputError: if a file is damaged or missing.
@@ -40,8 +40,8 @@ def check_checkpoint(checkpoint: Path, processes: int) -> str:
     for file in [*expected, *(random_states or [checkpoint / RANDOM_STATES])]:
         if problem := file_problem(file):
             raise TaaeInputError(
-                f"{file}: is damaged ({problem}); remove {checkpoint}, and the run goes on from the checkpoint before, "
-                "or begins anew"
+                f"{file}: is damaged ({problem}); remove {checkpoint}, and the run resumes from the checkpoint before, "
+                "or starts again"
             )
     if len(random_states) == processes:
         return ""
@@ -51,7 +51,7 @@ def check_checkpoint(checkpoint: Path, processes: int) -> str:
 
 
 def file_problem(file: Path) -> str:
-    """Returns what is wrong with a file of safetensors or of `torch.save`; empty if nothing is."""
+    """Returns the damage of a file of safetensors or of `torch.save`; empty if there is none."""
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt"):  # compares the header with the file's size
@@ -64,11 +64,11 @@ def file_problem(file: Path) -> str:
 
 
 def write_folder(target: Path, writers: Iterable[Callable[[Path], object]]) -> None:
-    """Writes a folder in one step: it takes its name when all is in it, and an older one stays until then.
+    """Writes a folder in one step: it gets its name when it is complete, and an older one is kept until then.
 
     Args:
         target: the folder.
-        writers: functions that write into the folder they are given.
+        writers: functions that write into a given folder.
 
     Raises:
         TaaeInputError: if it cannot be written.

@@ -1,8 +1,8 @@
 """Compares presets and layouts as tokens of small language models.
 
-TOKENS holds folders PRESET/train and PRESET/validation, which `taae tokenize` wrote of the same speech. A small
-language model is trained on each (see `train.py`), all at the same size and budget. Writes
-language_models.json and language_models.md; what is done already is not done again.
+TOKENS holds folders PRESET/train and PRESET/validation, made from the same speech with `taae tokenize`. A small
+language model is trained on each (see `train.py`), all with the same size and budget. The results are
+language_models.json and language_models.md. Finished runs are not repeated.
 """
 
 from dataclasses import dataclass, field
@@ -34,10 +34,10 @@ class Comparison:
 
     Args:
         tokens: folder of the folders PRESET/train and PRESET/validation.
-        output_dir: folder for the runs; an interrupted comparison in it goes on.
+        output_dir: folder for the runs; an interrupted comparison in it is resumed.
         results: folder for language_models.json and .md, such as that of the codec's results.
         texts: texts for `with_texts`: a column of the corpora, or a Parquet file with columns id and text.
-        with_texts: presets that are trained with text before speech as well, interleaved.
+        with_texts: presets that are also trained with text before speech, interleaved.
         codec: folder or name of the codec, to decode samples with.
         samples: the number of samples of each kind.
         budget: size and training.
@@ -54,10 +54,10 @@ class Comparison:
 
 
 def combinations(comparison: Comparison) -> list[Settings]:
-    """The runs: each preset that there are tokens of, in each layout that differs, then those with texts.
+    """Returns the settings of the runs: each preset with tokens in each distinct layout, then those with texts.
 
     Raises:
-        TaaeInputError: if there are no tokens, or no texts where they are needed.
+        TaaeInputError: if there are no tokens, or texts are needed and not given.
     """
     folder = Path(comparison.tokens)
     presets = [preset for preset in BOTTLENECK_PRESETS if (folder / preset).is_dir()]
@@ -91,7 +91,7 @@ def combinations(comparison: Comparison) -> list[Settings]:
 
 
 def coded_bit_rates(results: Path, codec: str) -> dict[str, float]:
-    """Bit rates of entropy-coded tokens by preset, if they were measured for this codec."""
+    """Returns the bit rates of entropy-coded tokens by preset, if they were measured for this codec."""
     entropy = read_json(results / "entropy.json")
     if entropy.get("model_identity") != codec:
         return {}
@@ -134,7 +134,7 @@ def report(runs: list[Result], coded: dict[str, float]) -> str:
 
 
 def compare(comparison: Comparison) -> list[Result]:
-    """Runs what has not been run, writes the results, and returns them.
+    """Does the runs that are not finished, writes the results, and returns them.
 
     Raises:
         TaaeInputError: if a part of it cannot be used.

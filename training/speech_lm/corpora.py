@@ -1,4 +1,4 @@
-"""Corpora of speech tokens: one or several folders that `taae tokenize` wrote, or data sets on the Hub, as one."""
+"""Corpora of speech tokens: one or several folders of `taae tokenize`, or data sets on the Hub, joined."""
 
 import glob
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ from modeling_taae.tokenize import Manifest, find_tokens, open_token_folder
 
 
 class TokenCorpus:
-    """Tokens of one codec and preset, with the texts of their clips where they are asked for.
+    """Tokens of one codec and preset, optionally with the texts of their clips.
 
     Args:
         names: folders that `taae tokenize` wrote, or names of such data sets on the Hub.
-        texts: None for speech alone, else a column of the corpus, or a Parquet file with columns id and text.
-        checked: true to compare the folders' files with their manifests, for which all of them are read.
+        texts: None for only speech, else a column of the corpus, or a Parquet file with columns id and text.
+        checked: whether to compare the folders' files with their manifests, which reads all of them.
 
     Raises:
-        TaaeInputError: if a folder is not complete or does not hold what its manifest lists, the folders do not have
-            the same kind of tokens, or a language model cannot have them.
+        TaaeInputError: if a folder is not complete or does not hold what its manifest lists, the folders have different
+            kinds of tokens, or the preset is not suitable for language models.
     """
 
     def __init__(self, names: Sequence[str | Path], texts: str | None = None, checked: bool = True):
@@ -65,12 +65,12 @@ class TokenCorpus:
 
     @property
     def shards(self) -> list[dict]:
-        """Each file with its size and checksum, which tell these tokens from all others."""
+        """Each file with its size and checksum, which identify the tokens."""
         return [vars(shard) for manifest in self.manifests for shard in manifest.shards]
 
     @cached_property
     def rows(self) -> Dataset:
-        """Rows with `id`, `codes` (frames, tokens_per_frame), `frames`, and the column of texts if that is one.
+        """The rows with `id`, `codes` (frames, tokens_per_frame), `frames`, and the column of texts if there is one.
 
         Raises:
             TaaeInputError: if there is no such column.
@@ -96,7 +96,7 @@ class TokenCorpus:
         return self.texts is not None and self.texts.endswith(".parquet")
 
     def text_of_rows(self) -> list[str]:
-        """Returns the text of each row, empty where it has none.
+        """Returns the text of each row, empty if it has none.
 
         Raises:
             TaaeInputError: if there is no such column or file.

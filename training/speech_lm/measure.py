@@ -1,4 +1,4 @@
-"""How well a language model predicts speech, in bits per second."""
+"""Measures how well a language model predicts speech, in bits per second."""
 
 import math
 
@@ -15,7 +15,7 @@ from training.speech_lm.sequences import IGNORED, SpeechSequences
 
 @torch.no_grad()
 def bits_per_second(model: PreTrainedModel, sequences: SpeechSequences) -> BitRates:
-    """Returns the bits that a second of speech takes when a coder knows the model's predictions."""
+    """Returns the bits per second of speech for a coder that uses the model's predictions."""
     grammar, bits, frames = sequences.processor.grammar, {"free": 0.0, "grammar": 0.0}, 0
     for index in tqdm(range(len(sequences)), desc="Measuring", unit="clip", disable=None):
         sequence = sequences[index]
@@ -35,11 +35,11 @@ def sequence_bits(grammar: SpeechGrammar, ids: Tensor, labels: Tensor, scores: T
         grammar: the grammar of the tokens.
         ids: (length,) int64.
         labels: (length,) int64.
-        scores: (length - 1, vocabulary), those of the tokens from the second on.
+        scores: (length - 1, vocabulary), scores of the tokens from the second on.
     """
     places = (labels[1:] != IGNORED).nonzero()[:, 0]
     wanted, scores = labels[1:][places], scores[places]
-    # The grammar reads what comes before: each row ends with the token before one that is wanted.
+    # The grammar reads the ids so far: each row ends with the token before a measured one.
     offsets = places[:, None] - torch.arange(len(ids) - 1, device=ids.device).flip(0)
     prefixes = torch.where(offsets >= 0, ids[offsets.clamp(min=0)], 0)
     candidates = {"free": scores, "grammar": grammar(prefixes, scores)}

@@ -12,12 +12,12 @@ NONE: Mapping[str, str] = {}
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """Runs a command and returns its exit status: 141 where nobody reads what it prints, as in `… | head`."""
+    """Runs a command and returns its exit status: 141 after a broken pipe, as in `… | head`."""
     try:
         status = command()
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
         return 141
     return status
 
@@ -25,13 +25,13 @@ def run_command(command: Callable[[], int]) -> int:
 def parse_settings(
     kind: type[Settings], program: str, arguments: list[str] | None, several: Mapping[str, str] = NONE
 ) -> Settings:
-    """Reads a dataclass from the command line; exits with status 2 and one line on a mistake.
+    """Reads a dataclass from the command line; a mistake ends the program with status 2 and one line.
 
     Args:
         kind: the dataclass; its fields are the options, its docstring is their help.
         program: the command's name.
-        arguments: the arguments without the command's name; None for the process's own.
-        several: the fields that take one value or several, in a row behind the option, with their help.
+        arguments: the arguments without the command's name; None for those of the process.
+        several: the fields that take one or more values after their option, with their help.
     """
     parser = ArgumentParser(prog=program, description=(kind.__doc__ or "").splitlines()[0], allow_abbrev=False)
     for name, explanation in several.items():

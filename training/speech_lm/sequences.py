@@ -1,7 +1,7 @@
-"""From a corpus of speech tokens to sequences that a language model learns from.
+"""Makes training sequences for a language model from a corpus of speech tokens.
 
-A sequence is a text, if texts are asked for, and a span of speech (see `SpeechVocabulary`): the language model learns
-to predict the tokens of the span and its end marker.
+A sequence is an optional text and a span of speech (see `SpeechVocabulary`). The language model learns to predict the
+tokens of the span and its end marker.
 """
 
 import torch
@@ -14,20 +14,20 @@ from modeling_taae import TaaeProcessor
 from modeling_taae.errors import TaaeInputError
 from training.speech_lm.corpora import TokenCorpus
 
-# Labels that count for nothing, as Transformers spells it.
+# The label that Transformers ignores.
 IGNORED = -100
 
 
 class SpeechSequences(torch.utils.data.Dataset):
     """The sequences of a corpus.
 
-    Without texts, clips are cut into crops of at most `crop_frames` whole frames, each a span of its own. With texts,
-    each clip stands whole behind its text; clips that are longer, or have no text, are left out.
+    Without texts, clips are cut into crops of at most `crop_frames` whole frames, each a separate span. With texts,
+    each whole clip follows its text; clips that are longer, or have no text, are left out.
 
     Args:
         corpus: the clips.
-        processor: a processor for their preset.
-        crop_frames: the most frames of a sequence.
+        processor: a processor for the clips' preset.
+        crop_frames: largest number of frames of a sequence.
 
     Raises:
         TaaeInputError: if the corpus has another preset than the processor, or no sequence remains.
@@ -81,7 +81,7 @@ class SpeechSequences(torch.utils.data.Dataset):
 
 
 def character_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Returns a tokenizer for texts in lower case, with a token for each of their characters."""
+    """Returns a tokenizer for texts in lower case, with a token for each character in them."""
     special = {"pad_token": "<pad>", "unk_token": "<unk>"}
     normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     characters = sorted({character for text in texts for character in normalizer.normalize_str(text)})

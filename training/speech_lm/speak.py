@@ -1,4 +1,4 @@
-"""Lets a language model speak, from a text, from speech to go on from, or from nothing."""
+"""Generates speech with a language model: from a text, from speech to continue, or from nothing."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ from modeling_taae.files import is_standard_stream
 from modeling_taae.identity import TokenSource
 from modeling_taae.speech_streamer_taae import TaaeStreamer
 
-# Where a language model's config says which codec's tokens it learnt: the model's identity, and all that is known.
+# Fields of a language model's config with the origin of its tokens: the codec's identity, and all known facts.
 CODEC_IDENTITY, TOKEN_SOURCE = "speech_codec", "speech_token_source"
 
 
@@ -31,16 +31,16 @@ def generate_speech(
     temperature: float = 1.0,
     streamer: TaaeStreamer | None = None,
 ) -> Tensor:
-    """Returns speech by a language model, kept on the grammar.
+    """Generates speech with a language model, restricted by the grammar.
 
     Args:
         model: the language model.
         processor: its processor.
         text: the text before the speech.
         prompt: the speech's first frames, (tokens_per_frame, frames) int64.
-        frames: the most that it says.
-        temperature: below 1, likely tokens become more so.
-        streamer: a streamer that decodes the speech as it comes.
+        frames: largest number of frames.
+        temperature: temperature of sampling; below 1, likely tokens become likelier.
+        streamer: a streamer that decodes the speech during generation.
 
     Returns:
         Codes (tokens_per_frame, frames) int64, the prompt included.
@@ -64,13 +64,13 @@ def generate_speech(
         logits_processor=[processor.grammar],
         streamer=streamer,
     )
-    # At the limit the span is still open: it is ended behind the last whole frame.
+    # At the limit the span is still open; the repair ends it after the last whole frame.
     codes = cast(np.ndarray, processor.parse(generated[0], errors="repair").segments[-1])
     return codes[:, : known + frames]
 
 
 def token_source(language_model: PreTrainedModel) -> TokenSource | None:
-    """Returns what made the tokens that a language model learnt; None if its configuration does not say."""
+    """Returns the origin of a language model's tokens; None if its configuration does not give it."""
     config = language_model.config
     identity = getattr(config, CODEC_IDENTITY, None)
     content = getattr(config, TOKEN_SOURCE, None) or {"identity": identity}
@@ -86,7 +86,7 @@ def load_speaker(folder: str) -> tuple[PreTrainedModel, TaaeProcessor]:
     try:
         processor = AutoProcessor.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder)
-    # Damaged files raise whatever their reader raises.
+    # Damaged files make their readers raise errors of many types.
     except Exception as error:
         raise TaaeInputError(
             f"{folder}: no language model with a TaaeProcessor could be loaded from there ({one_line(error)}); "
@@ -107,16 +107,16 @@ def speak(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> None:
-    """Lets a language model speak and writes what it says to an audio file.
+    """Generates speech with a language model and writes it to an audio file.
 
     Args:
         model: folder of a language model and its processor.
-        output: audio file to write, .wav or .flac; `-` writes samples of 16 bits to standard output as they come.
-        text: words to be said, by a model that was trained with texts.
-        prompt: audio file with speech to go on from.
-        codec: folder or Hub name of the codec whose tokens the model learnt; None for the default of `taae`.
-        seconds: the most that it says.
-        temperature: variety; below 1, less varied.
+        output: audio file to write, .wav or .flac; `-` streams 16-bit samples to standard output.
+        text: the text to say, for a model that was trained with texts.
+        prompt: audio file with speech to continue.
+        codec: folder or Hub name of the codec whose tokens the model was trained on; None for the default of `taae`.
+        seconds: longest duration, in seconds.
+        temperature: temperature of sampling; below 1, less varied.
         seed: seed of the random draws.
 
     Raises:
@@ -127,8 +127,8 @@ def speak(
     learnt, own = token_source(language_model), speech_codec.token_source(processor.bottleneck)
     if learnt is not None and not learnt.agrees_with(own):
         raise TaaeInputError(
-            f"{model}: learnt the tokens of codec {learnt.identity}, but this codec is {own.identity}, to which they "
-            "mean something else; choose the one it was trained for with --codec"
+            f"{model}: learnt the tokens of codec {learnt.identity}, but this codec is {own.identity}, which decodes "
+            "them differently; choose the one it was trained for with --codec"
         )
     processor.audio_tokenizer = speech_codec.model
     rate, prompt_codes = speech_codec.extractor.sampling_rate, None

@@ -1,8 +1,8 @@
 """Teaches speech to a language model of text: `python training/speech_lm/teach.py MODEL --tokens TOKENS … -o FOLDER`.
 
-An example to copy and change: Transformers' own Trainer, on what `taae tokenize` wrote. MODEL is any causal language
-model of text, as a folder or a Hub name; TOKENS are folders, or names of data sets on the Hub. `training/speak.py` lets
-the result speak.
+This is an example to copy and change. It runs Transformers' Trainer on tokens of `taae tokenize`. MODEL is a causal
+language model of text, as a folder or a Hub name; TOKENS are folders, or names of data sets on the Hub.
+`training/speak.py` generates speech with the result.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from training.speech_lm.speak import CODEC_IDENTITY, TOKEN_SOURCE
 def make_processor(model: str, corpus: TokenCorpus) -> TaaeProcessor:
     """Returns the language model's tokenizer with a token for each code of the corpus's preset."""
     tokenizer = AutoTokenizer.from_pretrained(model)
-    if tokenizer.pad_token is None:  # as many models of text; padding is never learnt, so any token will do
+    if tokenizer.pad_token is None:  # common in models of text; padding is never learnt, so any token will do
         tokenizer.pad_token = tokenizer.eos_token
     facts = corpus.manifest.model
     extractor = TaaeFeatureExtractor(
@@ -44,12 +44,12 @@ def make_processor(model: str, corpus: TokenCorpus) -> TaaeProcessor:
 
 
 def sequences(corpus: TokenCorpus, processor: TaaeProcessor, longest: int) -> Iterator[dict[str, list[int]]]:
-    """Yields each clip behind its text as `input_ids`, with `labels`: text and speech are both learnt.
+    """Yields each clip after its text as `input_ids`, with `labels`: both text and speech are learnt.
 
     Args:
         corpus: the clips.
-        processor: a processor for their preset.
-        longest: the most tokens; longer sequences are left out, because a cut one would end within a frame.
+        processor: a processor for the clips' preset.
+        longest: largest number of tokens; longer sequences are left out, because a cut one would end within a frame.
     """
     end = [processor.tokenizer.eos_token_id]
     for text, row in zip(corpus.text_of_rows(), corpus.rows, strict=True):
@@ -66,9 +66,9 @@ def teach(model_name: str, corpus: TokenCorpus, output: str, longest: int, packe
         model_name: the language model.
         corpus: the speech to teach.
         output: the folder for checkpoints, and for the model at the end.
-        longest: the most tokens of a sequence.
-        packed: true to put the sequences of a batch behind each other in one row, without padding. For models with the
-            attention of Transformers, which then keeps the sequences apart.
+        longest: largest number of tokens of a sequence.
+        packed: whether to join the sequences of a batch in one row, without padding. This needs a model with the
+            attention of Transformers, which keeps the sequences apart.
         options: further arguments of `TrainingArguments`.
     """
     processor = make_processor(model_name, corpus)
@@ -78,9 +78,9 @@ def teach(model_name: str, corpus: TokenCorpus, output: str, longest: int, packe
     print(f"{corpus.name}: {len(data):,} of {len(corpus.rows):,} clips have at most {longest:,} tokens")
     if not data:
         raise TaaeInputError(f"{corpus.name}: no clip is short enough; raise --longest")
-    # Sequences in one row are kept apart by their positions, unless there is a cache.
+    # Without a cache, sequences in one row are kept apart by their positions.
     model.config.use_cache = False
-    # The other collator pads: `input_ids` with the padding token, `labels` with -100, which counts for nothing.
+    # The other collator pads `input_ids` with the padding token and `labels` with -100, which is ignored.
     collate = DataCollatorWithFlattening() if packed else DataCollatorForSeq2Seq(processor.tokenizer)
     on_gpu = torch.accelerator.is_available()
     precision = choose_precision("auto", torch.accelerator.current_accelerator() or torch.device("cpu"))
@@ -107,16 +107,16 @@ def teach(model_name: str, corpus: TokenCorpus, output: str, longest: int, packe
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Teaches as the command line says and returns the exit status: 2 where that is not possible."""
+    """Teaches as the command line says and returns the exit status: 2 if that is not possible."""
     parser = argparse.ArgumentParser(prog="teach.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", help="a causal language model of text: a folder or a Hub name")
     parser.add_argument("--tokens", nargs="+", required=True, help="folders of `taae tokenize`, or Hub names")
     parser.add_argument("--texts", help="a column of the tokens, or a Parquet file with columns id and text")
     parser.add_argument("-o", "--output", required=True, help="folder for the taught model")
-    parser.add_argument("--longest", type=int, default=2048, help="tokens of a sequence at most (default: 2048)")
+    parser.add_argument("--longest", type=int, default=2048, help="most tokens of a sequence (default: 2048)")
     parser.add_argument("--packed", action="store_true", help="batches without padding")
-    parser.add_argument("--batch-size", type=int, default=8, help="sequences in a step (default: 8)")
-    parser.add_argument("--learning-rate", type=float, default=1e-4, help="at its highest (default: 0.0001)")
+    parser.add_argument("--batch-size", type=int, default=8, help="sequences per step (default: 8)")
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="highest learning rate (default: 0.0001)")
     parser.add_argument("--max-steps", type=int, default=1000, help="optimiser steps (default: 1000)")
     options = parser.parse_args(arguments)
     try:

@@ -1,8 +1,8 @@
 """Trains a small language model of speech on tokens.
 
-A Llama of a few million parameters learns the tokens that `taae tokenize` wrote, after a text if `texts` says where
-texts are. It is measured in bits per second of speech that it has not heard, and speaks a few samples. Under `torchrun`
-all processes train, and the main one measures, speaks and writes.
+A Llama of a few million parameters is trained on tokens of `taae tokenize`, with a text before the speech if `texts` is
+given. It is measured in bits per second of validation speech, and generates a few samples. Under `torchrun` all
+processes train, and the main one measures, generates samples and writes the results.
 """
 
 import os
@@ -34,7 +34,7 @@ SETTINGS, RESULT, MODEL = "settings.json", "result.json", "model"
 
 
 def is_main_process() -> bool:
-    """Returns whether this process is the one that speaks and writes: the only one, or torchrun's first."""
+    """Returns whether this is the main process: the only one, or torchrun's first."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -63,12 +63,12 @@ def make_processor(settings: Settings, train: TokenCorpus, codec: Codec | None) 
 
 
 def make_language_model(budget: Budget, processor: TaaeProcessor, source: TokenSource) -> LlamaForCausalLM:
-    """Returns a Llama of random weights.
+    """Returns a Llama with random weights.
 
-    It has rows for all tokens from the start, since there are no trained ones that new rows could be the mean of.
+    It has embedding rows for all tokens from the start, because there are no trained rows to average for new ones.
 
     Raises:
-        TaaeInputError: if its width cannot be shared among its heads.
+        TaaeInputError: if its width is no multiple of its heads.
     """
     if budget.hidden_size % budget.heads:
         raise TaaeInputError(f"--budget.hidden_size {budget.hidden_size}: is no multiple of {budget.heads} heads")
@@ -91,14 +91,14 @@ def make_language_model(budget: Budget, processor: TaaeProcessor, source: TokenS
 
 
 def agreed_precision(budget: Budget) -> PrecisionChoice:
-    """Chooses the precision of training in the main process, for all: timing could tell them different things."""
+    """Chooses the precision of training in the main process for all, because their measured times could differ."""
     state = PartialState(cpu=not torch.accelerator.is_available())
     wanted = "auto" if budget.bf16 == "auto" else "bf16" if budget.bf16 else "no"
     return broadcast_object_list([choose_precision(wanted, state.device) if is_main_process() else None])[0]
 
 
 def training_arguments(settings: Settings, precision: PrecisionChoice) -> TrainingArguments:
-    """Returns the Trainer's arguments; with them, the processes of `torchrun` are connected."""
+    """Returns the Trainer's arguments; making them connects the processes of `torchrun`."""
     budget, on_gpu = settings.budget, torch.accelerator.is_available()
     return TrainingArguments(
         output_dir=settings.output_dir,
@@ -136,10 +136,10 @@ def train(arguments: TrainingArguments, model: PreTrainedModel, sequences: Speec
 
 
 def write_samples(settings: Settings, model: PreTrainedModel, sequences: SpeechSequences) -> list[Sample]:
-    """Writes speech by the model as WAV files in `samples/`, and returns what is in them.
+    """Writes speech of the model as WAV files in `samples/`, and returns their descriptions.
 
-    Of each kind there are `settings.samples`: with texts, the texts of clips; without, nothing in particular; and in
-    both cases clips gone on with from their first half, beside the clips themselves as the codec decodes them.
+    There are `settings.samples` files of each kind: speech for the texts of clips, or random speech if there are no
+    texts; continuations of the first half of clips; and these clips as the codec decodes them.
     """
     processor, folder = sequences.processor, Path(settings.output_dir) / "samples"
     rate, told = processor.feature_extractor.sampling_rate, []
@@ -159,7 +159,7 @@ def write_samples(settings: Settings, model: PreTrainedModel, sequences: SpeechS
 
 
 def make_plan(settings: Settings, corpora: list[TokenCorpus]) -> dict[str, Any]:
-    """Returns all that the result depends on, which must not change where a run goes on.
+    """Returns everything that the result depends on, which must not change when a run is resumed.
 
     Raises:
         TaaeInputError: if the output folder belongs to a run with another plan.
@@ -173,19 +173,19 @@ def make_plan(settings: Settings, corpora: list[TokenCorpus]) -> dict[str, Any]:
     for name in now if before else ():
         if without_precision(before.get(name)) != without_precision(now[name]):
             raise TaaeInputError(
-                f"{settings.output_dir}: was begun with other {name} ({path}); go on with the same, or choose another "
-                f"output_dir{'; a corpus that grew needs one' if name == 'tokens' else ''}"
+                f"{settings.output_dir}: was begun with other {name} ({path}); continue with the same, or choose "
+                f"another output_dir{'; a corpus that grew needs one' if name == 'tokens' else ''}"
             )
     return now
 
 
 def without_precision(value: Any) -> Any:
-    """Returns a budget without its precision, in which a run may go on on another machine; else the value itself."""
+    """Returns a budget without its precision, which may change when a run is resumed; other values unchanged."""
     return {name: each for name, each in value.items() if name != "bf16"} if isinstance(value, dict) else value
 
 
 def run(settings: Settings) -> Result | None:
-    """Trains, measures and speaks, as far as that has not been done.
+    """Trains, measures and generates samples; finished steps are not repeated.
 
     Returns:
         The result; None in the processes of `torchrun` that only train.
