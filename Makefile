@@ -10,7 +10,7 @@ JOBS ?= auto
 
 .DEFAULT_GOAL := help
 include hub_cards/cards/release.mk
-.PHONY: help demo space web test quick types conformance api fuzz lower-bounds lint format clean
+.PHONY: help demo space web test quick types conformance api notebook fuzz lower-bounds lint format clean
 .DELETE_ON_ERROR:
 
 help:  ## list these commands
@@ -39,6 +39,9 @@ conformance: $(VENV)/test.stamp  ## run the common tests of Transformers, fetche
 
 api: $(VENV)/demo.stamp  ## write docs/api.md from the docstrings
 	$(BIN)/python docs/make_api.py
+
+notebook: $(VENV)/test.stamp  ## run docs/example.ipynb, and store what it shows
+	$(BIN)/python docs/make_notebook.py
 
 fuzz: $(VENV)/test.stamp  ## damage what the package reads, for two minutes, or: make fuzz SECONDS=3600 SEED=1
 	$(BIN)/python tests/fuzz/run.py --seconds $(or $(SECONDS),120) --seed $(or $(SEED),0)

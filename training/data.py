@@ -32,6 +32,7 @@ from modeling_taae.audio_io import averaged_note, to_pcm16
 from modeling_taae.data.decode import decode_row, fault
 from modeling_taae.data.row import Row
 from modeling_taae.data.sources import Corpus
+from modeling_taae.data.utterances import Utterance
 from modeling_taae.errors import TaaeInputError, one_line
 from modeling_taae.feature_extraction_taae import GATING_BLOCK, normalize_loudness
 from training.augmentation import INT16_FULL_SCALE, Augmenter
@@ -392,9 +393,18 @@ def corpus_probabilities(corpora: list[CorpusConfig]) -> np.ndarray:
 def validation_clips(
     corpus: CorpusConfig, extractor: TaaeFeatureExtractor, utterances: int, streaming: bool = False
 ) -> Iterator[np.ndarray]:
-    """Yields the first utterances of a corpus as (samples,) float32 at the model's rate and loudness, full scale 1.
+    """Yields the audio of [`validation_utterances`]."""
+    for utterance in validation_utterances(corpus, extractor, utterances, streaming):
+        yield utterance.audio
 
-    Long recordings are cut to their beginning. Recordings that cannot be decoded, are silent or too short are left out.
+
+def validation_utterances(
+    corpus: CorpusConfig, extractor: TaaeFeatureExtractor, utterances: int, streaming: bool = False
+) -> Iterator[Utterance]:
+    """Yields the first utterances of a corpus, (samples,) float32 at the model's rate and loudness, full scale 1.
+
+    Long recordings are cut to their beginning, and lose their text. Recordings that cannot be decoded, are silent or too
+    short are left out.
 
     Args:
         corpus: the corpus.
@@ -405,9 +415,10 @@ def validation_clips(
     Raises:
         CorpusError: if the corpus cannot be read.
     """
-    opened = open_corpus(corpus, streaming)
+    opened, longest = open_corpus(corpus, streaming), LONGEST_VALIDATION * extractor.sampling_rate
     for row in itertools.islice(rows_of(opened, range(len(opened))), utterances):
         samples, problem, _ = decode_to_pcm(row, extractor.sampling_rate, extractor.target_loudness)
-        clip = samples[: LONGEST_VALIDATION * extractor.sampling_rate].astype(np.float32) / INT16_FULL_SCALE
+        clip = samples[:longest].astype(np.float32) / INT16_FULL_SCALE
         if not problem and not fault(clip, extractor.sampling_rate, GATING_BLOCK):
-            yield clip
+            facts = {name: value for name, value in row.facts.items() if name != "text" or len(samples) <= longest}
+            yield Utterance(row.id, clip, facts=facts)

@@ -256,6 +256,7 @@ class ValidationConfig:
             utterances of the training corpora, to show overfitting.
         bottleneck: the preset that is scored.
         samples: number of utterances to keep as sound and spectrogram.
+        judges: whether to score words, voice and naturalness too, by those networks of `taae evaluate` that are installed.
     """
 
     corpus: OneCorpus | None = None
@@ -263,6 +264,7 @@ class ValidationConfig:
     utterances: PositiveInt = 30
     bottleneck: str = "1x46656_400bps"
     samples: int = 3
+    judges: bool = False
 
     def __post_init__(self) -> None:
         self.corpus = None if self.corpus is None else named_corpora([self.corpus])[0]

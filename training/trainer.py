@@ -125,7 +125,7 @@ class Trainer:
             if self.crops.averaged:
                 self.accelerator.print(f"{averaged_note(self.crops.averaged)}.")
         if recipe.validation.corpus is not None and self.accelerator.is_main_process:
-            self.validator = Validator(recipe, self.extractor)
+            self.validator = Validator(recipe, self.extractor, str(self.accelerator.device))
 
     def _make_losses(self, config: TaaeConfig, eager: bool) -> None:
         recipe, device, sampling_rate = self.recipe, self.accelerator.device, config.sampling_rate

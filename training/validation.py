@@ -1,6 +1,7 @@
 """Validation during a run: quality, use of the codebook, and overfitting, with sound and spectrograms."""
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -13,8 +14,11 @@ from tqdm.auto import tqdm
 
 from modeling_taae import TaaeFeatureExtractor, TaaeModel
 from modeling_taae.entropy.statistics import token_statistics
+from modeling_taae.evaluation.judges import Judge, JudgedClip, choose_judges
 from modeling_taae.evaluation.metrics import score
-from training.data import CorpusError, validation_clips
+from modeling_taae.evaluation.results import Score
+from modeling_taae.evaluation.tables import mean_with_interval
+from training.data import CorpusError, validation_clips, validation_utterances
 from training.recipe import Recipe
 
 Loss = Callable[[Tensor, Tensor], dict[str, Tensor]]  # a function of decoded audio and its reference
@@ -27,23 +31,25 @@ class Validator:
     Args:
         recipe: the recipe, with the corpora, the number of utterances and the bottleneck.
         extractor: the feature extractor whose rate and loudness to decode to.
+        device: the judges' device, as torch spells it.
 
     Raises:
         CorpusError: if a corpus cannot be read, or none of its first utterances can be decoded.
     """
 
-    def __init__(self, recipe: Recipe, extractor: TaaeFeatureExtractor):
+    def __init__(self, recipe: Recipe, extractor: TaaeFeatureExtractor, device: str = "cpu"):
         self.settings, self.samples_dir = recipe.validation, Path(recipe.output_dir) / "samples"
         self.sampling_rate = extractor.sampling_rate
         if self.settings.corpus is None:
             raise CorpusError("The recipe names no validation.corpus.")
         count, corpora = self.settings.utterances, recipe.data.corpora
         share, streaming = -(-count // max(len(corpora), 1)), recipe.data.streaming
-        self.clips = list(validation_clips(self.settings.corpus, extractor, count, streaming))
-        if not self.clips:
+        self.utterances = list(validation_utterances(self.settings.corpus, extractor, count, streaming))
+        if not self.utterances:
             raise CorpusError(f"No utterance of {self.settings.corpus.source!r} can be decoded and scored.")
         seen = (validation_clips(corpus, extractor, share, streaming) for corpus in corpora)
         self.seen_clips = list(chain(*seen))[:count]
+        self.judges = load_judges(device) if self.settings.judges else []
 
     @torch.no_grad()
     def run(self, model: TaaeModel, loss: Loss, accelerator: Accelerator, step: int) -> dict[str, float]:
@@ -55,14 +61,17 @@ class Validator:
             accelerator: the run's accelerator, for its trackers.
             step: the run's step, for the trackers.
         """
-        scores, codes = [], []
-        for index, clip in enumerate(tqdm(self.clips, desc="Validation", leave=False)):
+        scores, codes, judged = [], [], []
+        for index, utterance in enumerate(tqdm(self.utterances, desc="Validation", leave=False)):
+            clip = utterance.audio
             terms, decoded, tokens = self._reconstruct(model, loss, clip)
             scores.append(score(clip, decoded) | terms)
             codes.append(tokens)
+            judged.append(JudgedClip(clip, decoded, utterance.facts))
             if index < self.settings.samples:
                 self._show(index, clip, decoded, accelerator, step)
         means = {name: float(np.nanmean([row[name] for row in scores])) for name in scores[0]}
+        means |= judged_means(self.judges, judged)
         seen = float(np.mean([self._reconstruct(model, loss, clip)[0]["loss"] for clip in self.seen_clips]))
         means |= {"loss_on_training_speech": seen, "gap": means["loss"] - seen}
         return means | codebook_use(model, codes, self.settings.bottleneck)
@@ -89,6 +98,26 @@ class Validator:
             if tracker.name == "tensorboard":
                 for name, sound in (("original", clip), ("decoded", decoded)):
                     tracker.writer.add_audio(f"validation/{index}-{name}", sound, step, self.sampling_rate)
+
+
+def load_judges(device: str) -> list[Judge]:
+    """Loads the judges that are installed, and says in a line which are not; the run draws what it would without."""
+    with torch.random.fork_rng(devices=()):
+        _, judges, left_out = choose_judges(None, device=device)
+    for line in left_out:
+        tqdm.write(f"validation.judges: {line}")
+    return judges
+
+
+def judged_means(judges: Sequence[Judge], clips: Sequence[JudgedClip]) -> dict[str, float]:
+    """Returns the judges' means over clips; errors and words are each added up before they are divided."""
+    scores: defaultdict[str, list[Score]] = defaultdict(list)
+    for judge in judges:
+        for found in judge.judge(clips):
+            for name, value in found.items():
+                scores[name].append(value)
+    means = {name: mean_with_interval(values).mean for name, values in scores.items()}
+    return {name: mean for name, mean in means.items() if mean is not None}
 
 
 def codebook_use(model: TaaeModel, codes: list[np.ndarray], bottleneck: str) -> dict[str, float]:

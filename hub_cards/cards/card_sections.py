@@ -16,7 +16,8 @@ from modeling_taae.evaluation.conditions import PLAIN
 from modeling_taae.evaluation.metrics import ALL_METRICS
 from modeling_taae.evaluation.results import Mean, MetricFacts, Results, SystemSummary
 
-PRESETS, PROBES, RATE_PICTURE = "results/presets", "results/probes.json", "rates.png"
+PRESETS, PROBES = "results/presets", "results/probes.json"
+QUALITY_PICTURE, RATE_PICTURE = "quality.png", "rates.png"
 # Where trials are, and what their utterances as they are are called in the one table of all.
 TRIALS = {
     "results/robustness": PLAIN,

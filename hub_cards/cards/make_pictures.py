@@ -1,18 +1,20 @@
 """Draws the pictures of a model card: `python hub_cards/cards/make_pictures.py FOLDER [--speech SOURCE]`.
 
-curves.png is drawn from the folder's curves.csv and training.json, rates.png from results/presets, and spectrogram.png,
-with `--speech`, from a recording and what the model makes of it.
+curves.png is drawn from the folder's curves.csv and training.json, quality.png from results, rates.png from
+results/presets, and spectrogram.png, with `--speech`, from a recording and what the model makes of it. Of a published
+model, docs/quality.png is drawn as well, from the results of all of them.
 """
 
 import argparse
 import json
 import sys
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's hub_cards/ is not installed
 
-from hub_cards.cards.card_sections import PRESETS, RATE_PICTURE, Curves, read_curves
+from hub_cards.cards.card_sections import PRESETS, QUALITY_PICTURE, RATE_PICTURE, Curves, read_curves
 from hub_cards.cards.make_provenance import stages
 from hub_cards.demo import draw
 from modeling_taae.codec import load_codec
@@ -28,6 +30,8 @@ PANELS = {
     "STOI": {"validation/stoi": "validation"},
     "PESQ": {"validation/pesq_wb": "wide-band", "validation/pesq_nb": "narrow-band"},
 }
+HUB_CARDS = Path(__file__).resolve().parents[1]
+PICTURE_OF_ALL = HUB_CARDS.parent / "docs" / QUALITY_PICTURE
 # Points of a training curve are averaged, this many of them in all.
 SMOOTH_POINTS = 200
 
@@ -70,13 +74,20 @@ def draw_rate_picture(results: Results, target: Path) -> None:
     """Draws the metrics against the nominal bit rate: intelligibility, naturalness and the voice, or all there are.
 
     Args:
-        results: the results of presets and of other codecs.
+        results: the results of models and of other codecs.
         target: the picture.
     """
     asked = questions(results)
     names, titles = (list(asked), list(asked.values())) if len(asked) > 1 else (list(results.metrics), [])
-    (identity,) = results.model_identities
-    draw_rates(results, names, titles).savefig(target, dpi=120, metadata={"model_identity": identity})
+    identities = " ".join(sorted(results.model_identities))
+    draw_rates(results, names, titles).savefig(target, dpi=120, metadata={"model_identity": identities})
+
+
+def published_results() -> Results:
+    """Returns the results of all published models as one: the codecs beside them are the first model's."""
+    every = [Results.read(path) for path in sorted(HUB_CARDS.glob("taae-*/results/results.json"))]
+    models = [system for results in every for system in results.systems if system.kind == "TAAE"]
+    return replace(every[0], systems=models + [system for system in every[0].systems if system.kind != "TAAE"])
 
 
 def draw_spectrogram(folder: Path, speech: list[str], name: str | None) -> None:
@@ -111,8 +122,11 @@ def main(arguments: list[str] | None = None) -> int:
         if (curves := options.folder / "curves.csv").is_file():
             training = json.loads((options.folder / "training.json").read_text(encoding="utf-8"))
             draw_curves(read_curves(curves), options.folder / "curves.png", training)
-        if (presets := options.folder / PRESETS / "results.json").is_file():
-            draw_rate_picture(Results.read(presets), options.folder / RATE_PICTURE)
+        for name, picture in (("results", QUALITY_PICTURE), (PRESETS, RATE_PICTURE)):
+            if (results := options.folder / name / "results.json").is_file():
+                draw_rate_picture(Results.read(results), options.folder / picture)
+        if HUB_CARDS in options.folder.resolve().parents:
+            draw_rate_picture(published_results(), PICTURE_OF_ALL)
         if options.speech:
             draw_spectrogram(options.folder, options.speech, options.id)
     except TaaeInputError as error:

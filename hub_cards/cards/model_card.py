@@ -12,6 +12,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from hub_cards.cards.card_sections import (
+    QUALITY_PICTURE,
     CardError,
     Curves,
     gap_text,
@@ -36,7 +37,7 @@ from modeling_taae.hub.cards import model_facts, write_card
 TEMPLATES = Path(__file__).with_name("templates")
 LICENSE = "cc-by-sa-4.0"
 TAGS = ["audio", "speech", "audio-codec", "neural-audio-codec", "speech-tokenizer", "fsq", "taae"]
-SHOWN_METRICS = ("pesq_wb", "pesq_nb", "stoi", "si_sdr", "mel_distance", "dnsmos_ovrl", "dnsmos_p808")
+SHOWN_METRICS = ("pesq_wb", "stoi", "mel_distance", "dnsmos_p808", "wer", "dwer", "speaker_similarity", "distillmos")
 STANDING_METRIC = "stoi"
 
 
@@ -67,7 +68,7 @@ def card(folder: Path, codec: Codec, results: Results) -> str:
     data = read_json(folder / "training_data.json", "run `make provenance`")
     curves = read_curves(folder / "curves.csv")
     ours = default_system(codec, results)
-    shown = [name for name in SHOWN_METRICS if name in results.metrics]
+    shown = [name for name in results.metrics if name in SHOWN_METRICS]
     hours = sum(source["hours"] for source in data["sources"])
     samples = [clip for clip in read_clips() if (folder / "samples" / f"{clip.name}.flac").is_file()]
     by_language = sorted(data["languages"].items(), key=lambda item: -item[1])
@@ -90,6 +91,7 @@ def card(folder: Path, codec: Codec, results: Results) -> str:
         training_hours=f"{hours:.0f}",
         setting=report.setting(results),
         test_set=describe_test_set(ours),
+        test_sources=test_set_table(results),
         quality=report.quality_table(results, shown),
         footnote=report.footnote(results),
         standing=standing(ours, results),
@@ -102,6 +104,7 @@ def card(folder: Path, codec: Codec, results: Results) -> str:
         speed="\n\n".join(report.speed_section(results)[1:]),
         samples=samples,
         sample_note=sample_note(samples),
+        quality_picture=(folder / QUALITY_PICTURE).is_file(),
         spectrogram=(folder / "spectrogram.png").is_file(),
         curves=(folder / "curves.png").is_file(),
         gap=gap_text(curves),
@@ -252,6 +255,19 @@ PARTS_OF_LOSSES = {
     "perceptual": "perceptual",
     "ctc": "ctc",
 }
+
+
+def test_set_table(results: Results) -> str:
+    """Returns what the test set is of, source by source, and how that was recorded; empty where nobody knows."""
+    credits = yaml.safe_load((TEMPLATES / "sources.yaml").read_text(encoding="utf-8"))
+    rows = []
+    for name, share in results.data.parts.get("source", {}).items():
+        known = credits.get(name, {})
+        source = f"[{name}]({known['link']})" if known else name
+        speakers = report.number_or_nothing(share.speakers)
+        minutes = report.number(share.seconds / 60, 1)
+        rows.append([source, f"{share.utterances:,}", minutes, speakers, known.get("recorded", report.NOTHING)])
+    return report.table(["source", "utterances", "minutes", "speakers", "recorded"], rows) if rows else ""
 
 
 def source_rows(data: dict) -> list[dict]:

@@ -14,8 +14,8 @@ COMPARISON = (
     "<!-- comparison: written by `make card` from the results in hub_cards/{name} -->\n",
     "<!-- /comparison -->",
 )
-SHOWN_METRICS = ("pesq_wb", "pesq_nb", "stoi")
-MODEL_METRICS = ("pesq_wb", "stoi")
+SHOWN_METRICS = ("dwer", "speaker_similarity", "distillmos", "stoi", "pesq_wb")
+MODEL_METRICS = SHOWN_METRICS[:4]
 
 
 def project_readme(readme: Path, name: str, results: Results) -> str | None:
@@ -63,35 +63,29 @@ def describe_test_set(ours: SystemSummary) -> str:
 
 def models_table(folder: Path) -> str:
     """Returns a table of the models in a folder that have a card and results, the smallest first."""
-    rows = []
-    for path in sorted(
-        folder.glob("*/config.json"), key=lambda path: (TaaeConfig.from_pretrained(path.parent).causal, path)
-    ):
-        if (path.parent / "results" / "results.json").is_file() and (path.parent / "README.md").is_file():
-            rows.append(model_row(path.parent))
-    headings = [
-        "model",
-        "parameters",
-        "bit/s",
-        "streams",
-        "PESQ-wb ↑",
-        "STOI ↑",
-        "speed, one CPU thread",
-        "weights under",
-    ]
-    return report.table(headings, rows)
+    models = {
+        path.parent: Results.read(path.parent / "results" / "results.json")
+        for path in sorted(
+            folder.glob("*/config.json"), key=lambda path: (TaaeConfig.from_pretrained(path.parent).causal, path)
+        )
+        if (path.parent / "results" / "results.json").is_file() and (path.parent / "README.md").is_file()
+    }
+    facts = {name: results.metrics[name] for results in models.values() for name in results.metrics}
+    shown = {name: facts[name] for name in MODEL_METRICS if name in facts}
+    headings = ["model", "parameters", "bit/s", "streams", *map(report.metric_heading, shown.values())]
+    headings += ["speed, one CPU thread", "weights under"]
+    return report.table(headings, [model_row(path, results, list(shown)) for path, results in models.items()])
 
 
-def model_row(folder: Path) -> list[str]:
+def model_row(folder: Path, results: Results, shown: list[str]) -> list[str]:
     """Returns the facts of a published model, as cells: its quality is that of its own bottleneck."""
     model = load_codec(str(folder), device="cpu").model
     config = model.config
-    results = Results.read(folder / "results" / "results.json")
     systems = [system for system in results.systems if system.kind == "TAAE"]
     ours = next(system for system in systems if system.bottleneck == config.bottleneck)
     figures = [
         report.figure(ours.metrics[name], results.metrics[name], False) if name in results.metrics else "–"
-        for name in MODEL_METRICS
+        for name in shown
     ]
     speed = ours.speed
     return [

@@ -17,8 +17,9 @@ TRAINING_SPEECH := $(SPEECH)/train-*.parquet $(SPEECH)/train_more-*.parquet
 # An utterance of LJ Speech, which is in the public domain.
 DEMO = '$(SPEECH)/train-*.parquet' lj-LJ001-0036
 BOTTLENECKS := 1x46656_400bps 2x15625_700bps
-# DNSMOS alone takes longer than all of these: name dnsmos as well where time allows.
-METRICS ?= pesq_wb pesq_nb stoi si_sdr mel_distance stft_distance
+# With the judges, a codec takes minutes of each core.
+METRICS ?= pesq_wb pesq_nb stoi si_sdr mel_distance stft_distance dnsmos_p808 \
+	wer cer dwer dcer speaker_similarity distillmos
 # For the curve: three levels a dimension and nine beside the presets. Trials on a part of the data take minutes.
 STAGES = 3,3,3,3,3,3@1.0 1x46656_400bps 9,9,9,9,9,9@1.0 native $(wordlist 2,3,$(PRESETS))
 TRIALS := --metrics pesq_wb stoi mel_distance --samples 0 --no-speed
@@ -26,13 +27,19 @@ TRIALS := --metrics pesq_wb stoi mel_distance --samples 0 --no-speed
 LANGUAGE_MODELS ?= $(RUN)/language_models
 PRESETS := 1x46656_400bps 2x15625_700bps 4x729_1000bps
 BUDGET ?= --budget.crop_frames 100 --budget.batch_size 4 --budget.max_steps 300
-PEERS := codec2-450 codec2-700C codec2-1200 codec2-2400 opus-6k pcm16
+PEERS := codec2-700C codec2-1200 codec2-2400 lyra-3.2k lyra-6k opus-6k opus-6k-nolace
+# Peers of the trials, which anyone can install.
+PLAIN_PEERS := codec2-450 codec2-700C codec2-1200 codec2-2400 opus-6k
 # All that belongs to a model's weights, each after what it needs; the middle ones for the model of the documentation.
 SHOWN := $(filter %/taae-speech-16k-nano,$(CARD:%/=%))
 RELEASE := weights prior provenance results entropy determinism exports \
-	$(if $(SHOWN),presets protocols probes language-models page) pictures samples card
+	$(if $(SHOWN),presets protocols probes language-models page notebook) pictures samples card
 
 .PHONY: release code weights prior entropy results presets protocols probes exports provenance determinism language-models page pictures benchmark stages samples card
+
+$(VENV)/judges.stamp: $(VENV)/eval.stamp
+	@$(BIN)/python -c 'from modeling_taae.evaluation import install_judges; install_judges()'
+	@touch $@
 
 release:  ## make all that belongs to new weights, in hours: make release RUN=runs/nano [CARD=hub_cards/taae-…]
 	for step in $(RELEASE); do $(MAKE) $$step || exit; done
@@ -46,13 +53,17 @@ prior: $(VENV)/train.stamp  ## train the published model's prior for entropy cod
 entropy: $(VENV)/eval.stamp  ## measure how small files are with it, on SPEECH
 	$(BIN)/python training/measure.py file_sizes $(CARD) --speech $(SPEECH)/test-*.parquet
 
-results: $(VENV)/eval.stamp  ## evaluate the published model beside its peers, on SPEECH
+# Rows of other codecs that were scored before: $(CARD)/results/rows.jsonl of another model, or of other weights.
+ROWS ?=
+
+results: $(VENV)/judges.stamp  ## evaluate the published model beside its peers, on SPEECH; ROWS=… is not scored again
+	$(if $(ROWS),cat $(ROWS) >> $(CARD)/results/rows.jsonl)
 	$(BIN)/taae evaluate $(SPEECH)/test-*.parquet --model $(CARD) --bottleneck $(BOTTLENECKS) \
-		--peers $(PEERS) --metrics $(METRICS) -o $(CARD)/results
+		--transcripts $(SPEECH)/transcripts.parquet --peers $(PEERS) --metrics $(METRICS) -o $(CARD)/results
 
 presets: $(VENV)/eval.stamp  ## evaluate every preset of the published model, and draw quality against bit rate
 	$(BIN)/taae evaluate $(SPEECH)/test-*.parquet --model $(CARD) --bottleneck $(STAGES) --limit 60 \
-		--peers $(filter-out pcm16,$(PEERS)) $(TRIALS) -o $(CARD)/results/presets
+		--peers $(PLAIN_PEERS) $(TRIALS) -o $(CARD)/results/presets
 	$(BIN)/python hub_cards/cards/make_pictures.py $(CARD)
 
 protocols: $(VENV)/eval.stamp  ## try the published model with noise, rooms, lengths, unseen languages, tandems and losses

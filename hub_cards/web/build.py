@@ -7,6 +7,7 @@ import argparse
 import base64
 import gzip
 import hashlib
+import html
 import json
 import shutil
 import subprocess
@@ -27,7 +28,7 @@ CACHE = PAGE.parents[1] / ".cache"
 NOT_SERVED = {"build.py", "measure.py"}
 VERSION_FILE = "files.js"
 # What the page does not ask for, and the service worker itself, which a browser keeps by other rules.
-NOT_KEPT = {"README.md", VERSION_FILE, "sw.js"}
+NOT_KEPT = {"README.md", VERSION_FILE, "sw.js", "preview.png"}
 # Gzipped in the build, to be small whatever the server does; the page itself fetches, unpacks and keeps them.
 LARGE = {".onnx", ".wasm"}
 RECORDING = "samples/english-woman-original.flac"  # in a model's folder
@@ -43,8 +44,13 @@ class NoRuntimeError(TaaeInputError):
     """There is no npm here, or it cannot fetch the runtime."""
 
 
-def build(model: Path, target: Path) -> None:
+def build(model: Path, target: Path, address: str | None = None) -> None:
     """Writes the page with a model, in place of a page that was in the target before.
+
+    Args:
+        model: the model's folder.
+        target: the folder to write.
+        address: the address that the page will have, for the picture that messengers show with a link.
 
     Raises:
         TaaeInputError: if the model or the runtime cannot be had, or the target holds anything but such a page.
@@ -59,6 +65,8 @@ def build(model: Path, target: Path) -> None:
         for file in PAGE.iterdir():
             if file.is_file() and file.name not in NOT_SERVED:
                 shutil.copy(file, site)
+        if address:
+            name_address(site / "index.html", address)
         add_runtime(fetch_runtime(CACHE), site)
         add_model(model, site)
         add_example(model, site)
@@ -89,6 +97,14 @@ def fetch_runtime(cache: Path) -> Path:
     if base64.b64encode(digest).decode() != RUNTIME_SHA512:
         raise TaaeInputError(f"{package}: is not {RUNTIME} as it was tested (wrong SHA-512); delete it and try again")
     return package
+
+
+def name_address(page: Path, address: str) -> None:
+    """Writes the page's address into its preview: most messengers take no picture by a relative one."""
+    picture = '<meta property="og:image" content="'
+    address = html.escape(address.rstrip("/"))
+    whole = f'<meta property="og:url" content="{address}/">\n{picture}{address}/'
+    page.write_text(page.read_text(encoding="utf-8").replace(picture, whole, 1), encoding="utf-8")
 
 
 def add_runtime(package: Path, site: Path) -> None:
@@ -165,10 +181,11 @@ def main(arguments: list[str] | None = None) -> int:
         default=PAGE / "dist",
         help="folder to write, new or of a page before (default: %(default)s)",
     )
+    parser.add_argument("--address", help="the address that the page will have, for previews of links to it")
     options = parser.parse_args(arguments)
     print("Exporting the model with 8-bit weights, which takes a minute or two …", flush=True)
     try:
-        build(options.model, options.output)
+        build(options.model, options.output, options.address)
     except TaaeInputError as error:
         print(f"build.py: error: {error}", file=sys.stderr)
         return 2

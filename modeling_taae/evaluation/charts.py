@@ -1,11 +1,13 @@
 """Draws quality against bit rate: one panel per metric, the codecs as points with intervals."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING
 
-from .results import MetricFacts, Results, SystemSummary
+import numpy as np
+
+from .results import Mean, MetricFacts, Results, SystemSummary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,8 +21,9 @@ QUESTIONS = {
 }
 TICKS = [digit * 10**power for power in range(2, 6) for digit in (1, 2, 5)]  # bit/s
 MARKERS = "osDv^<>Pphd*X"
-# The colour of the models under evaluation, and the colours of other codecs.
-OURS, OTHERS = "#c2185b", ("#1976d2", "#2e7d32", "#ef6c00", "#6a1b9a", "#00838f", "#5d4037", "#455a64")
+# The models under evaluation in shades of one colour, the others in further ones.
+OURS = ("#c2185b", "#f06292", "#880e4f", "#ff80ab")
+OTHERS = ("#1976d2", "#2e7d32", "#ef6c00", "#6a1b9a", "#00838f", "#5d4037", "#455a64")
 
 
 def questions(results: Results) -> dict[str, str]:
@@ -42,48 +45,57 @@ def draw_rates(results: Results, names: Sequence[str], titles: Sequence[str] = (
     """
     from matplotlib.figure import Figure
 
-    systems = [system for system in results.systems if system.kind != "PCM" and system.nominal_bit_rate]
-    figure = Figure(figsize=(4.2 * len(names), 3.6 + 0.09 * len(systems)), layout="constrained")
+    series = families(results)
+    figure = Figure(figsize=(4.2 * len(names), 3.6 + 0.09 * len(series)), layout="constrained")
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     for place, (panel, name) in enumerate(zip(panels, names, strict=True)):
-        draw_panel(panel, systems, name, results)
+        draw_panel(panel, series, name, results)
         heading = metric_heading(results.metrics[name])
         panel.set_ylabel(heading)
         if titles:
             panel.set_title(titles[place], fontsize=10)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(2 * len(names), len(labels)), fontsize=7)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(3 * len(names), len(labels)), fontsize=8)
     return figure
 
 
-def draw_panel(panel: "Axes", systems: Sequence[SystemSummary], name: str, results: Results) -> None:
-    """Draws one metric of all codecs."""
+def families(results: Results) -> dict[str, list[SystemSummary]]:
+    """Returns the codecs that have a bit rate by family, each from its lowest rate: a model, or a kind of codec."""
+    found: dict[str, list[SystemSummary]] = {}
+    for system in results.systems:
+        if system.kind == "PCM" or not system.nominal_bit_rate:
+            continue
+        family = system.name.removesuffix(f" {system.bottleneck}") if system.kind == "TAAE" else system.kind
+        if trial := system.facts.get("trial"):
+            family = f"{system.facts['codec']}, {trial}"
+        found.setdefault(family, []).append(system)
+    for systems in found.values():
+        systems.sort(key=lambda system: system.nominal_bit_rate)
+    return found
+
+
+def draw_panel(panel: "Axes", series: Mapping[str, Sequence[SystemSummary]], name: str, results: Results) -> None:
+    """Draws one metric of all codecs, those of a family joined by a line."""
     facts = results.metrics[name]
     scale = 100 if facts.unit == "%" else 1
-    others = cycle(OTHERS)
-    for system, marker in zip(systems, cycle(MARKERS), strict=False):
-        colour = OURS if system.kind == "TAAE" else next(others)
-        mean = system.metrics.get(name)
-        if mean is None or mean.mean is None:
-            panel.plot([], [], marker, color=colour, label=system.name, markersize=5)
-            continue
-        bounds = None
-        if mean.low is not None and mean.high is not None:
-            # The bootstrap interval of a skewed sample may just miss the mean.
-            bounds = [[scale * max(mean.mean - mean.low, 0)], [scale * max(mean.high - mean.mean, 0)]]
+    ours, others = cycle(OURS), cycle(OTHERS)
+    for (label, systems), marker in zip(series.items(), cycle(MARKERS), strict=False):
+        colour = next(ours if systems[0].kind == "TAAE" else others)
+        known = [(system.nominal_bit_rate, system.metrics[name]) for system in systems if defined(system, name)]
         panel.errorbar(
-            [system.nominal_bit_rate],
-            [scale * mean.mean],
-            bounds,
-            fmt=marker,
+            [rate for rate, _ in known],
+            [scale * (mean.mean or 0) for _, mean in known],
+            scale * np.array([reach(mean) for _, mean in known]).reshape(-1, 2).T,
+            fmt=f"{marker}-",
             color=colour,
-            label=system.name,
+            label=label,
             markersize=5,
+            linewidth=1,
             capsize=2,
         )
     draw_originals(panel, name, scale, results)
     panel.set_xscale("log")
-    rates = [system.nominal_bit_rate for system in systems]
+    rates = [system.nominal_bit_rate for systems in series.values() for system in systems]
     panel.set_xlim(min(rates) / 1.4, max(rates) * 1.4)
     low, high = panel.get_xlim()
     panel.set_xticks(ticks := [tick for tick in TICKS if low <= tick <= high], [f"{tick:,}" for tick in ticks])
@@ -91,6 +103,19 @@ def draw_panel(panel: "Axes", systems: Sequence[SystemSummary], name: str, resul
     panel.set_xlabel("bit/s (nominal)")
     panel.grid(alpha=0.3, linewidth=0.5)
     panel.margins(y=0.15)
+
+
+def defined(system: SystemSummary, name: str) -> bool:
+    """Returns whether a codec has a mean of a metric."""
+    return name in system.metrics and system.metrics[name].mean is not None
+
+
+def reach(mean: Mean) -> tuple[float, float]:
+    """Returns how far the interval of a mean reaches below it and above; 0 where there is none."""
+    if mean.mean is None or mean.low is None or mean.high is None:
+        return 0, 0
+    # The bootstrap interval of a skewed sample may just miss the mean.
+    return max(mean.mean - mean.low, 0), max(mean.high - mean.mean, 0)
 
 
 def draw_originals(panel: "Axes", name: str, scale: float, results: Results) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ QUIETEST_MAGNITUDE = 1e-4
 UNSPACED_LANGUAGES = frozenset({"zh", "cmn", "yue", "ja", "jpn", "th", "tha", "lo", "my", "km", "bo"})
 LONGEST_PESQ = 20  # seconds
 STFT_WINDOW, STFT_HOP, MEL_BANDS = 1024, 256, 128
+DNSMOS_SECONDS = 9.01
 
 
 def si_sdr(reference: np.ndarray, decoded: np.ndarray) -> float:
@@ -159,8 +161,30 @@ def dnsmos(decoded: np.ndarray) -> dict[str, float]:
     return {f"dnsmos_{name}": float(scores[f"{name}_mos"]) for name in ("sig", "bak", "ovrl", "p808")}
 
 
+def dnsmos_p808(decoded: np.ndarray) -> dict[str, float]:
+    """DNSMOS P.808 alone (Reddy et al., 2021, arXiv 2010.15258), which takes a fifteenth of the time of all four.
+
+    Returns:
+        `dnsmos_p808`, as [`dnsmos`] gives it.
+
+    Raises:
+        ImportError: if speechmos, or what it needs, is not installed.
+    """
+    networks, audio = _dnsmos_networks(), decoded.clip(-1, 1)
+    while len(audio) < DNSMOS_SECONDS * SAMPLING_RATE:
+        audio = np.append(audio, audio)
+    scores = []
+    for second in range(int(len(audio) // SAMPLING_RATE - DNSMOS_SECONDS) + 1):
+        # Some ends are rounded down, and the package leaves out what is a sample too short for it.
+        window = audio[second * SAMPLING_RATE : int((second + DNSMOS_SECONDS) * SAMPLING_RATE)]
+        if len(window) >= int(DNSMOS_SECONDS * SAMPLING_RATE):
+            spectrum = networks.audio_melspec(window[:-160]).astype(np.float32)
+            scores.append(networks.p808_onnx_sess.run(None, {"input_1": spectrum[None]})[0][0][0])
+    return {"dnsmos_p808": float(np.mean(scores))}
+
+
 @cache
-def _dnsmos_networks() -> Callable[[np.ndarray, int, bool], dict[str, float]]:
+def _dnsmos_networks() -> Any:
     import onnxruntime
     from speechmos import dnsmos
 
@@ -231,8 +255,8 @@ METRICS = {
 }
 DNSMOS_METRICS = {
     f"dnsmos_{name}": Metric(f"DNSMOS {name.upper()}", "higher", 2, dnsmos, needs_reference=False)
-    for name in ("ovrl", "sig", "bak", "p808")
-}
+    for name in ("ovrl", "sig", "bak")
+} | {"dnsmos_p808": Metric("DNSMOS P808", "higher", 2, dnsmos_p808, needs_reference=False)}
 ALL_METRICS = METRICS | DNSMOS_METRICS
 
 

@@ -121,6 +121,8 @@ def footnote(results: Results) -> str:
         f"Means over utterances, in brackets their {100 * intervals.level:g} % intervals ({intervals.method}, "
         f"{intervals.resamples:,} resamples, seed {intervals.seed})."
     )
+    if "dwer" in results.metrics:
+        text += " dWER counts the words that a recogniser hears otherwise than in the recording itself."
     judges = [f"{name}: {value}" for name, value in results.judges.items() if f"{name} weights" in results.judges]
     return text + (f" Judges: {'; '.join(judges)}." if judges else "") + voices_text(results)
 

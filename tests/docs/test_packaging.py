@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 
 def package_files() -> list[Path]:
     """The files of the package, in all its rooms."""
-    return [path for path in (ROOT / "modeling_taae").rglob("*.*") if path.suffix in (".py", ".md", ".typed")]
+    return [path for path in (ROOT / "modeling_taae").rglob("*.*") if path.suffix in (".py", ".md", ".mjs", ".typed")]
 
 
 @pytest.fixture(scope="module")

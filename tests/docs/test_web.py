@@ -401,6 +401,14 @@ def test_a_browser_that_cannot_run_the_codec_is_told(browser, site, serve, tmp_p
         page.get_by_text("this browser cannot run the codec").wait_for()
 
 
+def test_previews_name_the_page_s_address(build, site, tmp_path):
+    page = Path(shutil.copy(site / "index.html", tmp_path))
+    build.name_address(page, "https://voices.example/here/")
+    found = dict(re.findall(r'<meta property="(og:(?:url|image))" content="([^"]+)"', page.read_text()))
+    assert found == {"og:url": "https://voices.example/here/", "og:image": "https://voices.example/here/preview.png"}
+    assert (site / "preview.png").is_file()
+
+
 def test_only_a_page_is_replaced(build, tmp_path):
     (tmp_path / "own.txt").write_text("of somebody")
     with pytest.raises(TaaeInputError, match="holds something else"):

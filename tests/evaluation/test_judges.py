@@ -1,12 +1,14 @@
 """Judges: which of them a run can have, what they count, and what their tables say. Real ones run where installed."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from modeling_taae.cli import main
 from modeling_taae.data.utterances import Utterance
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.evaluation import evaluate_codecs, judges, recognition, report
@@ -58,14 +60,16 @@ class TestChoice:
         metrics, found, left_out = choose_judges(None)
         assert "stoi" in metrics and found == []
         (line,) = left_out
-        assert all(name in line for name in ("wer", "speaker_similarity", "distillmos", "modeling_taae[judges]"))
+        assert all(
+            name in line for name in ("wer", "speaker_similarity", "distillmos", "taae evaluate --install-judges")
+        )
 
     def test_metrics_that_are_named_bring_no_other_judge(self, nothing_installed):
         assert choose_judges(["stoi", "stoi"]) == (["stoi"], [], [])
 
     @pytest.mark.parametrize(("name", "way"), [("wer", "--recognizer"), ("speaker_similarity", "--speaker-model")])
     def test_one_that_is_asked_for_says_how_to_get_it(self, nothing_installed, name, way):
-        with pytest.raises(TaaeInputError, match=f"--metrics {name}: .*{way}.*pip install"):
+        with pytest.raises(TaaeInputError, match=f"--metrics {name}: .*{way}.*taae evaluate --install-judges"):
             choose_judges([name])
 
     def test_unknown_metrics_are_told_of_all_there_are(self):
@@ -82,6 +86,34 @@ class TestChoice:
         monkeypatch.setattr(recognition, "need_package", lambda *_: "0.2.0")
         with pytest.raises(TaaeInputError, match=r"0\.2\.0 does not hold the weights"):
             recognition.load_recognizer(None)
+
+
+class TestInstallation:
+    @pytest.fixture
+    def commands(self, monkeypatch) -> list[list[str]]:
+        commands: list[list[str]] = []
+
+        def record(command, **_):
+            commands.append(command)
+            return subprocess.CompletedProcess(command, returncode=0 if len(commands) < 3 else 1)
+
+        monkeypatch.setattr(judges.subprocess, "run", record)
+        monkeypatch.setattr(judges, "version", lambda package: "1.2.3")
+        return commands
+
+    def test_one_command_installs_them_here(self, commands):
+        with pytest.raises(SystemExit) as end:
+            main(["evaluate", "--install-judges"])
+        first, second = commands
+        assert not end.value.code and first[:4] == second[:4] == [sys.executable, "-m", "pip", "install"]
+        assert first[4:] == ["modeling_taae[judges]==1.2.3"]
+        assert second[4] == "--no-deps" and all("==" in package for package in second[5:])
+
+    def test_a_failure_of_pip_is_told(self, commands, capsys):
+        commands += [[], []]
+        with pytest.raises(SystemExit) as end:
+            main(["evaluate", "--install-judges"])
+        assert end.value.code == 2 and "`pip install modeling_taae[judges]==1.2.3` failed" in capsys.readouterr().err
 
 
 class TestRecognizer:

@@ -5,7 +5,16 @@ import math
 import numpy as np
 import pytest
 
-from modeling_taae.evaluation.metrics import ALL_METRICS, METRICS, mel_distance, score, si_sdr, stft_distance
+from modeling_taae.evaluation.metrics import (
+    ALL_METRICS,
+    METRICS,
+    dnsmos,
+    dnsmos_p808,
+    mel_distance,
+    score,
+    si_sdr,
+    stft_distance,
+)
 
 RATE = 16_000
 
@@ -82,6 +91,12 @@ def test_dnsmos_prefers_speech_to_noise(speech):
     noisy = score(noise(), noise(), names)
     assert list(clean) == names
     assert 1 <= noisy["dnsmos_ovrl"] < clean["dnsmos_ovrl"] <= 5
+
+
+@pytest.mark.parametrize("seconds", [0.2, 9.01, 10.02, 13.0, 25.0])
+def test_dnsmos_p808_alone_is_what_it_is_among_all(seconds):
+    pytest.importorskip("speechmos", reason="DNSMOS needs the extra `eval`")
+    assert dnsmos_p808(noise(seconds))["dnsmos_p808"] == dnsmos(noise(seconds))["dnsmos_p808"]
 
 
 def test_mistakes_are_told():

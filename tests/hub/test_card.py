@@ -144,6 +144,7 @@ class TestSections:
         text = (made_further / "README.md").read_text()
         results = {name: json.loads((made_further / "results" / name / "results.json").read_text()) for name in FURTHER}
         assert "![Quality against bit rate" in text and (made_further / "rates.png").is_file()
+        assert "![Words, naturalness and voice" in text and (made_further / "quality.png").is_file()
         assert "`native` and `2x15625_700bps` give the same audio" in text
         table = {
             line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in text.splitlines() if line[:1] == "|"
@@ -256,6 +257,17 @@ class TestCard:
         assert (card.data.license, card.data.language) == ("cc-by-sa-4.0", ["en", "de"])
         assert "Attribution-ShareAlike 4.0 International" in (folder / "LICENSE").read_text()
         assert "{{" not in text and "None" not in text.replace("None of", "")
+
+    def test_the_test_set_is_told_by_source(self, folder):
+        path = folder / "results" / "results.json"
+        results = json.loads(path.read_text())
+        share = {"utterances": 3, "seconds": 90.0, "speakers": 2}
+        results["data"]["parts"] = {"source": {"LibriSpeech": share, "mine": share | {"speakers": 0}}}
+        path.write_text(json.dumps(results))
+        make_card.main([str(folder)])
+        text = (folder / "README.md").read_text()
+        assert "| [LibriSpeech](https://www.openslr.org/12) | 3 | 1.5 | 2 | audiobooks, read by volunteers" in text
+        assert "| mine | 3 | 1.5 | – | – |" in text
 
     def test_hub_results(self, folder):
         make_card.main([str(folder)])

@@ -78,6 +78,12 @@ def test_published_artefacts_belong_to_the_weights_beside_them(artefact):
 
 
 @pytest.mark.skipif(not FOLDERS, reason="no published model is in this checkout")
+def test_the_picture_of_all_models_is_of_their_weights():
+    drawn = Image.open(ROOT / "docs" / "quality.png").text["model_identity"]
+    assert set(drawn.split()) == {identity_of(folder) for folder in FOLDERS}
+
+
+@pytest.mark.skipif(not FOLDERS, reason="no published model is in this checkout")
 def test_texts_name_published_weights_only():
     """Every word of 16 hexadecimal digits in a text is an identity: of a published model, or of it in 8 bits."""
     rounded = {model_identity(round_weights(load_codec(str(folder), device="cpu").model)) for folder in FOLDERS}

@@ -28,6 +28,7 @@ from support.training_runs import (
 )
 
 from modeling_taae import TaaeFeatureExtractor, TaaeModel
+from training import validation
 from training.checkpoints import CheckpointError, complete_checkpoints
 from training.cuda_graph import check_replayable
 from training.discriminator import DiscriminatorError, MultiResolutionDiscriminator
@@ -266,6 +267,33 @@ def test_pictures_go_to_any_tracker(recipe_file, tmp_path):
     trainer.validate()
     (pictures,), options = tracker.log_images.call_args
     assert pictures["validation/0"].ndim == 4 and options == {"step": 0}
+
+
+class Clerk:
+    """A judge that finds one error in ten words, counts what it loads, and draws from the run's generator."""
+
+    loaded = 0
+    metrics, facts = {}, {"recognizer": "Clerk 1, for tests"}
+
+    def __init__(self):
+        Clerk.loaded += 1
+        torch.rand(3)
+
+    def judge(self, clips):
+        assert all(len(clip.decoded) == len(clip.reference) and clip.facts["text"] == "Ab c" for clip in clips)
+        return [{"dwer": [1, 10], "distillmos": None} for _ in clips]
+
+
+def test_validation_with_judges_changes_no_weight(recipe_file, tmp_path, monkeypatch, capfd):
+    options = (*ADVERSARIAL, "--validation.every", 4)
+    train(recipe_file, *options, "--output_dir", tmp_path / "without")
+    assert "dwer" not in capfd.readouterr().out
+    monkeypatch.setattr(validation, "choose_judges", lambda metrics, device: ([], [Clerk()], ["left out: the others"]))
+    train(recipe_file, *options, "--validation.judges", "true", "--output_dir", tmp_path / "judged")
+    output = capfd.readouterr().out
+    assert [line["validation/dwer"] for line in validations(output)] == [0.1, 0.1] and Clerk.loaded == 1
+    assert output.count("validation.judges: left out: the others") == 1 and "distillmos" not in output
+    assert_equal(published(tmp_path / "without"), published(tmp_path / "judged"))
 
 
 def test_copies_of_checkpoints_are_left_alone(recipe_file, tmp_path):
