@@ -1,7 +1,8 @@
 """Sections of a model card that are made of further results in the model's folder: a text each, empty without them.
 
-They are the quality of every preset against its bit rate (`make presets`), harder trials (`make protocols`), what
-tokens carry (`make probes`), and what the curves of training (`make provenance`) say of its limits.
+They are what networks judge (`make judged`), the quality of every preset against its bit rate (`make presets`), harder
+trials (`make protocols`), what tokens carry (`make probes`), and what the curves of training (`make provenance`) say of
+its limits.
 """
 
 import csv
@@ -16,7 +17,7 @@ from modeling_taae.evaluation.conditions import PLAIN
 from modeling_taae.evaluation.metrics import ALL_METRICS
 from modeling_taae.evaluation.results import Mean, MetricFacts, Results, SystemSummary
 
-PRESETS, PROBES = "results/presets", "results/probes.json"
+JUDGED, PRESETS, PROBES = "results/judged", "results/presets", "results/probes.json"
 QUALITY_PICTURE, RATE_PICTURE = "quality.png", "rates.png"
 # Where trials are, and what their utterances as they are are called in the one table of all.
 TRIALS = {
@@ -25,6 +26,7 @@ TRIALS = {
     "results/multilingual": "{languages} languages, {unheard} not in training",
 }
 TRIAL_METRICS = ("pesq_wb", "stoi")
+JUDGED_METRICS = ("dwer", "wer", "speaker_similarity", "distillmos", "dnsmos_p808", "stoi", "pesq_wb")
 MUSIC, MUSIC_METRIC = "music", "mel_distance"
 FEATURES = ("tokens", "log-mel")
 NO_MEAN = Mean(None)
@@ -80,6 +82,23 @@ def check_identity(path: Path, found: set[str], identity: str, remedy: str) -> N
     """
     if found != {identity}:
         raise CardError(f"{path}: holds results of other weights than those of the model ({identity}); {remedy}")
+
+
+def judged_section(folder: Path, identity: str) -> str:
+    """Words, naturalness and voices as networks judge them, beside neural codecs; empty without results."""
+    if not (folder / JUDGED / "results.json").is_file():
+        return ""
+    results = read_results(folder / JUDGED / "results.json", identity, "run `make judged`")
+    picture = "![Words, naturalness and voice against bit rate, for this model and other codecs]"
+    shown = [name for name in JUDGED_METRICS if name in results.metrics]
+    return "\n\n".join(
+        [
+            f"The first {results.data.scored} utterances of {code(results.data.sources)}, judged by networks:",
+            report.quality_table(results, shown),
+            f"{report.footnote(results)} More is in [{JUDGED}/report.md]({JUDGED}/report.md).",
+            *([f"{picture}({QUALITY_PICTURE})"] if (folder / QUALITY_PICTURE).is_file() else []),
+        ]
+    )
 
 
 def preset_section(folder: Path, identity: str) -> str:

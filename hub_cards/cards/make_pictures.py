@@ -1,6 +1,6 @@
 """Draws the pictures of a model card: `python hub_cards/cards/make_pictures.py FOLDER [--speech SOURCE]`.
 
-curves.png is drawn from the folder's curves.csv and training.json, quality.png from results, rates.png from
+curves.png is drawn from the folder's curves.csv and training.json, quality.png from results/judged, rates.png from
 results/presets, and spectrogram.png, with `--speech`, from a recording and what the model makes of it. Of a published
 model, docs/quality.png is drawn as well, from the results of all of them.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's hub_cards/ is not installed
 
-from hub_cards.cards.card_sections import PRESETS, QUALITY_PICTURE, RATE_PICTURE, Curves, read_curves
+from hub_cards.cards.card_sections import JUDGED, PRESETS, QUALITY_PICTURE, RATE_PICTURE, Curves, read_curves
 from hub_cards.cards.make_provenance import stages
 from hub_cards.demo import draw
 from modeling_taae.codec import load_codec
@@ -85,7 +85,7 @@ def draw_rate_picture(results: Results, target: Path) -> None:
 
 def published_results() -> Results:
     """Returns the results of all published models as one: the codecs beside them are the first model's."""
-    every = [Results.read(path) for path in sorted(HUB_CARDS.glob("taae-*/results/results.json"))]
+    every = [Results.read(path) for path in sorted(HUB_CARDS.glob(f"taae-*/{JUDGED}/results.json"))]
     models = [system for results in every for system in results.systems if system.kind == "TAAE"]
     return replace(every[0], systems=models + [system for system in every[0].systems if system.kind != "TAAE"])
 
@@ -122,10 +122,10 @@ def main(arguments: list[str] | None = None) -> int:
         if (curves := options.folder / "curves.csv").is_file():
             training = json.loads((options.folder / "training.json").read_text(encoding="utf-8"))
             draw_curves(read_curves(curves), options.folder / "curves.png", training)
-        for name, picture in (("results", QUALITY_PICTURE), (PRESETS, RATE_PICTURE)):
+        for name, picture in ((JUDGED, QUALITY_PICTURE), (PRESETS, RATE_PICTURE)):
             if (results := options.folder / name / "results.json").is_file():
                 draw_rate_picture(Results.read(results), options.folder / picture)
-        if HUB_CARDS in options.folder.resolve().parents:
+        if HUB_CARDS in options.folder.resolve().parents and (options.folder / JUDGED).is_dir():
             draw_rate_picture(published_results(), PICTURE_OF_ALL)
         if options.speech:
             draw_spectrogram(options.folder, options.speech, options.id)

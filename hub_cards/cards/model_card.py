@@ -12,11 +12,11 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from hub_cards.cards.card_sections import (
-    QUALITY_PICTURE,
     CardError,
     Curves,
     gap_text,
     gender_text,
+    judged_section,
     preset_section,
     probe_section,
     read_curves,
@@ -37,7 +37,7 @@ from modeling_taae.hub.cards import model_facts, write_card
 TEMPLATES = Path(__file__).with_name("templates")
 LICENSE = "cc-by-sa-4.0"
 TAGS = ["audio", "speech", "audio-codec", "neural-audio-codec", "speech-tokenizer", "fsq", "taae"]
-SHOWN_METRICS = ("pesq_wb", "stoi", "mel_distance", "dnsmos_p808", "wer", "dwer", "speaker_similarity", "distillmos")
+SHOWN_METRICS = ("pesq_wb", "pesq_nb", "stoi", "si_sdr", "mel_distance", "dnsmos_p808")
 STANDING_METRIC = "stoi"
 
 
@@ -104,7 +104,7 @@ def card(folder: Path, codec: Codec, results: Results) -> str:
         speed="\n\n".join(report.speed_section(results)[1:]),
         samples=samples,
         sample_note=sample_note(samples),
-        quality_picture=(folder / QUALITY_PICTURE).is_file(),
+        judged=judged_section(folder, codec.identity),
         spectrogram=(folder / "spectrogram.png").is_file(),
         curves=(folder / "curves.png").is_file(),
         gap=gap_text(curves),

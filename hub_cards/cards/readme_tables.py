@@ -4,6 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
+from hub_cards.cards.card_sections import JUDGED
 from modeling_taae import TaaeConfig
 from modeling_taae.codec import load_codec
 from modeling_taae.evaluation import report
@@ -26,6 +27,7 @@ def project_readme(readme: Path, name: str, results: Results) -> str | None:
         name: the model whose card is written; the comparison is filled in if it is this model's.
         results: its results.
     """
+    results = judged_results(README.parent / "hub_cards" / name) or results
     shown = [metric for metric in SHOWN_METRICS if metric in results.metrics]
     ours = next(system for system in results.systems if system.kind == "TAAE")
     setting = f"{report.setting(results)} {describe_test_set(ours)}".rstrip()
@@ -34,6 +36,12 @@ def project_readme(readme: Path, name: str, results: Results) -> str | None:
     filled = replaced(text, (COMPARISON[0].format(name=name), COMPARISON[1]), comparison)
     filled = replaced(filled, MODELS, models_table(readme.parent / "hub_cards")) if MODELS[0] in filled else filled
     return filled if filled != text or COMPARISON[0].format(name=name) in text else None
+
+
+def judged_results(folder: Path) -> Results | None:
+    """Returns what networks judged of a model and of neural codecs, None where they did not."""
+    path = folder / JUDGED / "results.json"
+    return Results.read(path) if path.is_file() else None
 
 
 def replaced(text: str, markers: tuple[str, str], content: str) -> str:
@@ -70,21 +78,25 @@ def models_table(folder: Path) -> str:
         )
         if (path.parent / "results" / "results.json").is_file() and (path.parent / "README.md").is_file()
     }
-    facts = {name: results.metrics[name] for results in models.values() for name in results.metrics}
+    judged = {path: judged_results(path) or results for path, results in models.items()}
+    facts = {name: results.metrics[name] for results in judged.values() for name in results.metrics}
     shown = {name: facts[name] for name in MODEL_METRICS if name in facts}
     headings = ["model", "parameters", "bit/s", "streams", *map(report.metric_heading, shown.values())]
     headings += ["speed, one CPU thread", "weights under"]
-    return report.table(headings, [model_row(path, results, list(shown)) for path, results in models.items()])
+    rows = [model_row(path, results, judged[path], list(shown)) for path, results in models.items()]
+    return report.table(headings, rows)
 
 
-def model_row(folder: Path, results: Results, shown: list[str]) -> list[str]:
+def model_row(folder: Path, results: Results, judged: Results, shown: list[str]) -> list[str]:
     """Returns the facts of a published model, as cells: its quality is that of its own bottleneck."""
     model = load_codec(str(folder), device="cpu").model
     config = model.config
     systems = [system for system in results.systems if system.kind == "TAAE"]
-    ours = next(system for system in systems if system.bottleneck == config.bottleneck)
+    ours, heard = (
+        next(system for system in each.systems if system.bottleneck == config.bottleneck) for each in (results, judged)
+    )
     figures = [
-        report.figure(ours.metrics[name], results.metrics[name], False) if name in results.metrics else "–"
+        report.figure(heard.metrics[name], judged.metrics[name], False) if name in judged.metrics else report.NOTHING
         for name in shown
     ]
     speed = ours.speed

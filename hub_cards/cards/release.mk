@@ -17,9 +17,13 @@ TRAINING_SPEECH := $(SPEECH)/train-*.parquet $(SPEECH)/train_more-*.parquet
 # An utterance of LJ Speech, which is in the public domain.
 DEMO = '$(SPEECH)/train-*.parquet' lj-LJ001-0036
 BOTTLENECKS := 1x46656_400bps 2x15625_700bps
-# With the judges, a codec takes minutes of each core.
-METRICS ?= pesq_wb pesq_nb stoi si_sdr mel_distance stft_distance dnsmos_p808 \
-	wer cer dwer dcer speaker_similarity distillmos
+METRICS ?= pesq_wb pesq_nb stoi si_sdr mel_distance stft_distance dnsmos_p808
+# What networks judge, beside neural codecs: with all utterances, a codec takes four minutes of two cores.
+JUDGED ?= --limit 100
+JUDGED_METRICS := pesq_wb stoi dnsmos_p808 wer cer dwer dcer speaker_similarity distillmos
+NEURAL_PEERS := lyra-3.2k lyra-6k opus-6k-nolace opus-6k codec2-700C codec2-2400
+# The rows.jsonl of another model or of other weights, whose other codecs are not scored again.
+ROWS ?=
 # For the curve: three levels a dimension and nine beside the presets. Trials on a part of the data take minutes.
 STAGES = 3,3,3,3,3,3@1.0 1x46656_400bps 9,9,9,9,9,9@1.0 native $(wordlist 2,3,$(PRESETS))
 TRIALS := --metrics pesq_wb stoi mel_distance --samples 0 --no-speed
@@ -27,19 +31,13 @@ TRIALS := --metrics pesq_wb stoi mel_distance --samples 0 --no-speed
 LANGUAGE_MODELS ?= $(RUN)/language_models
 PRESETS := 1x46656_400bps 2x15625_700bps 4x729_1000bps
 BUDGET ?= --budget.crop_frames 100 --budget.batch_size 4 --budget.max_steps 300
-PEERS := codec2-700C codec2-1200 codec2-2400 lyra-3.2k lyra-6k opus-6k opus-6k-nolace
-# Peers of the trials, which anyone can install.
-PLAIN_PEERS := codec2-450 codec2-700C codec2-1200 codec2-2400 opus-6k
+PEERS := codec2-450 codec2-700C codec2-1200 codec2-2400 opus-6k pcm16
 # All that belongs to a model's weights, each after what it needs; the middle ones for the model of the documentation.
 SHOWN := $(filter %/taae-speech-16k-nano,$(CARD:%/=%))
-RELEASE := weights prior provenance results entropy determinism exports \
+RELEASE := weights prior provenance results judged entropy determinism exports \
 	$(if $(SHOWN),presets protocols probes language-models page notebook) pictures samples card
 
-.PHONY: release code weights prior entropy results presets protocols probes exports provenance determinism language-models page pictures benchmark stages samples card
-
-$(VENV)/judges.stamp: $(VENV)/eval.stamp
-	@$(BIN)/python -c 'from modeling_taae.evaluation import install_judges; install_judges()'
-	@touch $@
+.PHONY: release code weights prior entropy results judged presets protocols probes exports provenance determinism language-models page pictures benchmark stages samples card
 
 release:  ## make all that belongs to new weights, in hours: make release RUN=runs/nano [CARD=hub_cards/taae-…]
 	for step in $(RELEASE); do $(MAKE) $$step || exit; done
@@ -53,17 +51,23 @@ prior: $(VENV)/train.stamp  ## train the published model's prior for entropy cod
 entropy: $(VENV)/eval.stamp  ## measure how small files are with it, on SPEECH
 	$(BIN)/python training/measure.py file_sizes $(CARD) --speech $(SPEECH)/test-*.parquet
 
-# Rows of other codecs that were scored before: $(CARD)/results/rows.jsonl of another model, or of other weights.
-ROWS ?=
-
-results: $(VENV)/judges.stamp  ## evaluate the published model beside its peers, on SPEECH; ROWS=… is not scored again
-	$(if $(ROWS),cat $(ROWS) >> $(CARD)/results/rows.jsonl)
+results: $(VENV)/eval.stamp  ## evaluate the published model beside its peers, on SPEECH
 	$(BIN)/taae evaluate $(SPEECH)/test-*.parquet --model $(CARD) --bottleneck $(BOTTLENECKS) \
-		--transcripts $(SPEECH)/transcripts.parquet --peers $(PEERS) --metrics $(METRICS) -o $(CARD)/results
+		--peers $(PEERS) --metrics $(METRICS) -o $(CARD)/results
+
+judged: $(VENV)/judges.stamp  ## have networks judge words, naturalness and voices, beside neural codecs; ROWS=… is not judged again
+	$(if $(ROWS),cat $(ROWS) >> $(CARD)/results/judged/rows.jsonl)
+	$(BIN)/taae evaluate $(SPEECH)/test-*.parquet --model $(CARD) --bottleneck $(BOTTLENECKS) $(JUDGED) \
+		--transcripts $(SPEECH)/transcripts.parquet --peers $(NEURAL_PEERS) --metrics $(JUDGED_METRICS) \
+		--samples 0 --no-speed -o $(CARD)/results/judged
+
+$(VENV)/judges.stamp: $(VENV)/eval.stamp
+	@$(BIN)/python -c 'from modeling_taae.evaluation import install_judges; install_judges()'
+	@touch $@
 
 presets: $(VENV)/eval.stamp  ## evaluate every preset of the published model, and draw quality against bit rate
 	$(BIN)/taae evaluate $(SPEECH)/test-*.parquet --model $(CARD) --bottleneck $(STAGES) --limit 60 \
-		--peers $(PLAIN_PEERS) $(TRIALS) -o $(CARD)/results/presets
+		--peers $(filter-out pcm16,$(PEERS)) $(TRIALS) -o $(CARD)/results/presets
 	$(BIN)/python hub_cards/cards/make_pictures.py $(CARD)
 
 protocols: $(VENV)/eval.stamp  ## try the published model with noise, rooms, lengths, unseen languages, tandems and losses

@@ -467,6 +467,7 @@ def notebook() -> nbformat.NotebookNode:
 def test_the_notebook_is_stored_with_what_it_shows(notebook):
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert len(cells) > 5 and all(cell.execution_count == place for place, cell in enumerate(cells, 1))
+    assert not any(output.get("name") == "stderr" for cell in cells for output in cell.outputs), "of one machine"
     assert (CHECKOUT / "docs" / "example.ipynb").stat().st_size < 1e6
 
 

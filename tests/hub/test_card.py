@@ -91,6 +91,7 @@ def folder(made: Path, tmp_path: Path) -> Path:
 
 
 FURTHER = {
+    "judged": [],
     "presets": ["--bottleneck", "1x46656_400bps", "native", "2x15625_700bps"],
     "robustness": ["--noise", "NOISE", "--snr", "10", "--lengths", "2", "--music"],
     "transmission": ["--tandem", "2", "--packet-loss", "0.1"],
@@ -145,6 +146,7 @@ class TestSections:
         results = {name: json.loads((made_further / "results" / name / "results.json").read_text()) for name in FURTHER}
         assert "![Quality against bit rate" in text and (made_further / "rates.png").is_file()
         assert "![Words, naturalness and voice" in text and (made_further / "quality.png").is_file()
+        assert "The first 2 utterances of `speech`, judged by networks:" in text
         assert "`native` and `2x15625_700bps` give the same audio" in text
         table = {
             line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in text.splitlines() if line[:1] == "|"
