@@ -403,8 +403,8 @@ def validation_utterances(
 ) -> Iterator[Utterance]:
     """Yields the first utterances of a corpus, (samples,) float32 at the model's rate and loudness, full scale 1.
 
-    Long recordings are cut to their beginning, and lose their text. Recordings that cannot be decoded, are silent or too
-    short are left out.
+    Long recordings are cut to their beginning, and lose their text. Recordings that cannot be decoded, are silent or
+    too short are left out.
 
     Args:
         corpus: the corpus.

@@ -256,7 +256,7 @@ class ValidationConfig:
             utterances of the training corpora, to show overfitting.
         bottleneck: the preset that is scored.
         samples: number of utterances to keep as sound and spectrogram.
-        judges: whether to score words, voice and naturalness too, by those networks of `taae evaluate` that are installed.
+        judges: whether the installed networks of `taae evaluate` score words, voice and naturalness too.
     """
 
     corpus: OneCorpus | None = None

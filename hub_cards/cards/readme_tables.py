@@ -27,7 +27,7 @@ def project_readme(readme: Path, name: str, results: Results) -> str | None:
         name: the model whose card is written; the comparison is filled in if it is this model's.
         results: its results.
     """
-    results = judged_results(README.parent / "hub_cards" / name) or results
+    results = judged_results(readme.parent / "hub_cards" / name) or results
     shown = [metric for metric in SHOWN_METRICS if metric in results.metrics]
     ours = next(system for system in results.systems if system.kind == "TAAE")
     setting = f"{report.setting(results)} {describe_test_set(ours)}".rstrip()
