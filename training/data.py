@@ -12,7 +12,7 @@ import json
 import pickle
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -32,7 +32,6 @@ from modeling_taae.audio_io import averaged_note, to_pcm16
 from modeling_taae.data.decode import decode_row, fault
 from modeling_taae.data.row import Row
 from modeling_taae.data.sources import Corpus
-from modeling_taae.data.utterances import Utterance
 from modeling_taae.errors import TaaeInputError, one_line
 from modeling_taae.feature_extraction_taae import GATING_BLOCK, normalize_loudness
 from training.augmentation import INT16_FULL_SCALE, Augmenter
@@ -390,6 +389,13 @@ def corpus_probabilities(corpora: list[CorpusConfig]) -> np.ndarray:
     return weights / weights.sum()
 
 
+class ValidationClip(NamedTuple):
+    """An utterance of validation, (samples,) float32, and what is known of it, such as its text and language."""
+
+    audio: np.ndarray
+    facts: Mapping[str, str]
+
+
 def validation_clips(
     corpus: CorpusConfig, extractor: TaaeFeatureExtractor, utterances: int, streaming: bool = False
 ) -> Iterator[np.ndarray]:
@@ -400,7 +406,7 @@ def validation_clips(
 
 def validation_utterances(
     corpus: CorpusConfig, extractor: TaaeFeatureExtractor, utterances: int, streaming: bool = False
-) -> Iterator[Utterance]:
+) -> Iterator[ValidationClip]:
     """Yields the first utterances of a corpus, (samples,) float32 at the model's rate and loudness, full scale 1.
 
     Long recordings are cut to their beginning, and lose their text. Recordings that cannot be decoded, are silent or
@@ -421,4 +427,4 @@ def validation_utterances(
         clip = samples[:longest].astype(np.float32) / INT16_FULL_SCALE
         if not problem and not fault(clip, extractor.sampling_rate, GATING_BLOCK):
             facts = {name: value for name, value in row.facts.items() if name != "text" or len(samples) <= longest}
-            yield Utterance(row.id, clip, facts=facts)
+            yield ValidationClip(clip, facts)

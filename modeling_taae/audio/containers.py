@@ -61,7 +61,8 @@ def parts_of(content: BinaryIO, size: int, name: str) -> list[Part]:
     kind = next((magic for magic in ENDS if beginning.startswith(magic)), None)
     if kind is None:
         return []
-    parts, start, rest = [], 0, without_tags(content, size)
+    parts: list[Part] = []
+    start, rest = 0, without_tags(content, size)
     while start < size:
         end = ENDS[kind](content, start, size)
         if end > size + PADDING:

@@ -81,7 +81,8 @@ def is_joined_mp4(content: BinaryIO) -> bool:
 
     A file in fragments may well repeat its index.
     """
-    size, position, kinds = content.seek(0, io.SEEK_END), 0, []
+    size, position = content.seek(0, io.SEEK_END), 0
+    kinds: list[bytes] = []
     while position < size and len(head := read_at(content, position, 16)) == 16:
         length, kind = struct.unpack(">I4s", head[:8])
         if not kinds and kind != b"ftyp":

@@ -72,8 +72,8 @@ def decode_cell(
         case None | "":
             raise TaaeInputError(f"{name}: missing: there is neither audio nor a path")
         case str():
-            with origin.open(cell, name) as file:
-                return decoded(file)
+            with origin.open(cell, name) as opened:
+                return decoded(opened)
         case list() | np.ndarray():
             kind = "samples without their rate"
         case dict():
