@@ -26,7 +26,7 @@ web: $(VENV)/export.stamp  ## build the page that puts a voice in a link, into h
 	$(BIN)/python hub_cards/web/build.py
 
 test: lint types  ## check style and types, and run every test, on all cores
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --durations 10
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --durations 10
 
 quick: $(VENV)/test.stamp  ## run the tests of the edit loop: nothing slow, no browser, no cluster
 	$(BIN)/python -m pytest -m "not (slow or browser or ray)" --numprocesses $(JOBS) --dist loadfile

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
 
+from modeling_taae.audio.spectrum import draw_spectrum, spectrum
 from modeling_taae.audio_io import read_audio, write_audio
 from modeling_taae.codec import Codec, load_codec
 from modeling_taae.errors import TaaeInputError
@@ -23,9 +23,6 @@ MODEL = Path(__file__).parent / "taae-speech-16k-nano"
 RECORDING = Path("samples/english-woman-original.flac")  # in a model's folder
 OUTPUT = Path("demo_out")
 RATE = 16_000
-
-# The picture's spectrograms: 32 ms windows every 8 ms at 16 kHz, down to this far below the loudest value.
-WINDOW, STEP, RANGE_DB = 512, 128, 80
 
 Result = TypeVar("Result")
 
@@ -95,35 +92,16 @@ def draw(target: Path, signals: dict[str, np.ndarray], rate: int, identity: str)
 
     figure = Figure(figsize=(6 * len(signals), 6), layout="constrained")
     waveforms, spectrograms = figure.subplots(2, len(signals), sharex=True, sharey="row")
-    levels = {name: log_spectrogram(signal) for name, signal in signals.items()}
-    loudest = max(level.max() for level in levels.values())
+    loudest = max(spectrum(signal).max() for signal in signals.values())
     for column, (name, signal) in enumerate(signals.items()):
-        duration = len(signal) / rate
         waveforms[column].plot(np.arange(len(signal)) / rate, signal, linewidth=0.4)
         waveforms[column].set(title=name)
-        image = spectrograms[column].imshow(
-            levels[name],
-            origin="lower",
-            aspect="auto",
-            extent=(0, duration, 0, rate / 2000),
-            vmin=loudest - RANGE_DB,
-            vmax=loudest,
-            cmap="magma",
-        )
+        image = draw_spectrum(spectrograms[column], signal, rate, loudest)
         spectrograms[column].set(xlabel="time in s")
     waveforms[0].set(ylabel="amplitude")
     spectrograms[0].set(ylabel="frequency in kHz")
     figure.colorbar(image, ax=spectrograms, label="dB")
     figure.savefig(target, dpi=120, metadata={"model_identity": identity})
-
-
-def log_spectrogram(signal: np.ndarray) -> np.ndarray:
-    """(samples,) -> (frequencies, frames), in dB."""
-    window = torch.hann_window(WINDOW)
-    spectrum = torch.stft(
-        torch.from_numpy(signal), WINDOW, STEP, window=window, pad_mode="constant", return_complex=True
-    )
-    return 20 * spectrum.abs().clamp(min=1e-6).log10().numpy()
 
 
 def describe(encoded: TaaeFile, size: int) -> str:

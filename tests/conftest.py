@@ -24,7 +24,10 @@ SHARED = Path(os.environ.get("TAAE_SHARED") or Path(__file__).resolve().parents[
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests that hear the shared speech, and skips those that need a GPU where there is none."""
+    """Puts slow tests first, so that the workers end together; marks those that hear the shared speech, and skips
+    those that need a GPU where there is none.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     without_gpu = pytest.mark.skip(reason="there is no GPU with CUDA")
     for item in items:
         if "speech" in getattr(item, "fixturenames", ()):

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from modeling_taae import TaaeFeatureExtractor, TaaeModel
+from modeling_taae.audio.spectrum import FULL_SCALE_DB, RANGE_DB, spectrum
 from modeling_taae.entropy.statistics import token_statistics
 from modeling_taae.evaluation.judges import Judge, JudgedClip, choose_judges
 from modeling_taae.evaluation.metrics import score
@@ -22,7 +23,6 @@ from training.data import CorpusError, validation_clips, validation_utterances
 from training.recipe import Recipe
 
 Loss = Callable[[Tensor, Tensor], dict[str, Tensor]]  # a function of decoded audio and its reference
-PICTURE_WINDOW, PICTURE_RANGE = 512, 80.0  # in samples and in dB
 
 
 class Validator:
@@ -143,8 +143,5 @@ def codebook_use(model: TaaeModel, codes: list[np.ndarray], bottleneck: str) -> 
 
 def spectrogram(clip: np.ndarray) -> np.ndarray:
     """Draws (samples,) as grey levels (frequencies, frames) uint8, black at 80 dB below a full-scale sine."""
-    padded = np.pad(clip, (0, max(PICTURE_WINDOW - len(clip), 0)))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, PICTURE_WINDOW)[:: PICTURE_WINDOW // 4]
-    window = np.hanning(PICTURE_WINDOW) * 2 / np.hanning(PICTURE_WINDOW).sum()
-    decibels = 20 * np.log10(np.abs(np.fft.rfft(frames * window)) + 1e-9)
-    return (255 * (decibels / PICTURE_RANGE + 1).clip(0, 1)).astype(np.uint8).T[::-1]
+    levels = (spectrum(clip) - FULL_SCALE_DB) / RANGE_DB + 1
+    return (255 * levels.clip(0, 1)).astype(np.uint8)[::-1]

@@ -12,7 +12,6 @@ import bisect
 import csv
 import glob
 import io
-import json
 import math
 import re
 import sys
@@ -27,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's hub
 from hub_cards.cards.card_sections import read_curves as read_csv
 from hub_cards.cards.card_sections import read_json
 from modeling_taae.codec import load_codec
-from modeling_taae.files import write_bytes
+from modeling_taae.files import as_json, write_bytes
 
 # Assumed, not measured: what a server's core draws at work, with its share of memory, power supply and cooling.
 WATTS = 10
@@ -254,19 +253,14 @@ def main(arguments: list[str] | None = None) -> int:
                 curves = after_stages(facts["before"], options.after / "curves.csv", curves)
             facts = {"model_identity": load_codec(str(options.folder), device="cpu").identity, **facts}
             write_bytes(options.folder / "curves.csv", curves_as_csv(curves).encode())
-            write_json(options.folder / "training.json", facts)
+            write_bytes(options.folder / "training.json", as_json(facts))
         if options.data:
             files = sorted({file for pattern in options.data for file in glob.glob(pattern)})
-            write_json(options.folder / "training_data.json", training_data(files))
+            write_bytes(options.folder / "training_data.json", as_json(training_data(files)))
     except ValueError as error:
         print(f"make_provenance.py: error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Writes JSON that people can read, in one step."""
-    write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ from huggingface_hub.errors import EntryNotFoundError
 from limits import RateLimit, check_length, check_present, read_recording, read_tokens
 from pictures import show_bytes, show_clip, show_tokens
 
+from modeling_taae.audio.spectrum import spectrum
 from modeling_taae.audio_io import to_pcm16
 from modeling_taae.codec import Codec, default_model, load_codec, model_name
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.evaluation.alignment import align
 from modeling_taae.evaluation.codecs import System
-from modeling_taae.evaluation.html_report import spectrum
 from modeling_taae.evaluation.peers import MissingToolError, make_peer
 from modeling_taae.quantization_taae import BOTTLENECK_PRESETS
 from modeling_taae.taae_file import TaaeFile

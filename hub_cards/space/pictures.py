@@ -7,7 +7,7 @@ import torch
 from matplotlib import image
 from matplotlib.figure import Figure
 
-from modeling_taae.evaluation.html_report import RANGE_DB, spectrum
+from modeling_taae.audio.spectrum import draw_spectrum
 from modeling_taae.evaluation.html_report import encoded as in_base64
 from modeling_taae.quantization_taae import ResidualFSQ
 from modeling_taae.taae_file import CHECKSUM, TaaeFile, read_header
@@ -27,18 +27,9 @@ def show_clip(name: str, clip: np.ndarray, sampling_rate: int, loudest: float) -
     """
     figure = Figure(figsize=(4.5, 3.6), dpi=120, layout="constrained")
     waveform, spectrogram = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
-    duration = len(clip) / sampling_rate
     waveform.plot(np.arange(len(clip)) / sampling_rate, clip, linewidth=0.4)
     waveform.set(ylim=(-1, 1), yticks=(-1, 0, 1))
-    spectrogram.imshow(
-        spectrum(clip),
-        origin="lower",
-        aspect="auto",
-        extent=(0, duration, 0, sampling_rate / 2000),
-        vmin=loudest - RANGE_DB,
-        vmax=loudest,
-        cmap="magma",
-    )
+    draw_spectrum(spectrogram, clip, sampling_rate, loudest)
     spectrogram.set(xlabel="time in s", ylabel="kHz")
     content = io.BytesIO()
     figure.savefig(content, format="png")

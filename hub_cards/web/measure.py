@@ -6,7 +6,6 @@ the page's README, that of the built page as well.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from modeling_taae.errors import TaaeInputError
 from modeling_taae.evaluation.metrics import stoi
 from modeling_taae.evaluation.report import between
 from modeling_taae.export.export import round_weights
-from modeling_taae.files import write_bytes
+from modeling_taae.files import as_json, write_bytes
 from modeling_taae.taae_file import model_identity
 
 README = PAGE / "README.md"
@@ -100,7 +99,7 @@ def main(arguments: list[str] | None = None, readme: Path = README) -> int:
     except TaaeInputError as error:
         print(f"measure.py: error: {error}", file=sys.stderr)
         return 2
-    write_bytes(options.model / "results" / "web.json", (json.dumps(results, indent=1) + "\n").encode())
+    write_bytes(options.model / "results" / "web.json", as_json(results))
     for text in (readme, options.site / README.name):
         write_bytes(text, between(PLACE, text, sentence(results)).encode())
     print(sentence(results))

@@ -5,11 +5,11 @@ import html
 import io
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 import soundfile
 
+from ..audio.spectrum import draw_spectrum, spectrum
 from ..errors import printable
 from . import report
 from .alignment import SAMPLING_RATE
@@ -19,7 +19,6 @@ from .results import Results, Sample
 # Seconds to which clips are cut, so that the page has only a few megabytes.
 LONGEST_CLIP = 8.0
 # Spectrograms: window and hop in samples, range in dB below the loudest point of the reference.
-WINDOW, HOP, RANGE_DB = 512, 160, 70
 # Metrics that are also drawn, if a run has them.
 FURTHER_CHARTS = ("stoi", "pesq_wb", "mel_distance")
 CLIPS_IN_A_ROW = 4
@@ -177,24 +176,13 @@ def encoded(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def spectrum(clip: np.ndarray) -> np.ndarray:
-    """Returns levels in dB: (samples,) -> (frequencies, frames)."""
-    from transformers.audio_utils import spectrogram, window_function
-
-    padded = np.pad(clip, (0, max(WINDOW - len(clip), 0)))
-    magnitudes = spectrogram(padded, window_function(WINDOW, "hann"), WINDOW, HOP, power=1.0)
-    return 20 * np.log10(magnitudes + 1e-6)
-
-
 def spectrogram_png(clip: np.ndarray, loudest: float) -> bytes:
     """Draws a spectrogram with its axes, low frequencies at the bottom, as a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4, 1.6), layout="constrained")
     axes = figure.subplots()
-    extent = (0, len(clip) / SAMPLING_RATE, 0, SAMPLING_RATE / 2000)
-    options: dict[str, Any] = {"origin": "lower", "aspect": "auto", "cmap": "magma", "extent": extent}
-    axes.imshow(spectrum(clip), vmin=loudest - RANGE_DB, vmax=loudest, **options)
+    draw_spectrum(axes, clip, SAMPLING_RATE, loudest)
     axes.set_xlabel("s", fontsize=7)
     axes.set_ylabel("kHz", fontsize=7)
     axes.tick_params(labelsize=7)

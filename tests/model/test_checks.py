@@ -14,7 +14,7 @@ def run_as_is(graph, inputs):
 SMALL = {"hidden_sizes": (16,), "strides": (2,), "encoder_depths": (1,), "decoder_depths": (1,)}
 
 
-@pytest.fixture(scope="module", params=["eager", "compiled"])
+@pytest.fixture(scope="module", params=["eager", pytest.param("compiled", marks=pytest.mark.slow)])
 def methods(request):
     """Encode, decode and forward of a tiny model."""
     model = make_model(**SMALL)
@@ -62,6 +62,7 @@ def test_what_is_right_stays(methods):
         torch.testing.assert_close(forward(audio, mask).audio_values, model(audio, mask).audio_values)
 
 
+@pytest.mark.slow
 def test_an_inductor_graph_refuses_as_well():
     torch._dynamo.reset()
     model = make_model()

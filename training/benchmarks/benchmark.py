@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's tra
 
 from modeling_taae.evaluation.report import table
 from modeling_taae.evaluation.results import rounded
-from modeling_taae.files import write_bytes
+from modeling_taae.files import as_json, write_bytes
 from training.benchmarks.corpus import corpus_rows
 from training.benchmarks.inference import eight_bit_rows, latency_rows, long_audio_rows, speed_rows, startup_rows
 from training.benchmarks.peers import peer_rows
@@ -138,7 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
         for name in tqdm(wanted, disable=None, unit="section"):
             results[name] = measure(Bench(options.hour, options.seconds), name)
             if options.json:
-                write_bytes(options.json, (json.dumps(results, indent=1) + "\n").encode())
+                write_bytes(options.json, as_json(results))
         print(markdown(results))
         if options.readme:
             write_bytes(options.readme, with_tables(options.readme, markdown(results), place_of(results)).encode())

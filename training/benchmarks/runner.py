@@ -1,7 +1,6 @@
 """Runs measurements: their command line, their results file, and their place on a page."""
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from modeling_taae.data.utterances import Utterances
 from modeling_taae.errors import TaaeInputError, one_line
 from modeling_taae.evaluation.report import between
 from modeling_taae.evaluation.tables import environment
-from modeling_taae.files import write_bytes
+from modeling_taae.files import as_json, write_bytes
 from training.benchmarks.tools import used_features
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,8 +66,7 @@ class Measurement:
         except TaaeInputError as error:
             print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
             return 2
-        content = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
-        write_bytes(options.folder / "results" / self.file, content.encode())
+        write_bytes(options.folder / "results" / self.file, as_json(results))
         if self.page is not None and (filled := self.filled_page(options.folder.resolve().name, results)) is not None:
             write_bytes(self.page, filled.encode())
         if self.markdown is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_taae.errors import TaaeInputError
-from modeling_taae.files import write_bytes
+from modeling_taae.files import as_json, write_bytes
 from training.benchmarks.runner import with_tables
 from training.recipe import RecipeError
 
@@ -151,4 +151,4 @@ def run_experiment(
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Writes results that people can read, in one step."""
-    write_bytes(file, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    write_bytes(file, as_json(content))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from modeling_taae.audio.spectrum import FULL_SCALE_DB, RANGE_DB, draw_spectrum
 from modeling_taae.codec import Codec, load_codec
 from modeling_taae.data.utterances import Utterance, Utterances
 from modeling_taae.evaluation.codecs import TaaeSystem
@@ -31,7 +32,6 @@ from training.checkpoints import complete_checkpoints
 from training.ctc import CTCHead, error_rate
 from training.experiments.runner import RECIPES, TrainingRuns, experiment_parser, run_experiment, write_json
 from training.recipe import parse_recipe
-from training.validation import PICTURE_RANGE, spectrogram
 
 MARKERS = ("<!-- stages: written by training/experiments/stages.py -->\n", "<!-- /stages -->")
 PRESET = "1x46656_400bps"
@@ -308,11 +308,10 @@ class Laboratory:
         }
         figure = Figure(figsize=(9, 2.2 * len(pictures)), layout="constrained")
         axes = figure.subplots(len(pictures), 1, sharex=True)
-        extent = (0, len(audio) / SAMPLING_RATE, 0, SAMPLING_RATE / 2000)
         for axis, (title, clip) in zip(axes, pictures.items(), strict=True):
-            axis.imshow(spectrogram(clip), aspect="auto", extent=extent, cmap="magma", vmin=0, vmax=255)
+            draw_spectrum(axis, clip, SAMPLING_RATE, FULL_SCALE_DB)
             axis.set(title=title, ylabel="kHz")
-        axes[-1].set(xlabel=f"seconds; colours span {PICTURE_RANGE:g} dB")
+        axes[-1].set(xlabel=f"seconds; colours span {RANGE_DB} dB")
         target.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(target, dpi=80)
 
