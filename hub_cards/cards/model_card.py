@@ -90,7 +90,7 @@ def card(folder: Path, codec: Codec, results: Results) -> str:
         frame_milliseconds=f"{1000 / config.frame_rate:g}",
         training_hours=f"{hours:.0f}",
         setting=report.setting(results),
-        test_set=describe_test_set(ours),
+        test_set=describe_test_set(ours, sources="source" not in results.data.parts),
         test_sources=test_set_table(results),
         quality=report.quality_table(results, shown),
         footnote=report.footnote(results),

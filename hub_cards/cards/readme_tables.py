@@ -51,19 +51,20 @@ def replaced(text: str, markers: tuple[str, str], content: str) -> str:
     return f"{before}{start}{content}\n{end}{after}" if start and end else text
 
 
-def describe_test_set(ours: SystemSummary) -> str:
+def describe_test_set(ours: SystemSummary, sources: bool = True) -> str:
     """Returns where the test set's utterances are from, in which languages, in sentences; empty where nobody knows.
 
     Args:
         ours: the results of one of the model's bottlenecks.
+        sources: whether to name the sources.
     """
 
     def listed(grouping: str) -> str:
         groups = sorted(ours.groups(grouping).items(), key=lambda item: -item[1].utterances)
         return ", ".join(f"{name} {group.utterances}" for name, group in groups)
 
-    texts = [f"Utterances by source: {sources}." if (sources := listed("source")) else ""]
-    texts += [f"By language: {languages}." if (languages := listed("language")) else ""]
+    texts = [f"Utterances by source: {names}." if sources and (names := listed("source")) else ""]
+    texts += [f"Utterances by language: {languages}." if (languages := listed("language")) else ""]
     if speakers := ours.groups("speaker"):
         texts.append(f"{len(speakers)} speakers are told apart.")
     return " ".join(filter(None, texts))

@@ -210,7 +210,7 @@ class TestReal:
         scores = [judge.judge([same, worse]) for judge in found]
         (kept, lost), (voice, other), (good, bad) = scores
         assert kept["dwer"][0] == 0 < lost["dwer"][0]
-        assert voice["speaker_similarity"] == pytest.approx(1, abs=1e-4) > other["speaker_similarity"]
+        assert other["speaker_similarity"] < 0.95 and voice["speaker_similarity"] == pytest.approx(1, abs=1e-4)
         assert 1 <= bad["distillmos"] < good["distillmos"] <= 5
 
     def test_a_batch_gives_what_single_clips_give(self, speech):
