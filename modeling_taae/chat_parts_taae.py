@@ -1,8 +1,10 @@
 """Reads speech from chat messages, in the formats of `datasets`, Transformers and other chat interfaces."""
 
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -51,7 +53,14 @@ def waveform_of(speech: Any, model_rate: int, passed_rate: int | None) -> Any:
 def _load(source: str, sampling_rate: int) -> np.ndarray:
     """Returns the waveform of a file, given as its name, its address or its content in base64."""
     try:
-        return load_audio(source, sampling_rate)
+        audio = load_audio(source, sampling_rate)
+        # Earlier versions of Transformers hand back what is neither a file nor an address.
+        if isinstance(audio, str):
+            with TemporaryDirectory() as folder:
+                file = Path(folder, "speech")
+                file.write_bytes(b64decode(source.rpartition(",")[2], validate=True))
+                audio = load_audio(str(file), sampling_rate)
+        return audio
     except ValueError as error:
         raise ValueError(f"{source[:80]!r} is neither an audio file, nor an address, nor a file in base64.") from error
 

@@ -32,7 +32,7 @@ from ..errors import TaaeInputError
 from ..identity import model_identity
 from ..modeling_taae import TaaeModel
 from ..taae_file import format_bottleneck
-from .runtime import METADATA_FILE, ExportedCodec
+from .runtime import CHECKSUM, DATA_SUFFIX, METADATA_FILE, NO_CHECKSUM, ExportedCodec, write_checksum
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -43,7 +43,7 @@ Bottleneck = str | list | tuple | None
 # Each format with the suffix of its files.
 FORMATS = {"onnx": ".onnx", "onnx-int8": ".onnx", "torch-export": ".pt2"}
 # Suffixes of all files of an export.
-SUFFIXES = {*FORMATS.values(), ".onnx.data"}
+SUFFIXES = {*FORMATS.values(), f".onnx{DATA_SUFFIX}"}
 # The dimension of the input channels in the weights of each type of layer, and of each ONNX operator.
 LAYERS = {nn.Linear: 1, nn.Conv1d: 1, nn.ConvTranspose1d: 0}
 OPERATORS = {"MatMul": 0, "Conv": 1, "ConvTranspose": 0}
@@ -201,10 +201,11 @@ def write_side(side: Encoding | Decoding, path: Path, file_format: str, metadata
             torch.export.save(export_program(side), path, extra_files={METADATA_FILE: json.dumps(metadata)})
         return
     program = export_onnx(side)
-    program.model.metadata_props.update(metadata)
+    program.model.metadata_props.update({**metadata, CHECKSUM: NO_CHECKSUM})
     if file_format == "onnx-int8":
         store_in_int8(program.model)
     program.save(path)
+    write_checksum(path)
 
 
 def write_sides(codec: Codec, folder: Path, file_format: str, bottleneck: Bottleneck, identity: str) -> None:

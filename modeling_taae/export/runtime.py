@@ -1,6 +1,9 @@
 """Runs the files of `taae export` on arrays: ONNX in onnxruntime, programs of `torch.export` in torch."""
 
+import hashlib
 import json
+import mmap
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +20,12 @@ PROGRAM = ".pt2"
 EXACT_OPTIONS = {"session.disable_quant_qdq": "1"}
 # ... or compute in 8 bits, with activations rounded in blocks.
 FAST_OPTIONS = {"session.qdq_matmulnbits_accuracy_level": "4", "session.qdq_matmulnbits_block_size": "128"}
+
+# An entry of an ONNX file's metadata, as protobuf writes it: the file's checksum, made with zeros in its own place.
+CHECKSUM = "sha256"
+NO_CHECKSUM = "0" * 64
+CHECKSUM_ENTRY = re.compile(rb"\n\x06sha256\x12@([0-9a-f]{64})")
+DATA_SUFFIX = ".data"  # of large weights beside an ONNX file
 
 Graph = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
 
@@ -166,8 +175,48 @@ def read_onnx(path: Path, threads: int | None, fast: bool) -> tuple[Graph, dict[
     options.intra_op_num_threads = threads or 0
     for name, value in (FAST_OPTIONS if fast else EXACT_OPTIONS).items():
         options.add_session_config_entry(name, value)
+    if (told := told_checksum(path)) is not None and told[0] != checksum(path, told[1]):
+        raise ValueError("it is damaged: its checksum is that of another content")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda inputs: session.run(None, inputs), session.get_modelmeta().custom_metadata_map
+    metadata = session.get_modelmeta().custom_metadata_map
+    metadata.pop(CHECKSUM, None)  # files of earlier versions have none
+    return lambda inputs: session.run(None, inputs), metadata
+
+
+def told_checksum(path: Path) -> tuple[str, int] | None:
+    """Returns the checksum that an ONNX file tells of itself, and its place; None if it tells none."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        entry = CHECKSUM_ENTRY.search(content)
+        return None if entry is None else (entry[1].decode(), entry.start(1))
+
+
+def checksum(path: Path, place: int) -> str:
+    """Returns the SHA-256 of an ONNX file, with zeros in the place of its checksum, and of the weights beside it."""
+    digest = hashlib.sha256()
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        memoryview(content) as view,
+        view[:place] as before,
+        view[place + len(NO_CHECKSUM) :] as behind,
+    ):
+        for part in (before, NO_CHECKSUM.encode(), behind):
+            digest.update(part)
+    beside = path.with_name(path.name + DATA_SUFFIX)
+    if beside.is_file():
+        with beside.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def write_checksum(path: Path) -> None:
+    """Writes the checksum of an ONNX file in its place, which holds zeros."""
+    told = told_checksum(path)
+    assert told is not None, "the metadata have an entry for it"
+    content = checksum(path, told[1]).encode()
+    with path.open("r+b") as file:
+        file.seek(told[1])
+        file.write(content)
 
 
 def read_program(path: Path, threads: int | None, fast: bool) -> tuple[Graph, dict[str, str]]:

@@ -1,6 +1,7 @@
 """Loading a codec: what is refused, and that nothing else in the process changes."""
 
 import json
+import os
 import resource
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.tiny_models import make_model
+from transformers import AutoFeatureExtractor, AutoModel
 from transformers.utils import logging
 
 from modeling_taae import TaaeConfig, TaaeFeatureExtractor, TaaeModel
@@ -77,6 +79,36 @@ def test_every_size_has_the_weights_that_it_is_said_to_have_at_least() -> None:
             model = TaaeModel(config)
         matrices = [weight.numel() for weight in model.parameters() if weight.ndim > 1]
         assert 0.9 * sum(matrices) < config.least_weights <= sum(matrices)
+
+
+class Trap:
+    """A pickle that makes a folder."""
+
+    def __init__(self, place: Path):
+        self.place = place
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.place),)
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin", "none"])
+def test_a_folder_s_own_code_and_pickles_are_not_run(folder: Path, tmp_path: Path, weights: str) -> None:
+    trapped = tmp_path / "trapped"
+    for file in folder.glob("*.py"):
+        file.write_text(f"import os\nos.mkdir({str(trapped)!r})\n")
+    for name in ("pytorch_model.bin", "training_args.bin", "entropy_prior.pkl"):
+        torch.save({"a": Trap(trapped)}, folder / name)
+    if weights != "model.safetensors":
+        (folder / "model.safetensors").unlink()
+        if weights == "none":
+            (folder / "pytorch_model.bin").unlink()
+        with pytest.raises(TaaeInputError):
+            load_codec(str(folder), "cpu")
+    else:
+        load_codec(str(folder), "cpu").encode(np.ones(1000, np.float32) / 9)
+        AutoModel.from_pretrained(folder)
+        AutoFeatureExtractor.from_pretrained(folder)
+    assert not trapped.exists()
 
 
 @pytest.mark.parametrize("name", ["./x/y", "x/y/z", "/nowhere/at/all", "~/model", "..", "x/", "a b/c", "-x/y"])

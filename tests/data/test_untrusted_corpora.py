@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import tarfile
 import threading
 import zipfile
 from pathlib import Path
@@ -14,7 +15,9 @@ import pytest
 import soundfile
 
 from modeling_taae import TaaeFeatureExtractor, cli
+from modeling_taae.data.decode import decode_row
 from modeling_taae.data.origin import Origin
+from modeling_taae.data.sources import Corpus
 from modeling_taae.errors import TaaeInputError
 from training.data import CorpusError, StreamedCrops, TrainingCrops, validation_clips
 from training.recipe import CorpusConfig, DataConfig
@@ -156,6 +159,24 @@ def test_training_opens_only_the_corpus(places, requests, name):
         list(zip(StreamedCrops(data, extractor, 0, 0, 1, 0), range(2), strict=False))
     assert list(validation_clips(data.corpora[0], extractor, 1)) == []
     assert len(requests) == 1, f"fetched {requests[1:]}"
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz"])
+def test_archives_write_nothing(places, tmp_path, kind):
+    corpus, secret = places
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    archive = corpus / f"speech.{kind}"
+    with tarfile.open(archive, "w:gz" if kind.endswith("gz") else "w") as content:
+        for name in ("a.wav", "../escape.wav", str(tmp_path / "absolute.wav"), "deep/../../b.wav"):
+            content.add(corpus / "inside.wav", name)
+        for name, link in (("link.wav", str(secret)), ("hard.wav", "../private/secret.wav")):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = (tarfile.SYMTYPE if name == "link.wav" else tarfile.LNKTYPE), link
+            content.addfile(member)
+    rows = list(Corpus([str(archive)]))
+    assert {len(decode_row(row, RATE).audio) for row in rows} == {RATE} and len(rows) == 4
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path not in (archive, corpus)}
+    assert after == {path: time for path, time in before.items() if path != corpus}
 
 
 def test_training_reads_what_is_the_corpus_own(places):
