@@ -5,11 +5,12 @@
 """
 
 import argparse
+import io
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -17,7 +18,11 @@ from modeling_taae.audio.spectrum import draw_spectrum, spectrum
 from modeling_taae.audio_io import read_audio, write_audio
 from modeling_taae.codec import Codec, load_codec
 from modeling_taae.errors import TaaeInputError
+from modeling_taae.files import write_bytes
 from modeling_taae.taae_file import TaaeFile
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MODEL = Path(__file__).parent / "taae-speech-16k-nano"
 RECORDING = Path("samples/english-woman-original.flac")  # in a model's folder
@@ -101,7 +106,14 @@ def draw(target: Path, signals: dict[str, np.ndarray], rate: int, identity: str)
     waveforms[0].set(ylabel="amplitude")
     spectrograms[0].set(ylabel="frequency in kHz")
     figure.colorbar(image, ax=spectrograms, label="dB")
-    figure.savefig(target, dpi=120, metadata={"model_identity": identity})
+    save_picture(figure, target, identity)
+
+
+def save_picture(figure: "Figure", target: Path, identity: str) -> None:
+    """Saves a figure as PNG, in one step, with the identity of the models that it shows."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120, metadata={"model_identity": identity})
+    write_bytes(target, content.getvalue())
 
 
 def describe(encoded: TaaeFile, size: int) -> str:

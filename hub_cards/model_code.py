@@ -12,6 +12,8 @@ from pathlib import Path
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from modeling_taae.files import write_bytes
+
 PACKAGE = Path(__file__).resolve().parents[1] / "modeling_taae"
 CONFIGS = ("config.json", "preprocessor_config.json")
 
@@ -42,7 +44,7 @@ def write_code(folder: Path) -> list[Path]:
         if code is None:
             path.unlink()
         else:
-            path.write_bytes(code)
+            write_bytes(path, code)
     return list(stale)
 
 

@@ -4,10 +4,11 @@ import io
 import json
 import os
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -106,6 +107,27 @@ def write_bytes(target: str | Path, data: bytes) -> None:
         # Making a folder below a file raises "File exists".
         reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror or error
         raise TaaeInputError(f"{target}: cannot be written ({reason}); choose another target with -o") from error
+
+
+@contextmanager
+def completed(folder: Path, last: str) -> Iterator[Path]:
+    """Moves files into a folder once all of them are made; its other files stay.
+
+    Whatever moment a kill comes at, the folder holds the earlier files, or the new ones, or lacks the last one.
+
+    Args:
+        folder: the folder, made if need be.
+        last: the name of the file without which nobody takes the folder for complete.
+
+    Yields:
+        The folder to make the files in.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as temporary:
+        yield Path(temporary)
+        (folder / last).unlink(missing_ok=True)
+        for file in sorted(Path(temporary).iterdir(), key=lambda file: (file.name == last, file.name)):
+            file.replace(folder / file.name)
 
 
 def _replace(path: Path, data: bytes) -> None:

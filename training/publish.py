@@ -13,7 +13,6 @@ import argparse
 import json
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 import yaml
 from huggingface_hub import ModelCardData
+from transformers.utils import CONFIG_NAME
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
 
@@ -32,6 +32,7 @@ from modeling_taae.data.utterances import Utterances
 from modeling_taae.entropy.prior import PRIOR_FILE, find_prior
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.evaluation import Results, evaluate_codecs, report, taae_systems, write_results
+from modeling_taae.files import completed
 from modeling_taae.hub.cards import TAGS, model_facts, write_card
 from modeling_taae.hub.push import PushError, push_folder
 from modeling_taae.taae_file import format_bottleneck
@@ -176,9 +177,7 @@ def publish(source: Path, destination: Path, demo: Sequence[str] = ()) -> None:
     """
     model = TaaeModel.from_pretrained(source)
     half = {name: tensor.to(torch.bfloat16) for name, tensor in model.fused_state_dict().items()}
-    destination.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".publish-", dir=destination.parent) as temporary:
-        folder = Path(temporary)
+    with completed(destination, CONFIG_NAME) as folder:
         model.save_pretrained(folder, state_dict=half)
         TaaeFeatureExtractor.from_pretrained(source).save_pretrained(folder)
         for kind in (MultiResolutionDiscriminator, CTCHead):
@@ -192,8 +191,6 @@ def publish(source: Path, destination: Path, demo: Sequence[str] = ()) -> None:
         prior = find_prior(destination)
         if prior is not None and prior.model_identity not in codec.ancestors:
             (destination / PRIOR_FILE).unlink()
-        for file in folder.iterdir():
-            file.replace(destination / file.name)
 
 
 def read_utterance(source: str, name: str | None = None, *, sampling_rate: int) -> np.ndarray:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's hub
 
 from hub_cards.cards.card_sections import JUDGED, PRESETS, QUALITY_PICTURE, RATE_PICTURE, Curves, read_curves
 from hub_cards.cards.make_provenance import stages
-from hub_cards.demo import draw
+from hub_cards.demo import draw, save_picture
 from modeling_taae.codec import load_codec
 from modeling_taae.data.utterances import Utterances
 from modeling_taae.errors import TaaeInputError
@@ -67,7 +67,7 @@ def draw_curves(curves: Curves, target: Path, training: dict) -> None:
         axis.set(title=title, xlabel="step")
         if len(names) > 1:
             axis.legend()
-    figure.savefig(target, dpi=120, metadata={"model_identity": training["model_identity"]})
+    save_picture(figure, target, training["model_identity"])
 
 
 def draw_rate_picture(results: Results, target: Path) -> None:
@@ -80,7 +80,7 @@ def draw_rate_picture(results: Results, target: Path) -> None:
     asked = questions(results)
     names, titles = (list(asked), list(asked.values())) if len(asked) > 1 else (list(results.metrics), [])
     identities = " ".join(sorted(results.model_identities))
-    draw_rates(results, names, titles).savefig(target, dpi=120, metadata={"model_identity": identities})
+    save_picture(draw_rates(results, names, titles), target, identities)
 
 
 def published_results() -> Results:

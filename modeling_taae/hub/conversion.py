@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..evaluation import report
 from ..evaluation.results import Results
+from ..files import as_json, write_bytes
 from ..modeling_taae import TaaeModel
 from ..taae_file import model_identity
 from .cards import TAGS, TEMPLATES, model_facts, write_card
@@ -51,7 +52,7 @@ def write_provenance(source: Path, weights: Path, description: Path, destination
         lines = [texts.get(notice, "").rstrip() or STABILITY_NOTICE, CHANGES]
         texts[notice] = "\n\n".join(lines) + "\n"
     for name, text in texts.items():
-        (destination / name).write_text(text, encoding="utf-8")
+        write_bytes(destination / name, text.encode())
     from .. import __version__
 
     conversion = {
@@ -65,8 +66,8 @@ def write_provenance(source: Path, weights: Path, description: Path, destination
         "license": license_fields,
         "license_files": sorted(texts),
     }
-    (destination / CONVERSION).write_text(json.dumps(conversion, indent=1) + "\n", encoding="utf-8")
-    (destination / "README.md").write_text(conversion_card(destination, model), encoding="utf-8")
+    write_bytes(destination / CONVERSION, as_json(conversion))
+    write_bytes(destination / "README.md", conversion_card(destination, model).encode())
 
 
 def find_license(source: Path, texts: dict[str, str]) -> dict[str, str]:

@@ -18,10 +18,12 @@ from torch import Tensor
 from ..configuration_taae import TaaeConfig
 from ..errors import TaaeInputError, one_line
 from ..feature_extraction_taae import TaaeFeatureExtractor
+from ..files import completed
 from ..modeling_taae import TaaeModel
 from .conversion import write_provenance
 
 CONFIG_NAME = "model_config.json"
+MODEL_CONFIG = "config.json"  # of the converted model
 
 # Prefixes of the model's weights, the best first: published models have the averaged weights of a training checkpoint.
 PREFIXES = ("autoencoder_ema.ema_model.", "autoencoder.", "")
@@ -96,10 +98,11 @@ def convert_checkpoint(source: str | Path, destination: str | Path) -> TaaeModel
     model.load_state_dict(state, assign=True)
     extractor = TaaeFeatureExtractor(sampling_rate=config.sampling_rate, hop_length=config.hop_length)
     try:
-        destination.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(destination)
-        extractor.save_pretrained(destination)
-        write_provenance(source, weights, source / CONFIG_NAME, destination, model)
+        with completed(destination, MODEL_CONFIG) as folder:
+            model.save_pretrained(folder)
+            extractor.save_pretrained(folder)
+            (destination / MODEL_CONFIG).unlink(missing_ok=True)
+            write_provenance(source, weights, source / CONFIG_NAME, destination, model)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise ConversionError(f"{destination}: cannot be written ({reason})") from error
