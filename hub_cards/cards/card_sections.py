@@ -1,8 +1,8 @@
-"""Sections of a model card that are made of further results in the model's folder: a text each, empty without them.
+"""Sections of a model card from further results in the model's folder: one text each, empty without results.
 
-They are what networks judge (`make judged`), the quality of every preset against its bit rate (`make presets`), harder
-trials (`make protocols`), what tokens carry (`make probes`), and what the curves of training (`make provenance`) say of
-its limits.
+They show judgements of networks (`make judged`), the quality of every preset against its bit rate (`make presets`),
+stress tests (`make protocols`), probes of the tokens (`make probes`), and overfitting, from the training curves
+(`make provenance`).
 """
 
 import csv
@@ -31,7 +31,7 @@ MUSIC, MUSIC_METRIC = "music", "mel_distance"
 FEATURES = ("tokens", "log-mel")
 NO_MEAN = Mean(None)
 GENDERS = {"f": "female", "m": "male"}
-# Below this share of the loss, what a model has not heard is not harder for it than what it has.
+# Below this share of the loss, the gap between validation and training speech does not count as overfitting.
 SMALL_GAP = 0.02
 VALIDATION_METRICS = ("pesq_wb", "stoi", "mel_distance")
 
@@ -43,10 +43,10 @@ class CardError(ValueError):
 
 
 def read_json(path: Path, remedy: str) -> dict:
-    """A JSON file's content.
+    """Returns a JSON file's content.
 
     Raises:
-        CardError: if there is none.
+        CardError: if there is no such file.
     """
     if not path.is_file():
         raise CardError(f"{path}: is missing; {remedy}")
@@ -62,7 +62,7 @@ def read_results(path: Path, identity: str, remedy: str) -> Results:
         remedy: the way to make the file.
 
     Raises:
-        CardError: if there is none, or it is of other weights.
+        CardError: if there is no such file, or it belongs to other weights.
     """
     if not path.is_file():
         raise CardError(f"{path}: is missing; {remedy}")
@@ -75,17 +75,17 @@ def read_results(path: Path, identity: str, remedy: str) -> Results:
 
 
 def check_identity(path: Path, found: set[str], identity: str, remedy: str) -> None:
-    """Checks that a file is of a model's weights; `remedy` is the way to make it.
+    """Checks that a file belongs to a model's weights; `remedy` is the way to make it.
 
     Raises:
-        CardError: if it is not.
+        CardError: if it belongs to others.
     """
     if found != {identity}:
         raise CardError(f"{path}: holds results of other weights than those of the model ({identity}); {remedy}")
 
 
 def judged_section(folder: Path, identity: str) -> str:
-    """Words, naturalness and voices as networks judge them, beside neural codecs; empty without results."""
+    """Returns words, naturalness and voices judged by networks, beside neural codecs; empty without results."""
     if not (folder / JUDGED / "results.json").is_file():
         return ""
     results = read_results(folder / JUDGED / "results.json", identity, "run `make judged`")
@@ -102,7 +102,7 @@ def judged_section(folder: Path, identity: str) -> str:
 
 
 def preset_section(folder: Path, identity: str) -> str:
-    """Quality against bit rate of every preset and of other codecs; empty without results."""
+    """Returns quality against bit rate for every preset and for other codecs; empty without results."""
     if not (folder / PRESETS / "results.json").is_file():
         return ""
     results = read_results(folder / PRESETS / "results.json", identity, "run `make presets`")
@@ -117,12 +117,12 @@ def preset_section(folder: Path, identity: str) -> str:
 
 
 def code(names: Iterable[str]) -> str:
-    """Names of files and the like, each as code."""
+    """Returns names, such as those of files, each as code."""
     return ", ".join(f"`{name}`" for name in names)
 
 
 def same_audio(results: Results) -> str:
-    """Names the stages that decode to the same audio, by their figures, in a sentence; empty if none do."""
+    """Returns a sentence on stages that decode to the same audio, judged by their figures; empty if none do."""
     groups = defaultdict(list)
     for system in results.systems:
         if system.kind == "TAAE":
@@ -135,16 +135,16 @@ def same_audio(results: Results) -> str:
 
 
 def trial_section(folder: Path, identity: str, bottleneck: str, languages: Collection[str]) -> str:
-    """The model and other codecs under harder conditions; empty without results.
+    """Returns the scores of the model and of other codecs under harder conditions; empty without results.
 
     Args:
-        folder: the model's.
-        identity: its weights'.
-        bottleneck: its own, which is shown.
-        languages: those that it was trained on.
+        folder: the model's folder.
+        identity: the identity of its weights.
+        bottleneck: its default bottleneck, which is shown.
+        languages: the languages that it was trained on.
 
     Raises:
-        CardError: if results are of other weights.
+        CardError: if results belong to other weights.
     """
     results = {
         name: read_results(folder / name / "results.json", identity, "run `make protocols`")
@@ -167,8 +167,8 @@ def trial_section(folder: Path, identity: str, bottleneck: str, languages: Colle
     return "\n\n".join(
         [
             f"The first {first.data.scored} utterances of {code(first.data.sources)}, made harder, and set "
-            "end to end for other lengths. The reference is what a codec is given, noise and echo included: the "
-            "figures say what is lost in coding. A lost frame is replaced by the one before it."
+            "end to end for other lengths. The reference is the codec's input, noise and echo included, so the "
+            "figures show the loss by coding. A lost frame is replaced by the one before it."
             f"{''.join(f' {origin[0].upper()}{origin[1:]}.' for origin in origins)}{music_text(rows, first)}",
             trial_table({trial: row for trial, row in rows.items() if trial != MUSIC}, first.metrics),
             f"Means; intervals and further tables are in {links}.",
@@ -177,12 +177,12 @@ def trial_section(folder: Path, identity: str, bottleneck: str, languages: Colle
 
 
 def trials(results: Results, bottleneck: str, plain: str) -> list[tuple[str, str, dict[str, Mean]]]:
-    """The trials of an evaluation: what each is called, the codec, and the means of its metrics.
+    """Returns the stress tests of an evaluation: name, codec, and means of the metrics.
 
     Args:
         results: the results.
-        bottleneck: the one of the model that is shown.
-        plain: what to call utterances as they are.
+        bottleneck: the model's bottleneck that is shown.
+        plain: the name for unchanged utterances.
     """
     found = []
     for system in results.systems:
@@ -196,7 +196,7 @@ def trials(results: Results, bottleneck: str, plain: str) -> list[tuple[str, str
 
 
 def trial_table(rows: dict[str, dict[str, dict[str, Mean]]], facts: dict[str, MetricFacts]) -> str:
-    """Trials against codecs, for each of a few metrics.
+    """Returns tables of stress tests and codecs, one for each of a few metrics.
 
     Args:
         rows: means of metrics by trial and codec.
@@ -214,7 +214,7 @@ def trial_table(rows: dict[str, dict[str, dict[str, Mean]]], facts: dict[str, Me
 
 
 def music_text(rows: dict[str, dict[str, dict[str, Mean]]], results: Results) -> str:
-    """Says what music becomes, in a sentence; empty if it was not tried."""
+    """Returns a sentence on music; empty if it was not tested."""
     if MUSIC not in rows or MUSIC_METRIC not in results.metrics:
         return ""
     facts = results.metrics[MUSIC_METRIC]
@@ -225,7 +225,7 @@ def music_text(rows: dict[str, dict[str, dict[str, Mean]]], results: Results) ->
 
 
 def probe_section(folder: Path, identity: str) -> str:
-    """Returns the section on what small models find in the tokens; empty without results."""
+    """Returns the section on probes of the tokens; empty without results."""
     if not (folder / PROBES).is_file():
         return ""
     results = read_json(folder / PROBES, "run `make probes`")
@@ -244,8 +244,8 @@ def probe_section(folder: Path, identity: str) -> str:
         rows.append(["phonemes, error rate ↓", *counts, *map(percent, [*values, found["tokens"]["chance"]])])
     return "\n\n".join(
         [
-            f"What small models tell from the tokens of `{results['bottleneck']}`, and from log-mel spectra of the "
-            f"same frames, of the speech in {code(results['speech'])}:",
+            f"Predictions of small models from the tokens of `{results['bottleneck']}`, and from log-mel spectra of "
+            f"the same frames, for the speech in {code(results['speech'])}:",
             report.table(["what", "classes", "utterances", "tokens", "log-mel", "chance"], rows),
             probe_notes(results),
         ]
@@ -253,10 +253,10 @@ def probe_section(folder: Path, identity: str) -> str:
 
 
 def probe_notes(results: dict) -> str:
-    """Says how the probes were made."""
+    """Returns notes on the method of the probes."""
     notes = [
         "Accuracy is the mean over classes, of logistic regression on means and deviations over an utterance, in five "
-        "folds; no speaker is in two of them, but where speakers are told.",
+        "folds; except for predicting speakers, no speaker is in two folds.",
     ]
     if "language" in results:
         labels = ", ".join(results["language"]["labels"])
@@ -265,18 +265,18 @@ def probe_notes(results: dict) -> str:
         found = results["phonemes"]
         notes.append(
             f"Phonemes come from two convolutions trained with CTC on {found['trained_on']:,} utterances of "
-            f"{found['source']}, of other speakers; a guess is as many of the most frequent one."
+            f"{found['source']}, of other speakers; a guess repeats the most frequent phoneme."
         )
-    return " ".join([*notes, "What such models miss may be there for larger ones."])
+    return " ".join([*notes, "Larger models may find more."])
 
 
 def percent(share: float) -> str:
-    """A share as text."""
+    """Formats a share in per cent."""
     return f"{100 * share:.0f} %"
 
 
 def gender_text(ours: SystemSummary, results: Results) -> str:
-    """Says how the model serves speakers of each gender, in a sentence; empty where the data do not tell.
+    """Returns a sentence on the model's quality by the speakers' gender; empty if the data do not give it.
 
     Args:
         ours: the results at the model's own bottleneck.
@@ -291,11 +291,11 @@ def gender_text(ours: SystemSummary, results: Results) -> str:
         means = ((facts.label, report.figure(group.metrics[metric], facts)) for metric, facts in shown.items())
         figures = ", ".join(f"{label} {figure}" for label, figure in means)
         parts.append(f"{figures} for {group.utterances} of {GENDERS.get(name, name)} speakers")
-    return f"Of the utterances whose speaker's gender is told: {'; '.join(parts)}."
+    return f"For the utterances whose speaker's gender is known: {'; '.join(parts)}."
 
 
 def read_curves(path: Path) -> Curves:
-    """The curves in a CSV file by the name of their column; none if there is no such file."""
+    """Reads the curves in a CSV file, by the name of their column; none if there is no such file."""
     if not path.is_file():
         return {}
     with open(path, encoding="utf-8", newline="") as file:
@@ -305,7 +305,7 @@ def read_curves(path: Path) -> Curves:
 
 
 def gap_text(curves: Curves) -> str:
-    """Compares the loss on training speech with that on other speech; empty without such curves."""
+    """Returns a comparison of the losses on training and on validation speech; empty without such curves."""
     if not curves.get("validation/gap"):
         return ""
     loss, gap = (curves[f"validation/{name}"][-1][1] for name in ("loss", "gap"))
@@ -316,7 +316,7 @@ def gap_text(curves: Curves) -> str:
 
 
 def score_text(curves: Curves, start: int, end: int) -> str:
-    """The last scores on validation speech after a step, up to another, in a sentence; empty without any."""
+    """Returns a sentence with the last scores on validation speech between two steps; empty if there are none."""
     scores = []
     for name in VALIDATION_METRICS:
         values = [value for step, value in curves.get(f"validation/{name}", []) if start < step <= end]

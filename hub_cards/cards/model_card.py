@@ -1,8 +1,8 @@
-"""The card of a model that was trained here: what `make_card.py` writes into a folder with training.json.
+"""The card of a model that was trained here, which `make_card.py` writes into a folder with training.json.
 
 Its figures come from the files in the folder: config.json and the weights, results/results.json (`taae evaluate`),
 further results if there are any (`card_sections.py`), training.json and training_data.json (`make_provenance.py`).
-Written are README.md, LICENSE and, where the project's own README has a place for it, the table of results there.
+It writes README.md, LICENSE and, if the project's README has a place for it, the table of results there.
 """
 
 import math
@@ -45,10 +45,10 @@ def model_files(folder: Path) -> dict[Path, str]:
     """Returns the files to write, by path.
 
     Args:
-        folder: the model's.
+        folder: the model's folder.
 
     Raises:
-        CardError: if results or provenance are missing, or the results are of other weights.
+        CardError: if results or provenance are missing, or the results belong to other weights.
     """
     codec = load_codec(str(folder), device="cpu")
     results = read_results(folder / "results" / "results.json", codec.identity, "run `make results`")
@@ -62,7 +62,7 @@ def model_files(folder: Path) -> dict[Path, str]:
 
 
 def card(folder: Path, codec: Codec, results: Results) -> str:
-    """The model card's text."""
+    """Returns the model card's text."""
     config = codec.model.config
     training = read_json(folder / "training.json", "run `make provenance`")
     data = read_json(folder / "training_data.json", "run `make provenance`")
@@ -119,7 +119,7 @@ def card(folder: Path, codec: Codec, results: Results) -> str:
 
 
 def sample_note(clips: list[Clip]) -> str:
-    """Returns where the recordings of the samples are from, in sentences."""
+    """Returns sentences on the origin of the sample recordings."""
     return " ".join(
         f"{clip.voice}: [{clip.source}]({clip.link}), {clip.license.lower() if ' ' in clip.license else clip.license}. "
         f"{clip.training}"
@@ -128,7 +128,7 @@ def sample_note(clips: list[Clip]) -> str:
 
 
 def default_system(codec: Codec, results: Results) -> SystemSummary:
-    """The results at the model's own bottleneck.
+    """Returns the results at the model's default bottleneck.
 
     Raises:
         CardError: if it was not evaluated.
@@ -140,7 +140,7 @@ def default_system(codec: Codec, results: Results) -> SystemSummary:
 
 
 def standing(ours: SystemSummary, results: Results) -> str:
-    """Says where the model stands among its peers, in a sentence; empty without peers."""
+    """Returns a sentence that compares the model with its peers; empty without peers."""
     facts = results.metrics.get(STANDING_METRIC)
     peers = [system for system in results.systems if system.kind not in ("TAAE", "PCM")]
     if facts is None or not peers:
@@ -163,7 +163,7 @@ def standing(ours: SystemSummary, results: Results) -> str:
 
 
 def language_table(ours: SystemSummary, results: Results, shown: list[str]) -> str:
-    """The default bottleneck's figures by language; empty where there is one language or none."""
+    """Returns the default bottleneck's figures by language; empty for fewer than two languages."""
     groups = ours.groups("language")
     if len(groups) < 2:
         return ""
@@ -176,7 +176,7 @@ def language_table(ours: SystemSummary, results: Results, shown: list[str]) -> s
 
 
 def training_text(training: dict, curves: Curves, frame_rate: float) -> str:
-    """Says how the model was trained and how good it was then, a paragraph for each stage."""
+    """Returns a paragraph on each training stage and the scores at its end."""
     texts, start = [], 0
     for stage in stages(training):
         end = start + stage["steps"]
@@ -188,7 +188,7 @@ def training_text(training: dict, curves: Curves, frame_rate: float) -> str:
 
 
 def stage_text(stage: dict, frame_rate: float) -> str:
-    """Says how one stage trained, in a paragraph."""
+    """Returns a paragraph on one training stage."""
     recipe = stage["recipe"]
     losses = {name.removeprefix("losses."): value for name, value in recipe.items() if name.startswith("losses.")}
     for name, part in PARTS_OF_LOSSES.items():
@@ -201,7 +201,7 @@ def stage_text(stage: dict, frame_rate: float) -> str:
     )
     crop_seconds = recipe["data.crop_frames"] / frame_rate
     changes = [f"{name.removeprefix('config.')} {recipe[name]}" for name in recipe if name.startswith("config.")]
-    changes += ["the decoder alone"] if recipe.get("freeze_encoder") else []
+    changes += ["only the decoder"] if recipe.get("freeze_encoder") else []
     return (
         f"{stage['steps']:,} optimiser steps in {time_text(stage['hours'])} on {stage['trained_on']}"
         f"{''.join(f', {change}' for change in changes)}, each on "
@@ -214,22 +214,22 @@ def stage_text(stage: dict, frame_rate: float) -> str:
 
 
 def time_text(hours: float) -> str:
-    """Hours, or minutes where that says more."""
+    """Formats hours, or minutes if that is clearer."""
     return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
 
 
 def augmentation_text(recipe: dict) -> str:
-    """Says how crops were changed."""
+    """Returns a description of the augmentation."""
     settings = {name: recipe.get(f"data.augmentation.{name}") for name in AUGMENTATIONS}
     drawn = [AUGMENTATIONS[name].format(value) for name, value in settings.items() if value not in SWITCHED_OFF]
-    level = f"give or take {recipe['data.augmentation.level']:g} dB"
+    level = f"plus or minus {recipe['data.augmentation.level']:g} dB"
     if not drawn:
         return level
     share = recipe.get("data.augmentation.probability", 0.5)
     return f"{level}; {share:.0%} of them, drawn anew for each, changed in {', '.join(drawn)}"
 
 
-# Changes of crops in words, with what the recipe says of them.
+# Descriptions of the augmentations, with their settings in the recipe.
 AUGMENTATIONS = {
     "speed": "speed by up to {:.0%}",
     "equalization": "timbre by up to {:g} dB",
@@ -241,14 +241,14 @@ SWITCHED_OFF = (None, "None", False, 0)
 
 
 def crops_text(batches: list[dict]) -> str:
-    """Says how many crops there were in a step."""
+    """Returns the number of crops per step as text."""
     *earlier, last = batches
     until = "".join(f"{batch['crops']} (until step {batch['until_step']:,}), then " for batch in earlier)
     return f"{until}{last['crops']} crops"
 
 
 PRECISIONS = {"no": "float32", "bf16": "bfloat16"}
-# Losses that count only where the recipe has the part that they come from.
+# Losses that apply only if the recipe has the part that they come from.
 PARTS_OF_LOSSES = {
     "adversarial": "discriminator",
     "feature_matching": "discriminator",
@@ -271,10 +271,10 @@ def test_set_table(results: Results) -> str:
 
 
 def source_rows(data: dict) -> list[dict]:
-    """Rows of the table of training data.
+    """Returns the rows of the table of training data.
 
     Raises:
-        CardError: if nobody is credited for a source.
+        CardError: if a source has no credit.
     """
     credits = yaml.safe_load((TEMPLATES / "sources.yaml").read_text(encoding="utf-8"))
     rows = []
@@ -282,13 +282,13 @@ def source_rows(data: dict) -> list[dict]:
         if source["name"] not in credits:
             raise CardError(f"{TEMPLATES / 'sources.yaml'}: has no credit for {source['name']}; add one")
         shown = {"hours": f"{source['hours']:.2f}", "languages": ", ".join(source["languages"])}
-        speakers = {"speakers": str(source["speakers"] or "not told")}
+        speakers = {"speakers": str(source["speakers"] or "unknown")}
         rows.append({**source, **shown, **speakers, **credits[source["name"]]})
     return rows
 
 
 def spread(ours: SystemSummary, results: Results) -> str:
-    """Says how far groups of utterances lie apart; empty where there is one group of each kind."""
+    """Returns a sentence on the differences between groups of utterances; empty if there is one group of each kind."""
     facts = results.metrics.get(STANDING_METRIC)
     parts = []
     for grouping in ("language", "source") if facts else ():
@@ -297,31 +297,31 @@ def spread(ours: SystemSummary, results: Results) -> str:
         if len(ranked) > 1:
             low, high = (f"{mean:.{facts.decimals}f} ({name})" for mean, name in (ranked[0], ranked[-1]))
             parts.append(f"from {low} to {high} by {grouping}")
-    return f"On the test set, {facts.label} goes {' and '.join(parts)}." if parts else ""
+    return f"On the test set, {facts.label} ranges {' and '.join(parts)}." if parts else ""
 
 
 def origin(training: dict) -> str:
-    """Says what training started from."""
+    """Returns a description of the training's start."""
     size = stages(training)[0]["recipe"].get("size", "nano")
-    return "trained from scratch" if size in NAMED_SIZES else f"trained on from `{Path(size).name}`"
+    return "trained from scratch" if size in NAMED_SIZES else f"trained further from `{Path(size).name}`"
 
 
 def cost_text(training: dict) -> str:
-    """Says what training cost in time and energy, with the assumptions behind the energy."""
+    """Returns the time and energy of the training, with the assumptions behind the energy."""
     spent = [(stage["process_hours"], stage.get("watts", WATTS)) for stage in stages(training)]
     parts = " and ".join(f"{time_text(hours)} of a process at an assumed {watts:g} W" for hours, watts in spent)
     energy = sum(hours * watts for hours, watts in spent) / 1000
     return (
-        f"{parts}, memory and cooling included, which is {energy:.2g} kWh. Nothing was metered; evaluation, and runs "
-        "that led to nothing, come on top."
+        f"{parts}, memory and cooling included, which is {energy:.2g} kWh. The energy was not measured; evaluation and "
+        "discarded runs are not included."
     )
 
 
 def evaluation_results(ours: SystemSummary, results: Results) -> list[EvalResult]:
-    """The Hub's metadata for results, one entry per metric of the model's own bottleneck.
+    """Returns the Hub's metadata for results, one entry per metric of the model's default bottleneck.
 
-    The Hub's newer form, .eval_results, is for benchmarks that are data sets on the Hub. This one has a field for what
-    else was evaluated on: its type is the way in which it was read, and its name says which files.
+    The Hub's newer form, .eval_results, is for benchmarks that are data sets on the Hub. This form also fits other
+    data: its dataset type is the way in which the data were read, and its dataset name lists the files.
     """
     sources, utterances = ", ".join(results.data.sources), results.data.scored
     parquet = all(source.endswith(".parquet") for source in results.data.sources)

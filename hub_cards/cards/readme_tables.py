@@ -66,7 +66,7 @@ def describe_test_set(ours: SystemSummary, sources: bool = True) -> str:
     texts = [f"Utterances by source: {names}." if sources and (names := listed("source")) else ""]
     texts += [f"Utterances by language: {languages}." if (languages := listed("language")) else ""]
     if speakers := ours.groups("speaker"):
-        texts.append(f"{len(speakers)} speakers are told apart.")
+        texts.append(f"{len(speakers)} known speakers.")
     return " ".join(filter(None, texts))
 
 

@@ -92,15 +92,13 @@ def setting(results: Results) -> str:
     """Returns a few sentences about the data and the reference of the evaluation."""
     data, reference = results.data, results.reference
     loudness = reference.target_loudness
-    level = "at its own level" if loudness is None else f"brought to {loudness:g} LUFS"
-    added = "".join(
-        f" Where there is {what}, it is from {code_list(origin)}." for what, origin in data.added.items() if origin
-    )
+    level = "at its own level" if loudness is None else f"normalised to {loudness:g} LUFS"
+    added = "".join(f" Added {what} is from {code_list(origin)}." for what, origin in data.added.items() if origin)
     return (
         f"{data.scored:,} of {data.utterances:,} utterances ({data.seconds / 60:.1f} minutes of speech) from "
         f"{code_list(data.sources)}. The reference is the recording mixed to mono, at {reference.sampling_rate:,} Hz, "
-        f"{level}: what the model itself is given. Peers are given the same samples, and what they return is aligned "
-        f"with them.{added}"
+        f"{level}: the model's own input. Other codecs get the same samples, and their output is aligned with "
+        f"them.{added}"
     )
 
 
@@ -175,7 +173,7 @@ def data_section(results: Results) -> list[str]:
         return []
     data = results.data
     rows.insert(0, ["all", f"{data.scored:,}", number(data.seconds / 60, 1), number_or_nothing(data.speakers)])
-    note = "As the data tell it. Speakers are counted by the names that the data give them."
+    note = "According to the data. Speakers are counted by their names in the data."
     return ["## Test set", table(["part", "utterances", "minutes", "speakers"], rows), note]
 
 

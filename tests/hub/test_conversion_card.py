@@ -70,7 +70,7 @@ def test_another_licence_is_kept_as_its_card_has_it(source):
 def test_without_a_licence_it_says_so_and_is_not_published(source):
     (source / "README.md").write_text("---\n: [no header\n---\n")
     folder = convert(source)
-    assert "Under which licence the weights may be used is not known" in (folder / "README.md").read_text()
+    assert "The licence of the weights is not known" in (folder / "README.md").read_text()
     with pytest.raises(TaaeInputError, match=r"a LICENSE file .* is missing.*|names no license"):
         inspect(folder)
 

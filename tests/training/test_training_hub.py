@@ -67,7 +67,7 @@ def test_a_run_publishes_its_model_with_a_card_that_shows_its_figures(recipe_fil
     assert repository.private
     assert {"model.safetensors", "discriminator.safetensors", "preprocessor_config.json", "LICENSE"} <= files.keys()
     content = ModelCard(files["README.md"].decode())
-    assert content.data.license == "cc0-1.0" and "## How good it is" in content.text
+    assert content.data.license == "cc0-1.0" and "## Quality" in content.text
     assert "`discriminator.safetensors`" in content.text and "2 optimiser steps on crops of 0.64 s" in content.text
     (tmp_path / "again.yaml").write_bytes(files["recipe.yaml"])
     again = parse_recipe([str(tmp_path / "again.yaml")])
@@ -110,7 +110,7 @@ def test_a_card_names_languages_sources_and_the_parent(recipe_file, tmp_path):
     assert (content.data.language, content.data.base_model) == (["nl"], "taae-parent")
     assert "| Sprekers | nl | 0.00 | 1 | CC0-1.0 | De sprekers, CC0 |" in content.text
     assert "from `taae-parent`, whose weights are under cc-by-sa-4.0" in content.text
-    assert "| LibriSpeech | en | not told | not told | CC-BY-4.0 | Panayotov et al. |" in content.text
+    assert "| LibriSpeech | en | unknown | unknown | CC-BY-4.0 | Panayotov et al. |" in content.text
     assert "computed in float32 (as asked)" in content.text and "| taae-dutch" in content.text
     assert [
         base.name for base in TrainingData.from_json(read_json(tmp_path / "taae-dutch" / TRAINING_DATA)).bases()
