@@ -157,7 +157,7 @@ def test_everything_in_one_run(tiny_model_folder, tmp_path, monkeypatch):
     assert summary["data"]["scored"] == 2
     assert summary["data"]["added"] == {"noise": ["hard.parquet"], "reverberation": ["hard.parquet"]}
     report = Path("results/report.md").read_text()
-    assert "## By condition" in report and "Where there is noise, it is from `hard.parquet`." in report
+    assert "## By condition" in report and "Added noise is from `hard.parquet`." in report
 
 
 def test_where_files_lie_is_not_told(tiny_model_folder, tmp_path, monkeypatch):
