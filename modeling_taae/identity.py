@@ -134,7 +134,10 @@ class TokenSource:
 def _digest(tensors: "Mapping[str, Tensor]") -> "hashlib._Hash":
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        values = tensor.detach().cpu().float().contiguous().numpy()
+        # A quantised tensor of torchao counts by the values that it stands for.
+        is_quantized = type(tensor.data).__name__ != "Tensor"
+        plain = tensor.detach().dequantize() if is_quantized else tensor.detach()
+        values = plain.cpu().float().contiguous().numpy()
         digest.update(f"{name} {tuple(values.shape)}\n".encode())
         digest.update(values.astype("<f4", copy=False).data)
     return digest
