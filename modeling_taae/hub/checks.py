@@ -31,40 +31,13 @@ if TYPE_CHECKING:
 LEFT_OUT = (".*", "*/.*", "__pycache__/*", "*/__pycache__/*", "results/*rows.jsonl", "results/*report.html")
 # Kinds of files that may be published; the push is rejected if there are others.
 TEXTS = {"license", "licence", "notice", "copying", "citation", "readme"}
-DOCUMENTS = {
-    ".md",
-    ".txt",
-    ".cff",
-    ".csv",
-    ".json",
-    ".jsonl",
-    ".yaml",
-    ".yml",
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".svg",
-    ".webp",
-}
-SOUNDS = {".flac", ".ogg", ".opus", ".wav", ".mp3", ".m4a", ".taae"}
+DOCUMENTS = {*".md .txt .cff .csv .json .jsonl .yaml .yml .png .jpg .jpeg .svg .webp".split()}
+SOUNDS = {*".flac .ogg .opus .wav .mp3 .m4a .taae".split()}
+PROGRAMS = {*".py .html .js .mjs .css .ico .toml .wasm .gz .webmanifest .map .woff2 .sh .ipynb".split()}
 BELONGING = {
     "model": {*DOCUMENTS, *SOUNDS, ".py", ".safetensors", ".onnx", ".data", ".pt2", ".html"},
     "dataset": {*DOCUMENTS, ".parquet"},
-    "space": {
-        *DOCUMENTS,
-        *SOUNDS,
-        ".py",
-        ".html",
-        ".js",
-        ".mjs",
-        ".css",
-        ".ico",
-        ".toml",
-        ".wasm",
-        ".onnx",
-        ".safetensors",
-    }
-    | {".gz", ".webmanifest", ".map", ".woff2", ".data", ".sh", ".ipynb"},
+    "space": {*DOCUMENTS, *SOUNDS, *PROGRAMS, ".onnx", ".safetensors", ".data"},
 }
 SECRET = re.compile(
     rb"-----BEGIN [A-Z ]*PRIVATE KEY-----|\bhf_[A-Za-z0-9]{30,}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_\w{36}"
