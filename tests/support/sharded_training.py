@@ -1,4 +1,4 @@
-"""Trains sharded on CPUs: `torchrun sharded_training.py RECIPE FOLDER [options]`; no test by itself.
+"""Trains sharded on CPUs, in each of two processes.
 
 Twice: from start to end in FOLDER/whole, and on from the checkpoint half-way in FOLDER/resumed. FOLDER/shards.json says
 how the model was sharded. Accelerate shards on GPUs alone, so it is told that these processes have some; all else is
@@ -8,10 +8,7 @@ the trainer's own.
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where the package `support` is
 
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
@@ -55,7 +52,8 @@ def shards(trainer: Trainer) -> dict[str, list | int]:
     }
 
 
-def main(recipe_file: str, folder: Path, *overrides: str) -> None:
+def train_sharded(recipe_file: str, folder: Path, *overrides: str) -> None:
+    torch.set_num_threads(1)
     AcceleratorState.destroy_process_group = lambda state: None  # one serves both runs
     trainer = make_sharded_trainer(recipe_file, *overrides, "--output_dir", folder / "whole")
     trainer.train()
@@ -65,7 +63,3 @@ def main(recipe_file: str, folder: Path, *overrides: str) -> None:
         shutil.copytree(folder / "whole" / half, folder / "resumed" / half)
     torch.distributed.barrier()
     make_sharded_trainer(recipe_file, *overrides, "--output_dir", folder / "resumed").train()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])

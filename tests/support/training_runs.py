@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -14,8 +15,10 @@ import torch
 from accelerate.state import AcceleratorState
 from datasets import Dataset
 from safetensors.torch import load_file
+from support.processes import Process
 
 from training.recipe import parse_recipe
+from training.train import main
 from training.trainer import Trainer
 
 # datasets waits this many seconds for its readers at the end of a stream: long for files of a few kilobytes.
@@ -30,7 +33,7 @@ TINY = {
     "decoder_depths": [0, 1],
     "head_dim": 16,
 }
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 # Options that switch on a discriminator.
 ADVERSARIAL = ("--discriminator.channels", 4, "--discriminator.fft_sizes", "[78, 206, 542]")
 
@@ -85,19 +88,28 @@ def train(recipe_file: str, *overrides: object) -> Trainer:
     return trainer
 
 
-def start_training(
-    *arguments: object, launcher: tuple[str, ...] = (sys.executable,), script: str = "training/train.py"
-):
+def main_of(*arguments: object) -> Callable[[], None]:
+    """The trainer's entry point with these arguments, in a process where nothing has trained yet."""
+
+    def work() -> None:
+        torch.set_num_threads(1)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        sys.argv = ["train.py", *map(str, arguments)]
+        main()
+
+    return work
+
+
+def start_training(*arguments: object) -> Process:
     """The same as a process of its own."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(CHECKOUT)}
-    command = [*launcher, str(CHECKOUT / script), *map(str, arguments)]
+    return Process(main_of(*arguments))
+
+
+def start_script(script: str, *arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
+    """A script of the checkout, as its user starts it."""
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(CHECKOUT)}
+    command = [sys.executable, *launcher, str(CHECKOUT / script), *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
 
 
 def published(output_dir: Path) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from support.processes import Process, finish, two_processes
 from support.token_folders import clip, flac
 from transformers import AutoModelForCausalLM
 
@@ -105,7 +108,7 @@ class TestCorpora:
 
         monkeypatch.setattr(verification, "snapshot_download", download)
         assert TokenCorpus(["me/mine", tokens / "[one]"]).rows["id"][0] == "c2"
-        with pytest.raises(TaaeInputError, match="me/other: is no folder, and cannot be had from the Hub"):
+        with pytest.raises(TaaeInputError, match="me/other: is no folder, and cannot be downloaded from the Hub"):
             TokenCorpus(["me/other"])
         with pytest.raises(TaaeInputError, match="nowhere: is no folder"):
             TokenCorpus(["nowhere"])
@@ -201,18 +204,26 @@ def test_nobody_reads_what_is_printed(settings):
     assert run(settings).bit_rate.seconds > 0
 
 
+def main_of(settings: Settings, **budget: int) -> Callable[[], int]:
+    """The command in a process where nothing has trained yet."""
+
+    def work() -> int:
+        torch.set_num_threads(1)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return train_speech_lm.main(arguments(settings, **budget))
+
+    return work
+
+
 def weights(folder: str) -> list[torch.Tensor]:
     return list(AutoModelForCausalLM.from_pretrained(Path(folder, "model")).parameters())
 
 
 def test_two_processes(settings):
     """Both train, one of them speaks and writes; a second start says the same."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(CHECKOUT / "training/train_speech_lm.py"), *arguments(settings, max_steps=2)]
     for _ in range(2):
-        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("bits per second of speech") == 1, done.stdout
+        said = finish(*two_processes(main_of(settings, max_steps=2)))
+        assert said.count("bits per second of speech") == 1, said
     assert len(list(Path(settings.output_dir, "checkpoint-2").glob("rng_state_*.pth"))) == 2
     assert weights(settings.output_dir)
 
@@ -221,9 +232,8 @@ def test_killed_at_random_moments(settings, tmp_path):
     """A run that is killed again and again ends with the weights of one that is left alone."""
     run(settings)
     undisturbed, settings.output_dir = settings.output_dir, str(tmp_path / "killed")
-    command = [sys.executable, str(CHECKOUT / "training/train_speech_lm.py"), *arguments(settings, max_steps=4)]
     for kill in range(10):
-        process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = Process(main_of(settings, max_steps=4))
         marks = ["settings.json", "checkpoint-2", "checkpoint-4", "model"]
         while kill < len(marks) and process.poll() is None and not Path(settings.output_dir, marks[kill]).exists():
             time.sleep(0.005)

@@ -1,11 +1,11 @@
 """Where a run computes: precision, attention and processes by the machine; launchers that ask for something else."""
 
 import os
-import sys
 
 import pytest
 import torch
-from support.training_runs import finish, make_trainer, published, start_training, train
+from support.processes import finish
+from support.training_runs import make_trainer, published, start_script, start_training, train
 
 from training.launch import own_processes
 from training.precision import choose_attention, choose_precision, choose_processes, choose_workers, processor_features
@@ -137,6 +137,6 @@ def test_a_launcher_may_choose_where_the_recipe_leaves_it_open(recipe_file, tmp_
 
 def test_the_entry_point_is_an_entry_point(capfd):
     """`python training/train.py` from another folder, without arguments."""
-    process = start_training(launcher=(sys.executable,))
+    process = start_script("training/train.py")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 2 and output.startswith("train.py: error: The recipe names no corpus")

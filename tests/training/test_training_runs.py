@@ -14,15 +14,16 @@ import yaml
 from accelerate.tracking import WandBTracker
 from datasets import Dataset
 from safetensors.torch import load_file
+from support.processes import finish
 from support.training_runs import (
     ADVERSARIAL,
     CHECKOUT,
     TINY,
     TORCHRUN,
     assert_equal,
-    finish,
     make_trainer,
     published,
+    start_script,
     start_training,
     train,
 )
@@ -62,7 +63,8 @@ def test_a_killed_run_resumes_exactly(recipe_file, tmp_path):
 def test_two_processes_train_like_one_with_the_same_global_batch(recipe_file, tmp_path):
     # The dither of training is drawn by each process for itself, so it is switched off to compare.
     steady = ("--config.training_noise_probability", 0, "--config.training_rounding_probability", 0, *ADVERSARIAL)
-    two = start_training(recipe_file, *steady, "--batch_size", 1, "--output_dir", tmp_path / "two", launcher=TORCHRUN)
+    options = (*steady, "--batch_size", 1, "--output_dir", tmp_path / "two")
+    two = start_script("training/train.py", recipe_file, *options, launcher=TORCHRUN)
     train(recipe_file, *steady, "--batch_size", 2, "--output_dir", tmp_path / "one")
     finish(two)
     one, two = published(tmp_path / "one"), published(tmp_path / "two")

@@ -7,15 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from support.processes import finish, two_processes
+from support.sharded_training import train_sharded
 from support.training_runs import (
     ADVERSARIAL,
     CHECKOUT,
-    TORCHRUN,
     assert_equal,
-    finish,
     make_trainer,
     published,
-    start_training,
     train,
 )
 
@@ -46,7 +45,7 @@ def sharded(recipe_file, ctc, tmp_path_factory) -> Path:
     """Two runs of two processes, see `sharded_training.py`."""
     folder = tmp_path_factory.mktemp("sharded")
     options = (*STEADY, *ctc, "--ctc.batch_size", 1, "--batch_size", 1, "--gradient_checkpointing", "true")
-    finish(start_training(recipe_file, folder, *options, launcher=TORCHRUN, script="tests/support/sharded_training.py"))
+    finish(*two_processes(lambda: train_sharded(recipe_file, folder, *map(str, options))))
     return folder
 
 
