@@ -62,7 +62,7 @@ judged: $(VENV)/judges.stamp  ## have networks judge words, naturalness and voic
 		--samples 0 --no-speed -o $(CARD)/results/judged
 
 $(VENV)/judges.stamp: $(VENV)/eval.stamp
-	@$(BIN)/python -c 'from modeling_taae.evaluation import install_judges; install_judges()'
+	@$(BIN)/python -c 'from modeling_taae.cli.judges import install_judges; install_judges()'
 	@touch $@
 
 presets: $(VENV)/eval.stamp  ## evaluate every preset of the published model, and draw quality against bit rate

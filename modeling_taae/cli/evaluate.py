@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import TaaeInputError
+from ..errors import TaaeInputError, one_line
+from .judges import install_judges
 from .options import (
     AUDIO_ROOT_HELP,
     BOTTLENECK_HELP,
@@ -60,9 +61,6 @@ class InstallJudges(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         """Installs them; see [`install_judges`]."""
-        from ..errors import TaaeInputError, one_line
-        from ..evaluation import install_judges
-
         try:
             install_judges()
         except TaaeInputError as error:

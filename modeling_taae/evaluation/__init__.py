@@ -11,7 +11,7 @@
 """
 
 from .codecs import TaaeSystem, taae_systems
-from .judges import choose_judges, install_judges
+from .judges import choose_judges
 from .peers import available_peers, make_peer
 from .report import write_results
 from .results import Results
@@ -23,7 +23,6 @@ __all__ = [
     "available_peers",
     "choose_judges",
     "evaluate_codecs",
-    "install_judges",
     "make_peer",
     "taae_systems",
     "write_results",

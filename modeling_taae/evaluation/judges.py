@@ -6,8 +6,6 @@ are not comparable, so each table names its judges.
 """
 
 import hashlib
-import subprocess
-import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -20,8 +18,6 @@ from ..errors import TaaeInputError, one_line
 from .metrics import ALL_METRICS, Metric
 
 HOW_TO_INSTALL = "`taae evaluate --install-judges`"
-# They ask for packages that they do not need here, some of which cannot be installed: torchaudio, typing, webrtcvad.
-WITHOUT_DEPENDENCIES = ("Resemblyzer==0.1.4", "distillmos==0.9.1", "xls-r-sqa==0.1.0")
 WORD_METRICS, VOICE_METRICS, NATURALNESS_METRICS = (
     ("wer", "cer", "dwer", "dcer"),
     ("speaker_similarity",),
@@ -142,22 +138,6 @@ def choose_judges(
         f"left out, because their judges are not installed: {', '.join(missing)}; get them with {HOW_TO_INSTALL}"
     ]
     return plain, judges, left_out if missing else []
-
-
-def install_judges() -> None:
-    """Installs the judges that bring their weights, with pip, into the environment that this runs in.
-
-    Raises:
-        TaaeInputError: if pip fails, or this package is not installed itself.
-    """
-    try:
-        extra = f"modeling_taae[judges]=={need_package('modeling_taae', ())}"
-    except MissingJudgeError as error:
-        raise TaaeInputError(f"{one_line(error)}; install it first, with `pip install .` in its folder") from error
-    for packages in ((extra,), ("--no-deps", *WITHOUT_DEPENDENCIES)):
-        command = ["pip", "install", *packages]
-        if subprocess.run([sys.executable, "-m", *command]).returncode:
-            raise TaaeInputError(f"`{' '.join(command)}` failed; see what pip says above, then start again")
 
 
 def need_package(package: str, modules: Iterable[str]) -> str:

@@ -97,8 +97,8 @@ class TestInstallation:
             commands.append(command)
             return subprocess.CompletedProcess(command, returncode=0 if len(commands) < 3 else 1)
 
-        monkeypatch.setattr(judges.subprocess, "run", record)
-        monkeypatch.setattr(judges, "version", lambda package: "1.2.3")
+        monkeypatch.setattr("modeling_taae.cli.judges.subprocess.run", record)
+        monkeypatch.setattr("modeling_taae.cli.judges.version", lambda package: "1.2.3")
         return commands
 
     def test_one_command_installs_them_here(self, commands):
@@ -108,6 +108,11 @@ class TestInstallation:
         assert not end.value.code and first[:4] == second[:4] == [sys.executable, "-m", "pip", "install"]
         assert first[4:] == ["modeling_taae[judges]==1.2.3"]
         assert second[4] == "--no-deps" and all("==" in package for package in second[5:])
+
+    def test_it_needs_nothing_of_what_it_installs(self):
+        """It runs where only the package itself is installed."""
+        code = "import sys; sys.modules |= dict.fromkeys(['pyarrow', 'datasets', 'torch']); import modeling_taae.cli.judges"
+        subprocess.run([sys.executable, "-c", code], check=True)
 
     def test_a_failure_of_pip_is_told(self, commands, capsys):
         commands += [[], []]
