@@ -52,6 +52,7 @@ RECOGNIZER_HELP = (
     "(default: Whisper tiny.en, where it is installed)"
 )
 INTERRUPTED = "the same command goes on from here"
+EXTRA = "eval"
 TOLD_PROBLEMS = 5  # on the terminal
 SPEED_SECONDS = 10.0
 

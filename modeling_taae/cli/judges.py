@@ -1,4 +1,4 @@
-"""Installs the judges that bring their weights: the networks that `taae evaluate` scores words, voices and more with."""
+"""Installs the judges that bring their weights, with which `taae evaluate` scores words, voices and naturalness."""
 
 import subprocess
 import sys

@@ -111,8 +111,8 @@ class TestInstallation:
 
     def test_it_needs_nothing_of_what_it_installs(self):
         """It runs where only the package itself is installed."""
-        code = "import sys; sys.modules |= dict.fromkeys(['pyarrow', 'datasets', 'torch']); import modeling_taae.cli.judges"
-        subprocess.run([sys.executable, "-c", code], check=True)
+        without = "import sys; sys.modules |= dict.fromkeys(['pyarrow', 'datasets', 'torch'])"
+        subprocess.run([sys.executable, "-c", f"{without}; import modeling_taae.cli.judges"], check=True)
 
     def test_a_failure_of_pip_is_told(self, commands, capsys):
         commands += [[], []]
