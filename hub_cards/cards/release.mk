@@ -19,9 +19,9 @@ DEMO = '$(SPEECH)/train-*.parquet' lj-LJ001-0036
 BOTTLENECKS := 1x46656_400bps 2x15625_700bps
 METRICS ?= pesq_wb pesq_nb stoi si_sdr mel_distance stft_distance dnsmos_p808
 # What networks judge, beside neural codecs: with all utterances, a codec takes four minutes of two cores.
-JUDGED ?= --limit 100
-JUDGED_METRICS := pesq_wb stoi dnsmos_p808 wer cer dwer dcer speaker_similarity distillmos
-NEURAL_PEERS := lyra-3.2k lyra-6k opus-6k-nolace opus-6k codec2-700C codec2-2400
+JUDGED ?= --limit 48
+JUDGED_METRICS := pesq_wb stoi wer cer dwer dcer speaker_similarity distillmos
+NEURAL_PEERS := lyra-3.2k lyra-6k opus-6k-nolace opus-6k codec2-700C
 # The rows.jsonl of another model or of other weights, whose other codecs are not scored again.
 ROWS ?=
 # For the curve: three levels a dimension and nine beside the presets. Trials on a part of the data take minutes.
@@ -57,7 +57,7 @@ results: $(VENV)/eval.stamp  ## evaluate the published model beside its peers, o
 
 judged: $(VENV)/judges.stamp  ## have networks judge words, naturalness and voices, beside neural codecs; ROWS=… is not judged again
 	$(if $(ROWS),cat $(ROWS) >> $(CARD)/results/judged/rows.jsonl)
-	$(BIN)/taae evaluate $(SPEECH)/test-*.parquet --model $(CARD) --bottleneck $(BOTTLENECKS) $(JUDGED) \
+	$(BIN)/taae evaluate $(SPEECH)/test-*.parquet --model $(CARD) $(JUDGED) \
 		--transcripts $(SPEECH)/transcripts.parquet --peers $(NEURAL_PEERS) --metrics $(JUDGED_METRICS) \
 		--samples 0 --no-speed -o $(CARD)/results/judged
 
