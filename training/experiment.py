@@ -8,9 +8,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's 
 from training.dispatch import dispatch
 
 EXPERIMENTS = {
-    "stages": "what the stages of training bring",
-    "ablations": "what changes when a part of a recipe does",
-    "gradient_norms": "what each loss pulls with",
+    "stages": "effect of further training stages on a published model",
+    "ablations": "effect of changing one part of a recipe",
+    "gradient_norms": "gradient norm of each loss",
 }
 
 

@@ -8,10 +8,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's 
 from training.dispatch import dispatch
 
 MEASUREMENTS = {
-    "determinism": "tokens that change with how they are computed",
-    "exports": "size, speed and tokens of what `taae export` writes",
+    "determinism": "share of tokens that change with batch, threads, device or precision",
+    "exports": "size, speed and tokens of exported models",
     "file_sizes": "bytes of `.taae` files",
-    "probes": "what tokens carry: language, gender, speaker, phonemes",
+    "probes": "language, gender, speaker and phonemes predicted from tokens",
 }
 
 

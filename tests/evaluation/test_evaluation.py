@@ -192,7 +192,7 @@ class TestData:
             (["data.parquet", "--peers", "mp3"], "is no codec"),
             (["data.parquet", "--bottleneck", "3x3"], "--bottleneck: "),
             (["silence.parquet"], "none of the 1 utterances can be scored (u: silent"),
-            (["data.parquet", "--snr", "10"], "--snr: goes with --noise"),
+            (["data.parquet", "--snr", "10"], "--snr: needs --noise"),
             (["data.parquet", "-o", "data.parquet"], "-o data.parquet: is a file"),
         ],
     )

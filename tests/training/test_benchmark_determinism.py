@@ -30,9 +30,9 @@ def test_every_way_gives_the_latents_of_every_clip(determinism) -> None:
     for latents in (determinism.batched(), determinism.shuffled(), determinism.one_go_each()):
         for item, other in zip(latents, reference, strict=True):
             torch.testing.assert_close(item, other, rtol=1e-5, atol=1e-5)
-    with benchmark_determinism.pieces(48):
-        pieces = determinism.one_by_one()
-    assert 0 < max(float((a - b).abs().max()) for a, b in zip(pieces, reference, strict=True)) < 1e-5
+    with benchmark_determinism.chunks(48):
+        chunked = determinism.one_by_one()
+    assert 0 < max(float((a - b).abs().max()) for a, b in zip(chunked, reference, strict=True)) < 1e-5
     model = determinism.changed(dtype=torch.bfloat16, attention="eager").codec.model
     assert (model.dtype, model.config._attn_implementation) == (torch.bfloat16, "eager")
     assert (determinism.codec.model.dtype, determinism.codec.model.config._attn_implementation) == (

@@ -152,7 +152,7 @@ def test_the_command_prepares_lines_of_ones_own(entry, repository, tmp_path, cap
         error = capfd.readouterr().err
         assert message in error and error.count("\n") == 1
     manifest.write_text('{"name": "x"}\n')
-    assert main([*options, "x"]) == 2 and "mine.jsonl:1: is no entry of a manifest" in capfd.readouterr().err
+    assert main([*options, "x"]) == 2 and "mine.jsonl:1: is not an entry of a manifest" in capfd.readouterr().err
 
 
 def test_the_manifest_is_whole():

@@ -1,8 +1,8 @@
 """Measures the speed of training and inference: `python training/benchmark.py [SECTION ...] [--json FILE]`.
 
-Beside each figure stands what the machine can do at most, the rate of its matrix products in the same precision on as
-many threads, measured in the same run. Weights are random and audio is noise: speed does not depend on them. Prints
-Markdown. A JSON file keeps those of its sections that are not measured anew, so they can be measured one by one.
+Each table names the machine's peak rate, measured in the same run: that of large matrix products in the same precision
+on as many threads. Weights are random and audio is noise, because speed does not depend on them. Prints Markdown. Each
+run updates only its sections in the JSON file, so sections can be measured one by one.
 """
 
 import argparse
@@ -42,9 +42,9 @@ SECTIONS: dict[str, tuple[str, Rows]] = {
     "latency": ("A frame of a stream through a causal model", latency_rows),
 }
 MARKERS = ("<!-- benchmark: written by training/benchmarks/benchmark.py -->\n", "<!-- /benchmark -->")
-# What keeps PyTorch and the libraries that it computes with from using more than AVX2.
+# Environment variables that restrict PyTorch and its libraries to AVX2.
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
-# onnxruntime would use what it finds all the same, and an hour of the large model takes hours.
+# Sections left out with --avx2: onnxruntime ignores the restriction, and an hour with the large model takes hours.
 NOT_HELD = {"int8", "long"}
 AVX2_MARKERS = (
     "<!-- benchmark held to AVX2: written by training/benchmarks/benchmark.py -->\n",
@@ -57,7 +57,7 @@ GPU_MARKERS = (
 
 
 def measure(bench: Bench, name: str) -> dict:
-    """A section: its rows, and the machine and its peaks at the time."""
+    """Measures a section, and returns its rows, the machine and its peak rates."""
     start, rows = time.perf_counter(), list(SECTIONS[name][1](bench))
     peaks = {str(dtype).removeprefix("torch."): peak / 1e9 for dtype, peak in bench.peaks.items()}
     took = time.perf_counter() - start
@@ -65,7 +65,7 @@ def measure(bench: Bench, name: str) -> dict:
 
 
 def markdown(results: dict[str, dict]) -> str:
-    """The tables, each below its machine."""
+    """The tables, each below the description of its machine."""
     parts = []
     for name in filter(results.get, SECTIONS):
         section, told = results[name], results[name]["environment"]
@@ -80,14 +80,14 @@ def markdown(results: dict[str, dict]) -> str:
 
 
 def cell(value: str | float | None) -> str:
-    """A value as text, numbers with three digits that count."""
+    """A value as text, numbers with three significant digits."""
     if value is None or isinstance(value, str):
         return value or ""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def place_of(results: dict[str, dict]) -> tuple[str, str]:
-    """Returns the place of the tables: those measured on a GPU, or held to AVX2, have one of their own."""
+    """Returns the markers of the tables' place, which differs for results on a GPU and with AVX2."""
     environments = [section["environment"] for section in results.values()]
     if any(environment["accelerator"] for environment in environments):
         return GPU_MARKERS
@@ -95,7 +95,7 @@ def place_of(results: dict[str, dict]) -> tuple[str, str]:
 
 
 def hold_to_avx2(arguments: list[str]) -> None:
-    """Starts this command again as on a processor without AVX-512, AMX and bfloat16, unless it was started so."""
+    """Restarts this command without AVX-512, AMX and bfloat16, unless it already runs so."""
     if os.environ.items() >= AVX2.items():
         return
     os.execve(sys.executable, [sys.executable, __file__, *arguments], {**os.environ, **AVX2})
@@ -105,22 +105,20 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="benchmark.py", description=__doc__.splitlines()[0])
     listed = "; ".join(f"{name}: {title[0].lower()}{title[1:]}" for name, (title, _) in SECTIONS.items())
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"what to measure (default: all). {listed}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to keep the results")
-    parser.add_argument("--readme", type=Path, metavar="FILE", help="a text whose tables to replace by the results")
-    parser.add_argument("--show", action="store_true", help="measure nothing, and show the results kept in --json")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N", help="on CPUs (default: all cores)")
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"sections to measure (default: all). {listed}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for the results")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="text whose tables the results replace")
+    parser.add_argument("--show", action="store_true", help="measure nothing, and print the results in --json")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N", help="CPU threads (default: all)")
     parser.add_argument(
         "--seconds",
         type=float,
         default=SECONDS,
         metavar="S",
-        help="repeat each measurement for so long (default: %(default)s)",
+        help="seconds to repeat each measurement (default: %(default)s)",
     )
-    parser.add_argument("--hour", action="store_true", help="also an hour of audio, which takes about that long")
-    parser.add_argument(
-        "--avx2", action="store_true", help="as on a processor without AVX-512, AMX and bfloat16, as most laptops have"
-    )
+    parser.add_argument("--hour", action="store_true", help="also measure an hour of audio, which takes about an hour")
+    parser.add_argument("--avx2", action="store_true", help="do without AVX-512, AMX and bfloat16, like most laptops")
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
     if options.avx2:
@@ -132,7 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         results = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
         if options.readme:
-            with_tables(options.readme, "", MARKERS)  # finds out now whether it will do
+            with_tables(options.readme, "", MARKERS)  # fails now if the markers are missing
         wanted = [] if options.show else options.sections or sections
         torch.set_num_threads(options.threads)
         for name in tqdm(wanted, disable=None, unit="section"):

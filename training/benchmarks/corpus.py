@@ -1,4 +1,4 @@
-"""The section of the benchmark about many clips of random lengths, with and without compiled layers."""
+"""The benchmark's section on many clips of random lengths, with and without compiled layers."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ COMPARED = 40  # clips whose tokens are compared with those of the CPU in float3
 
 
 def corpus_rows(bench: Bench) -> Iterator[dict]:
-    """Tokens of a corpus of noise: how fast, after a few clips that compile, and how many differ from the CPU's."""
+    """Speed of tokenizing a corpus of noise after the first clips, which compile, and tokens equal to the CPU's."""
     for size, dtype, clips in CORPORA[bench.device.type]:
         corpus = noise_clips(clips)
         # With its initial layer scale of 1e-5, a layer would add next to nothing, and its rounding would not show.

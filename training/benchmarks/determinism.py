@@ -1,9 +1,10 @@
-"""Counts the tokens that change with how they are computed: `training/measure.py determinism MODEL …`.
+"""Counts the tokens that change with the way of computing: `training/measure.py determinism MODEL …`.
 
-The reference is float32 on the CPU, in one thread, with SDPA, each utterance by itself. What is computed in another way
-is off by rounding, and a token flips where that crosses a rounding tie. Then everything is kept but what is computed
-together: padded batches, and `encode_clips`, of which `taae encode` and `taae tokenize` are made and which is to change
-nothing; and what that costs. Prints Markdown and writes results/determinism.json in the model's folder.
+The reference is float32 on the CPU, in one thread, with SDPA, each utterance by itself. Other ways of computing round
+differently, and a token changes where a latent crosses a rounding tie. A second table changes only what is computed
+together: padded batches, and `encode_clips`, which `taae encode` and `taae tokenize` use and which should change no
+token. A third shows the cost of `encode_clips`. Prints Markdown and writes results/determinism.json in the model's
+folder.
 """
 
 import copy
@@ -30,15 +31,16 @@ from training.benchmarks.runner import ROOT, Measurement, clips_of, machine, pro
 REFERENCE = "float32 on the CPU, one thread, SDPA, each utterance by itself"
 BOTTLENECKS = ("1x46656_400bps", "2x15625_700bps", "native")
 BATCH_SECONDS = 30
-PIECE = 256
-# The cost is told for so many utterances nearest to each of these lengths in seconds, the best of so many rounds.
+CHUNK_STEPS = 256
+# Lengths in seconds at which the cost is measured, number of utterances nearest to each, and rounds, of which the best
+# counts.
 COST_LENGTHS, COST_UTTERANCES, COST_ROUNDS = (2.5, 6.0, 14.0), 12, 3
 
 Latents = list[Tensor]  # of each utterance, (latent_dim, frames)
 
 
 class Determinism:
-    """A model, and utterances that it encodes in one way or another.
+    """A model, and utterances that it encodes in different ways.
 
     Args:
         codec: model and feature extractor.
@@ -49,11 +51,11 @@ class Determinism:
         self.codec, self.clips = codec, clips
 
     def settings(self) -> dict[str, Callable[[], Latents]]:
-        """Ways to compute latents, by what is unlike the reference."""
+        """Functions that compute latents, by their difference from the reference."""
         settings = {
             "nothing, computed again": self.one_by_one,
             "2 threads": threads(2)(self.one_by_one),
-            f"pieces of {PIECE} steps": pieces(PIECE)(self.one_by_one),
+            f"pieces of {CHUNK_STEPS} steps": chunks(CHUNK_STEPS)(self.one_by_one),
             "eager attention": lambda: self.changed(attention="eager").one_by_one(),
             "FlexAttention": lambda: self.changed(attention="flex_attention").one_by_one(),
             "torch.compile": lambda: self.changed(compiled=True).one_by_one(),
@@ -65,7 +67,7 @@ class Determinism:
         return settings
 
     def groupings(self) -> dict[str, tuple[Callable[[], Latents], Callable[[], Latents]]]:
-        """Pairs of ways that differ only in what is computed together, by what they have in common."""
+        """Pairs of functions that differ only in the utterances computed together, by what they have in common."""
         half, batches = self.changed(dtype=torch.bfloat16), f"padded batches of {BATCH_SECONDS} s"
         pairs = {
             f"{batches}, float32": (self.batched, self.one_by_one),
@@ -88,7 +90,7 @@ class Determinism:
         attention: str = "sdpa",
         compiled: bool = False,
     ) -> "Determinism":
-        """The same with another copy of the model."""
+        """The same utterances with a changed copy of the model."""
         model = copy.deepcopy(self.codec.model).to(device, dtype)
         model.set_attn_implementation(attention)
         if compiled:
@@ -104,27 +106,27 @@ class Determinism:
         return [item[:, : -(-len(clip) // hop_length)] for item, clip in zip(latents, clips, strict=True)]
 
     def one_by_one(self) -> Latents:
-        """Each utterance by itself."""
+        """Latents, each utterance computed by itself."""
         return [self.encode([clip])[0] for clip in self.clips]
 
     def batched(self) -> Latents:
-        """In padded batches of similar length."""
+        """Latents, computed in padded batches of similar length."""
         latents: dict[int, Tensor] = {}
         for batch in padded_batches(self.clips, BATCH_SECONDS * self.codec.extractor.sampling_rate):
             latents |= zip(batch, self.encode([self.clips[index] for index in batch]), strict=True)
         return [latents[index] for index in range(len(self.clips))]
 
     def one_go_each(self) -> Latents:
-        """By `encode_clips`, of which each call gets one utterance."""
+        """Latents of `encode_clips`, one call for each utterance."""
         return [self.in_blocks([index])[index] for index in range(len(self.clips))]
 
     def shuffled(self) -> Latents:
-        """By `encode_clips`, of which one call gets all utterances, in no particular order."""
+        """Latents of `encode_clips`, one call for all utterances, shuffled."""
         latents = self.in_blocks(random.Random(0).sample(range(len(self.clips)), len(self.clips)))
         return [latents[index] for index in range(len(self.clips))]
 
     def in_blocks(self, order: Iterable[int]) -> dict[int, Tensor]:
-        """Latents as one call of `encode_clips` computes them, by the utterance's number."""
+        """Latents of one call of `encode_clips`, by the utterance's number."""
         latents, computed = {}, []
         hook = self.codec.model.encoder.register_forward_hook(lambda _, __, output: computed.append(output.cpu()))
         for index, encoded in encode_clips(self.codec, ((index, self.clips[index]) for index in order)):
@@ -135,7 +137,7 @@ class Determinism:
         return latents
 
     def compare(self, latents: Latents, reference: Latents) -> dict:
-        """Returns the largest distance of latents, and the frames in which tokens of each bottleneck differ."""
+        """Returns the largest difference of latents, and the frames with other tokens, for each bottleneck."""
         changed = {}
         for name in BOTTLENECKS:
             encode = self.codec.model.bottleneck(name).encode
@@ -145,7 +147,7 @@ class Determinism:
         return {"latents_apart": apart, "frames_changed": changed}
 
     def cost(self, length: float) -> dict:
-        """CPU seconds of one thread per second of speech: single utterances as `encode_clips` has them, and batches.
+        """CPU seconds of one thread per second of speech, for single utterances as in `encode_clips` and for batches.
 
         Args:
             length: seconds; the utterances nearest to it are encoded.
@@ -174,7 +176,7 @@ class Determinism:
 
 
 def padded_batches(clips: list[np.ndarray], limit: int) -> list[list[int]]:
-    """Numbers of clips in groups of similar length, longest first, of at most `limit` samples with their padding."""
+    """Indices of clips in groups of similar length, longest first, of at most `limit` samples with padding."""
     batches: list[list[int]] = []
     for index in sorted(range(len(clips)), key=lambda index: -len(clips[index])):
         if not batches or (len(batches[-1]) + 1) * len(clips[batches[-1][0]]) > limit:
@@ -185,7 +187,7 @@ def padded_batches(clips: list[np.ndarray], limit: int) -> list[list[int]]:
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
-    """Computes in so many threads."""
+    """Computes in a number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -195,8 +197,8 @@ def threads(number: int) -> Iterator[None]:
 
 
 @contextmanager
-def pieces(steps: int) -> Iterator[None]:
-    """Processes what is longer than this layer by layer in pieces of so many steps."""
+def chunks(steps: int) -> Iterator[None]:
+    """Processes longer audio layer by layer, in chunks of so many steps."""
     before, convolution_taae.CHUNK_STEPS = convolution_taae.CHUNK_STEPS, steps
     try:
         yield
@@ -205,7 +207,7 @@ def pieces(steps: int) -> Iterator[None]:
 
 
 def measure(determinism: Determinism) -> dict:
-    """Everything that is measured; a setting that does not work here is given with the reason."""
+    """Measures everything. For a setting that fails on this machine, the result is the reason."""
     settings, groupings = determinism.settings(), determinism.groupings()
     with tqdm(total=1 + len(settings) + len(groupings), unit="setting", disable=None) as progress:
         reference = determinism.one_by_one()
@@ -232,7 +234,7 @@ def measure(determinism: Determinism) -> dict:
 
 
 def markdown(results: dict) -> str:
-    """The tables and what they are of."""
+    """The tables and their descriptions."""
     heading = ["latents apart by up to", *(f"`{name}`" for name in BOTTLENECKS)]
     told = results["environment"]
     versions = ", ".join(f"{name} {told['packages'][name]}" for name in ("torch", "transformers"))
@@ -262,7 +264,7 @@ def markdown(results: dict) -> str:
 
 
 def cells(row: dict, frames: int) -> list[str]:
-    """A row of the table."""
+    """The cells of a row of the table."""
     if "skipped" in row:
         return [row["setting"], "not measured", *["not measured"] * len(BOTTLENECKS)]
     changed = [f"{count:,} ({count / frames:.2%})" if count else "0" for count in row["frames_changed"].values()]
@@ -273,7 +275,7 @@ def measure_folder(folder: Path, sources: list[str], limit: int | None) -> dict:
     """Returns the content of determinism.json.
 
     Raises:
-        TaaeInputError: if there is no such model, or no speech to be read.
+        TaaeInputError: if there is no such model, or no readable speech.
     """
     with threads(1):
         codec = load_codec(str(folder), device="cpu")
@@ -292,7 +294,7 @@ def measure_folder(folder: Path, sources: list[str], limit: int | None) -> dict:
 
 MEASUREMENT = Measurement(
     "determinism",
-    "Counts the tokens that change with how they are computed.",
+    "Counts the tokens that change with the way of computing.",
     "determinism.json",
     lambda options: measure_folder(options.folder, options.speech, options.limit),
     markdown,

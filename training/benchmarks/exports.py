@@ -1,8 +1,8 @@
 """Measures what `taae export` writes: `python training/measure.py exports FOLDER --speech FILES`.
 
-Exports the model in each format, at its own bottleneck, and puts the files beside the model itself in PyTorch: size,
-speed, tokens of speech, and audio. Writes results/export.json in the model's folder, and the table in docs/export.md if
-that has a place for this model.
+Exports the model in each format at its default bottleneck. Compares size, speed, tokens of speech and audio with the
+model in PyTorch. Writes results/export.json in the model's folder, and the table in docs/export.md if that page has a
+place for the model.
 """
 
 import tempfile
@@ -25,23 +25,23 @@ from modeling_taae.export.runtime import ExportedCodec
 from training.benchmarks.runner import ROOT, Measurement, clips_of, machine, processor_text
 
 METRICS = ("pesq_wb", "stoi")
-# One, so that processor time is the time that it takes.
+# One thread, so that CPU time equals elapsed time.
 THREADS = 1
 
 
 @dataclass
 class Way:
-    """One way to run the model, and what it gave so far.
+    """One way to run the model, and its results so far.
 
     Args:
-        name: the name in the table.
+        name: name in the table.
         encode: function from (1, 1, samples) float32 to tokens (1, tokens_per_frame, frames).
-        decode: function from these to audio (1, 1, samples) float32.
+        decode: function from tokens to audio (1, 1, samples) float32.
         files: bytes of the encoder and of the decoder, or of both together.
-        seconds: processor time of encoding and of decoding.
-        equal: whether each token is the model's.
-        errors: energy of the difference to the model's audio of the model's tokens, by utterance, ...
-        energies: ... and of that audio.
+        seconds: CPU time of encoding and of decoding.
+        equal: whether each token equals the model's.
+        errors: energy of the difference from the model's audio, for each utterance; both are decoded from its tokens.
+        energies: energy of the model's audio, for each utterance.
         scores: scores of each utterance encoded and decoded in this way.
     """
 
@@ -56,7 +56,7 @@ class Way:
     scores: list[dict[str, float]] = field(default_factory=list)
 
     def timed(self, direction: int, inputs: np.ndarray) -> np.ndarray:
-        """Encodes (0) or decodes (1), and counts the time."""
+        """Encodes (0) or decodes (1), and adds the time to `seconds`."""
         start = time.process_time()
         outputs = (self.encode, self.decode)[direction](inputs)
         self.seconds[direction] += time.process_time() - start
@@ -77,7 +77,7 @@ class Way:
 
 
 def in_pytorch(model: TaaeModel, name: str) -> Way:
-    """The model itself."""
+    """The model in PyTorch."""
 
     def encode(audio: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -91,7 +91,7 @@ def in_pytorch(model: TaaeModel, name: str) -> Way:
 
 
 def exported(folder: Path, name: str, fast: bool = False) -> Way:
-    """Returns what was exported to a folder."""
+    """Returns the model that was exported to a folder."""
     codec = ExportedCodec.load(folder, THREADS, fast, trust_code=True)
     files = [sum(path.stat().st_size for path in folder.glob(f"{side}.*")) for side in ("encoder", "decoder")]
     return Way(name, lambda audio: codec.encode(audio).audio_codes, codec.decode, files)
@@ -107,14 +107,14 @@ def measure(
     """Returns the content of export.json.
 
     Args:
-        folder: the model's folder.
-        sources: the speech.
-        limit: the number of utterances from its start; None for all.
-        metrics: names of the metrics to score by.
-        export: exports a codec to a folder in a format.
+        folder: folder of the model.
+        sources: sources of speech.
+        limit: number of utterances from the start; None for all.
+        metrics: names of the metrics.
+        export: function that exports a codec to a folder in a format.
 
     Raises:
-        TaaeInputError: if there is no such model, or no speech to be read.
+        TaaeInputError: if there is no such model, or no readable speech.
     """
     torch.set_num_threads(THREADS)
     codec = load_codec(str(folder), device="cpu")
@@ -145,7 +145,7 @@ def measure(
 
 
 def compare(ways: list[Way], audio: np.ndarray, samples: int, metrics: Sequence[str]) -> None:
-    """Puts an utterance, (1, 1, samples) float32, through each way; the first is what the others are measured by."""
+    """Encodes and decodes an utterance, (1, 1, samples) float32, in each way. The first way is the reference."""
     codes, decoded = None, None
     for way in ways:
         own_codes = way.timed(0, audio)

@@ -1,8 +1,8 @@
-"""Measures how small `.taae` files are: `python training/measure.py file_sizes FOLDER --speech FILES`.
+"""Measures the size of `.taae` files: `python training/measure.py file_sizes FOLDER --speech FILES`.
 
-Encodes speech with every bottleneck, writes each clip as files of version 1 and, with the model's prior, of version 2,
-and reads them back; what does not come back as it was is an error. Writes results/entropy.json in the model's folder,
-and the table in docs/taae_format.md if that has a place for this model.
+Encodes speech with every bottleneck. Writes each clip as files of version 1 and, with the model's prior, of version 2,
+reads them back, and fails if one differs. Writes results/entropy.json in the model's folder, and the table in
+docs/taae_format.md if that page has a place for the model.
 """
 
 from dataclasses import replace
@@ -20,16 +20,16 @@ from training.benchmarks.runner import ROOT, Measurement, clips_of
 
 
 def measure(codec: Codec, prior: EntropyPrior, clips: list[TaaeFile]) -> dict:
-    """Sizes of clips of one bottleneck as files.
+    """Sizes of the files of clips at one bottleneck.
 
     Returns:
-        `nominal_bit_rate`, were all tokens equally likely; `entropy_bit_rate` and `conditional_bit_rate`, of each digit
-        by itself and given that of the frame before, from the statistics of these very tokens; of each version, under
-        `version_1` and `version_2`, `payload` (tokens alone) and `file` with `bytes`, `bit_rate` and `saved`, the share
-        of the nominal rate; and `joined`, the same of one file that holds all clips. All rates are in bit/s.
+        `nominal_bit_rate`, the rate if all tokens were equally likely. `entropy_bit_rate` and `conditional_bit_rate`,
+        the entropy of these tokens' digits alone and given the digit of the previous frame. `version_1` and
+        `version_2`, each with `payload` (only the tokens) and `file`, which have `bytes`, `bit_rate` and `saved`, a
+        share of the nominal rate. `joined`, the same for one file with all clips. All rates are in bit/s.
 
     Raises:
-        TaaeInputError: if a file is not read as it was written.
+        TaaeInputError: if a file that is read back differs from what was written.
     """
     first, seconds = clips[0], sum(clip.duration for clip in clips)
 
@@ -41,7 +41,9 @@ def measure(codec: Codec, prior: EntropyPrior, clips: list[TaaeFile]) -> dict:
     for clip, files in zip(clips, zip(packed, coded, strict=True), strict=True):
         for file in files:
             if not np.array_equal(TaaeFile.from_bytes(file, prior).audio_codes, clip.audio_codes):
-                raise TaaeInputError("a file is not read as it was written; this is a defect of the coder")
+                raise TaaeInputError(
+                    "a file that was read back differs from what was written; this is a bug in the entropy coder"
+                )
     payloads = [len(prior.encode(clip.audio_codes, str(clip.bottleneck)) or b"") for clip in clips]
     statistics = token_statistics(
         [clip.audio_codes for clip in clips], codec.model.bottleneck(first.bottleneck), codec.model.config.frame_rate
@@ -65,10 +67,10 @@ def measure(codec: Codec, prior: EntropyPrior, clips: list[TaaeFile]) -> dict:
 
 
 def measure_all(codec: Codec, sources: list[str], limit: int | None) -> dict:
-    """Sizes of speech as files, by bottleneck, and what they were measured on.
+    """Sizes of the files of speech by bottleneck, with the facts of the measurement.
 
     Raises:
-        TaaeInputError: if the model has no prior, or there is no speech to be read.
+        TaaeInputError: if the model has no prior, or there is no readable speech.
     """
     if (prior := codec.prior) is None:
         raise TaaeInputError(f"{codec.folder}: has no {PRIOR_FILE}; make it with training/make_entropy_prior.py")
@@ -113,7 +115,7 @@ def entropy_table(results: dict) -> str:
 
 MEASUREMENT = Measurement(
     "file_sizes",
-    "Measures how small `.taae` files are.",
+    "Measures the size of `.taae` files.",
     "entropy.json",
     lambda options: measure_all(load_codec(str(options.folder), device="cpu"), options.speech, options.limit),
     entropy_table,

@@ -1,4 +1,4 @@
-"""The sections of the benchmark about inference."""
+"""The benchmark's sections on inference."""
 
 import copy
 import os
@@ -33,12 +33,12 @@ LENGTHS = (("nano", FLOAT32, 600),)
 HOURS = (("nano", FLOAT32, 3600), ("950m", FLOAT32, 3600))
 IN_EIGHT_BITS = ("950m",)
 STREAMED = {"cpu": (("nano", FLOAT32),), "cuda": (("nano", FLOAT32), ("950m", BFLOAT16))}
-FRAMES, WARM_UP = 250, 25  # of a stream, of which the first do not count
+FRAMES, WARM_UP = 250, 25  # frames of a stream, and how many of the first do not count
 STARTS = 3
 
 
 def speed_rows(bench: Bench) -> Iterator[dict]:
-    """Encoding and decoding a clip, or a batch of them on a GPU."""
+    """Encoding and decoding a clip, or a batch of clips on a GPU."""
     clips = CLIPS[bench.device.type]
     for size, dtype in (row for row in SPEEDS if bench.has(*row)):
         model, audio = random_model(size, dtype, bench.device), bench.audio(clips, CLIP_SECONDS)
@@ -54,16 +54,16 @@ def speed_rows(bench: Bench) -> Iterator[dict]:
 
 
 def long_audio_rows(bench: Bench) -> Iterator[dict]:
-    """Long recordings in one go, each in a process of its own, whose memory is all that it takes."""
+    """Long recordings in one call, each in its own process, so that the process's memory is the recording's."""
     for size, dtype, seconds in (*LENGTHS, *(HOURS if bench.hour else ())):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             yield process.submit(long_audio_row, size, dtype, seconds, torch.get_num_threads()).result()
 
 
 def long_audio_row(size: str, dtype: torch.dtype, seconds: int, threads: int) -> dict:
-    """One of these rows: the time for each second of a long recording and, beside it, of its first ten.
+    """A row of long audio: the time per second of a long recording, and of its first ten seconds.
 
-    On a CPU this is processor time, which other work on the machine does not make much longer.
+    On a CPU this is CPU time, on which other work on the machine has little influence.
     """
     torch.set_num_threads(threads)
     device = Bench().device
@@ -76,7 +76,7 @@ def long_audio_row(size: str, dtype: torch.dtype, seconds: int, threads: int) ->
             short = bench.seconds(lambda: process(clip)) / CLIP_SECONDS  # noqa: B023
             with PeakMemory(device) as memory:
                 outputs, took = bench.timed(lambda: process(recording))  # noqa: B023
-            recording = outputs[0]  # what was encoded is decoded, and the audio is no longer in memory
+            recording = outputs[0]  # decode the tokens next, and free the audio
             row[f"{direction}: {unit} per second"] = took / seconds
             row[f"{direction}: times that of 10 s"] = took / seconds / short
             row[f"{direction}: memory in GB, all told"] = memory.peak / 1e9
@@ -84,12 +84,12 @@ def long_audio_row(size: str, dtype: torch.dtype, seconds: int, threads: int) ->
 
 
 def eight_bit_rows(bench: Bench) -> Iterator[dict]:
-    """Encoding and decoding a clip with weights and activations in 8 bits, and what that changes.
+    """Encoding and decoding a clip with weights and activations in 8 bits, and the changes to tokens and audio.
 
-    All in onnxruntime, on the CPU.
+    Runs in onnxruntime, on the CPU.
     """
     for size in IN_EIGHT_BITS:
-        # With its initial layer scale of 1e-5, a layer would add next to nothing, and nothing would change.
+        # With the initial layer scale of 1e-5, a layer adds almost nothing, and 8 bits would change nothing.
         model = random_model(size, FLOAT32, torch.device("cpu"), layer_scale_initial_scale=1.0)
         audio = Bench(device=model.device).audio(1, CLIP_SECONDS)
         with torch.inference_mode():
@@ -115,12 +115,12 @@ def eight_bit_rows(bench: Bench) -> Iterator[dict]:
 
 
 def decibels(signal: torch.Tensor, error: torch.Tensor) -> float:
-    """Returns by how many decibels a signal is louder than its error."""
+    """Returns the ratio of signal to error in dB."""
     return 10 * torch.log10(signal.square().sum() / error.square().sum()).item()
 
 
 def startup_rows(bench: Bench) -> Iterator[dict]:
-    """`taae encode` of a clip, from the shell's side, beside the imports that it, and any model, cannot do without."""
+    """The time of `taae encode` for a clip as a shell command, and of the imports that any model needs."""
     with tempfile.TemporaryDirectory() as folder:
         random_model("nano", FLOAT32, torch.device("cpu")).save_pretrained(folder)
         TaaeFeatureExtractor().save_pretrained(folder)
@@ -137,9 +137,9 @@ def startup_rows(bench: Bench) -> Iterator[dict]:
 
 
 def shell_times(arguments: list[str]) -> tuple[float, float]:
-    """Least seconds of a Python process in several runs, and least processor seconds, after one that does not count."""
+    """Shortest elapsed time of a Python process in several runs, and shortest CPU time, after a warm-up run."""
     checkout = Path(__file__).resolve().parents[2]
-    # Compiled once, as it is when installed, whatever this process was told.
+    # Compiled to bytecode once, as when installed, even if this process does not write bytecode.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     times = []
     for _ in range(1 + STARTS):
@@ -153,7 +153,7 @@ def shell_times(arguments: list[str]) -> tuple[float, float]:
 
 
 def processor_seconds_of_children() -> float:
-    """Processor time of all processes that were started here and have ended."""
+    """CPU time of all ended child processes, in seconds."""
     return os.times().children_user + os.times().children_system
 
 

@@ -1,7 +1,7 @@
-"""The section of the benchmark that sets this codec beside others of Transformers, at their published sizes.
+"""The benchmark's section that compares this codec with others of Transformers, at their published sizes.
 
-Weights are random, because speed does not depend on them. All work on one clip at their own rate, one call each in
-turn, so that what else the machine does falls on all of them alike.
+Weights are random, because speed does not depend on them. Each codec gets a clip at its sampling rate. The codecs take
+turns, so that other work on the machine affects all of them alike.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -25,14 +25,14 @@ ROUNDS = 5
 
 @dataclass(frozen=True)
 class Peer:
-    """A codec with its own way to encode and decode.
+    """A codec with functions to encode and decode.
 
     Args:
-        name: what the table calls it.
+        name: name in the table.
         model: the model, in evaluation mode.
-        sampling_rate: the sampling rate, in Hz.
-        encode: takes audio (1, 1, samples) and returns what `decode` takes.
-        decode: takes what `encode` returned.
+        sampling_rate: sampling rate, in Hz.
+        encode: function that takes audio (1, 1, samples) and returns the input of `decode`.
+        decode: function that takes the output of `encode`.
     """
 
     name: str
@@ -92,12 +92,12 @@ PEERS: dict[str, Callable[[torch.device], Peer]] = {
 
 
 def peer_rows(bench: Bench, names: Iterable[str] = tuple(PEERS), clip_seconds: float = CLIP_SECONDS) -> Iterator[dict]:
-    """Encoding and decoding a clip with each codec, and the memory that it takes, in float32.
+    """Time of encoding and decoding a clip with each codec in float32, and memory.
 
     Args:
         bench: the machine under test.
-        names: the codecs, keys of `PEERS`.
-        clip_seconds: the length of the clip, in seconds.
+        names: codecs, keys of `PEERS`.
+        clip_seconds: length of the clip, in seconds.
     """
     memory = {name: peer_memory(name, clip_seconds, bench.device, torch.get_num_threads()) for name in names}
     peers = {name: PEERS[name](bench.device) for name in names}
@@ -106,7 +106,7 @@ def peer_rows(bench: Bench, names: Iterable[str] = tuple(PEERS), clip_seconds: f
         clips = {name: noise(peer, clip_seconds, bench.device) for name, peer in peers.items()}
         encoded = {name: peer.encode(clips[name]) for name, peer in peers.items()}
         for name, peer in peers.items():
-            peer.decode(encoded[name])  # like the encoding before it, a pass that does not count
+            peer.decode(encoded[name])  # like the encoding before it, a warm-up
         for _ in range(ROUNDS):
             for name, peer in peers.items():
                 for direction, value in (("encode", clips[name]), ("decode", encoded[name])):
@@ -129,7 +129,7 @@ def noise(peer: Peer, seconds: float, device: torch.device) -> Tensor:
 
 
 def peer_memory(name: str, seconds: float, device: torch.device, threads: int) -> float:
-    """Returns the peak memory, in GB, of encoding and decoding a clip with a codec in a process of its own."""
+    """Returns the peak memory, in GB, of encoding and decoding a clip with a codec in a separate process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(_measure_memory, name, seconds, device, threads).result()
 

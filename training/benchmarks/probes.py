@@ -1,8 +1,8 @@
-"""Probes what a model's tokens carry: `python training/measure.py probes FOLDER --speech FILES [--phonemes …]`.
+"""Probes the content of a model's tokens: `python training/measure.py probes FOLDER --speech FILES [--phonemes …]`.
 
-Language, gender and speaker are told from the tokens of whole utterances, phonemes from their sequence. Languages of
-few speakers are left out, because it would be their voices that are told. Writes results/probes.json in the model's
-folder.
+Predicts language, gender and speaker from the tokens of whole utterances, and phonemes from the sequence of tokens.
+Languages of few speakers are left out, because a probe would recognize the voices instead. Writes results/probes.json
+in the model's folder.
 """
 
 import argparse
@@ -27,10 +27,10 @@ from modeling_taae.evaluation.probes import (
 )
 from training.benchmarks.runner import Measurement
 
-# Speakers with fewer utterances cannot be learnt and tested, nor languages of fewer speakers than there are folds.
+# Speakers with fewer utterances, and languages of fewer speakers than folds, cannot be both learned and tested.
 FEWEST_UTTERANCES, FEWEST_SPEAKERS = 4, FOLDS
 KINDS = ("tokens", "log-mel")
-STRESS = "012"  # marks at the end of vowels, no part of a phoneme
+STRESS = "012"  # stress marks at the end of vowels, not part of a phoneme
 
 
 def features_of(
@@ -39,10 +39,10 @@ def features_of(
     """Facts and features of each utterance: `tokens` and `log-mel`, each (frames, features).
 
     Args:
-        codec: whose tokens.
-        sources: the utterances' files.
-        limit: the first ones only; None for all.
-        wanted: ids, the others are left out; None for all.
+        codec: codec that makes the tokens.
+        sources: files of utterances.
+        limit: number of utterances from the start; None for all.
+        wanted: ids of the utterances to take; None for all.
     """
     rate, hop_length = codec.model.config.sampling_rate, codec.model.config.hop_length
     quantizer, rows = codec.model.bottleneck(None), []
@@ -58,11 +58,11 @@ def features_of(
 
 
 def probe_utterances(rows: list[dict]) -> dict:
-    """Language, gender and speaker from pooled features; the first two across speakers.
+    """Predicts language, gender and speaker from pooled features; the first two for speakers not seen in training.
 
     Returns:
-        For each that there is enough of, by kind of features, what [`classify`] returns; and `labels`, the number of
-        utterances by label.
+        For each fact with enough utterances: the result of [`classify`] by kind of features, and `labels`, the number
+        of utterances by label.
     """
     results = {}
     for fact in ("language", "gender", "speaker"):
@@ -79,7 +79,7 @@ def probe_utterances(rows: list[dict]) -> dict:
 
 
 def often_enough(rows: list[dict], fact: str) -> list[dict]:
-    """The rows of labels with enough speakers, or of speakers with enough utterances."""
+    """The rows whose label has enough speakers, or whose speaker has enough utterances."""
     members = defaultdict(set)
     for row in rows:
         members[row[fact]].add(row["id"] if fact == "speaker" else speaker_of(row))
@@ -88,7 +88,7 @@ def often_enough(rows: list[dict], fact: str) -> list[dict]:
 
 
 def speaker_of(row: dict) -> str:
-    """Who speaks; where that is not told, everybody is someone else."""
+    """The speaker; if unknown, a speaker for this utterance alone."""
     return row.get("speaker", row["id"])
 
 
@@ -100,7 +100,7 @@ def probe_phonemes(known: list[dict], unknown: list[dict], phonemes: dict[str, l
     """
     known, unknown = [row for row in known if row["id"] in phonemes], [row for row in unknown if row["id"] in phonemes]
     if not known or not unknown:
-        raise TaaeInputError("--phonemes: has no phonemes of the utterances to train or to test on; check the ids")
+        raise TaaeInputError("--phonemes: has no phonemes for the training or the test utterances; check the ids")
 
     def spoken(rows: list[dict], kind: str) -> list[tuple[np.ndarray, list[str]]]:
         return [(row[kind], phonemes[row["id"]]) for row in rows]
@@ -110,7 +110,7 @@ def probe_phonemes(known: list[dict], unknown: list[dict], phonemes: dict[str, l
 
 
 def read_phonemes(table: str, source: str | None = None) -> dict[str, list[str]]:
-    """Reads phonemes by utterance, of one source or of all; stress marks and word boundaries are left out."""
+    """Reads phonemes by utterance, of one source or of all, without stress marks and word boundaries."""
     columns = ["id", "phonemes"] if source is None else ["id", "phonemes", "source"]
     rows = parquet.read_table(table, columns=columns).to_pylist()
     told = {row["id"]: row["phonemes"] for row in rows if row["phonemes"] and row.get("source") == source}
@@ -121,7 +121,7 @@ def measure(options: argparse.Namespace) -> dict:
     """Returns the content of probes.json.
 
     Raises:
-        TaaeInputError: if there is no such model or speech, or there are no phonemes of it.
+        TaaeInputError: if there is no such model or speech, or the speech has no phonemes.
     """
     codec = load_codec(str(options.folder), device="cpu")
     rows = features_of(codec, options.speech, options.limit)
@@ -138,12 +138,12 @@ def measure(options: argparse.Namespace) -> dict:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the phoneme probe."""
     parser.add_argument("--phonemes", metavar="FILE", help="Parquet file with columns id, source and phonemes")
-    parser.add_argument("--source", default="speechocean762", help="whose phonemes (default: speechocean762)")
+    parser.add_argument("--source", default="speechocean762", help="source of the phonemes (default: speechocean762)")
     known = "utterances to train the phoneme probe on"
     parser.add_argument("--train", nargs="+", default=[], metavar="FILES", help=known)
 
 
 MEASUREMENT = Measurement(
-    "probes", "Probes what a model's tokens carry.", "probes.json", measure, add_options=add_options
+    "probes", "Probes the content of a model's tokens.", "probes.json", measure, add_options=add_options
 )
 main = MEASUREMENT.run

@@ -27,14 +27,15 @@ class Measurement:
     """A measurement of a model on speech.
 
     Args:
-        name: its name, that of its module.
-        description: what it does, in a line.
-        file: name of its results in the model's folder `results`.
-        measure: takes the parsed options, among them `folder`, `speech` and `limit`, and returns the results.
-        markdown: makes a text of the results; None prints nothing.
-        page: the page that shows the text.
-        place: the lines around the text on the page; `{name}` in the first is the model's.
-        add_options: adds further options to the parser.
+        name: name of the measurement and of its module.
+        description: description in a line.
+        file: name of the results in the model's folder `results`.
+        measure: function that takes the parsed options, among them `folder`, `speech` and `limit`, and returns the
+            results.
+        markdown: function that turns the results into text; None prints nothing.
+        page: page that shows the text.
+        place: lines around the text on the page; `{name}` in the first stands for the model's name.
+        add_options: function that adds further options to the parser.
     """
 
     name: str
@@ -47,17 +48,17 @@ class Measurement:
     add_options: Callable[[argparse.ArgumentParser], None] | None = None
 
     def filled_page(self, name: str, results: Results) -> str | None:
-        """Returns the page with a model's text filled in; None where it has no place for this model's."""
+        """Returns the page with a model's text filled in; None if the page has no place for the model."""
         if self.page is None or self.markdown is None:
             return None
         return between((self.place[0].format(name=name), self.place[1]), self.page, self.markdown(results))
 
     def run(self, arguments: list[str]) -> int:
-        """Measures, writes, prints, and returns the exit status: 2 where there is nothing to measure with."""
+        """Measures, writes, prints, and returns the exit status: 2 if the model or the speech cannot be used."""
         parser = argparse.ArgumentParser(prog=f"measure.py {self.name}", description=self.description)
-        parser.add_argument("folder", type=Path, help="the model's folder")
+        parser.add_argument("folder", type=Path, help="folder of a model")
         parser.add_argument("--speech", nargs="+", required=True, metavar="FILES", help="speech to measure on")
-        parser.add_argument("--limit", type=int, metavar="N", help="the first N utterances only")
+        parser.add_argument("--limit", type=int, metavar="N", help="measure only the first N utterances")
         if self.add_options is not None:
             self.add_options(parser)
         options = parser.parse_args(arguments)
@@ -75,10 +76,10 @@ class Measurement:
 
 
 def clips_of(codec: Codec, sources: list[str], limit: int | None) -> Iterator[np.ndarray]:
-    """Returns the clips of speech that can be read, (samples,) float32 at the codec's rate, to be gone through once.
+    """Returns an iterator over the readable clips of speech, (samples,) float32 at the codec's rate.
 
     Raises:
-        TaaeInputError: if a source holds nothing; at the end, if no clip can be read.
+        TaaeInputError: if a source is empty; after the last clip, if none could be read.
     """
     utterances = Utterances(sources, codec.extractor.sampling_rate, limit)
 
@@ -95,10 +96,10 @@ def clips_of(codec: Codec, sources: list[str], limit: int | None) -> Iterator[np
 
 
 def with_tables(readme: Path, tables: str, markers: tuple[str, str]) -> str:
-    """Returns a text with tables between its markers, in place of what is there.
+    """Returns a text with the tables between its markers replaced.
 
     Raises:
-        ValueError: if it has no such markers.
+        ValueError: if it lacks the markers.
     """
     if (text := between(markers, readme, tables)) is None:
         raise ValueError(f"{readme} has no lines {markers[0].strip()} and {markers[1]} to put the tables between.")
@@ -106,11 +107,11 @@ def with_tables(readme: Path, tables: str, markers: tuple[str, str]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Returns the machine, with those features of its processor that decide how fast matrix products are."""
+    """Returns the machine, with the processor features that determine the speed of matrix products."""
     return {**environment(), "features": used_features()}
 
 
 def processor_text(told: dict[str, Any]) -> str:
-    """Returns a machine's processor with its features, as far as they were noted."""
+    """Returns a machine's processor with its features, if they were recorded."""
     features = told.get("features")
     return f"{told['processor']} with {', '.join(features)}" if features else str(told["processor"])

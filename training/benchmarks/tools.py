@@ -1,4 +1,4 @@
-"""What the sections of the benchmark share: peaks, times, counted operations, and models of random weights."""
+"""Tools that the benchmark's sections share: peak rates, timing, counted operations, and models of random weights."""
 
 import time
 from collections.abc import Callable
@@ -12,19 +12,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from modeling_taae import TaaeConfig, TaaeModel
 from training.precision import BFLOAT16_FEATURES, processor_features
 
-REPEATS, SECONDS = 3, 3.0  # each measurement is repeated so often at least, and for so long
+REPEATS, SECONDS = 3, 3.0  # minimum repetitions of each measurement, and minimum seconds
 PEAK_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192, 16_384)}  # of square matrices
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 Result = TypeVar("Result")
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """A precision as users write it."""
+    """The name of a precision as users write it."""
     return str(dtype).removeprefix("torch.")
 
 
 def used_features() -> list[str]:
-    """Returns the features that matrix products use, which may be held to fewer than the processor has."""
+    """Returns the processor features that matrix products use; --avx2 allows only some of them."""
     features = list(processor_features())
     held = "avx512" in features and torch.backends.cpu.get_cpu_capability() == "AVX2"
     return ["avx2", "held to AVX2"] if held else features
@@ -32,13 +32,13 @@ def used_features() -> list[str]:
 
 @dataclass
 class Bench:
-    """The machine under test, and its peaks as far as they have been measured.
+    """The machine under test, and the peak rates measured so far.
 
     Args:
-        hour: whether an hour of audio is worth the time.
-        repeat_for: how long to repeat each measurement, in seconds.
-        device: where to compute.
-        clock: gives seconds.
+        hour: whether to measure an hour of audio.
+        repeat_for: seconds to repeat each measurement.
+        device: device that computes.
+        clock: function that returns seconds.
         peaks: floating-point operations per second in products of large matrices, by precision.
     """
 
@@ -49,7 +49,7 @@ class Bench:
     peaks: dict[torch.dtype, float] = field(default_factory=dict)
 
     def peak(self, dtype: torch.dtype) -> float:
-        """The best rate of a product of two large square matrices."""
+        """The highest rate of a product of two large square matrices."""
         if dtype not in self.peaks:
             self.peaks[dtype] = max(self._matrix_rate(size, dtype) for size in PEAK_SIZES[self.device.type])
         return self.peaks[dtype]
@@ -59,16 +59,16 @@ class Bench:
         return 2 * size**3 / min(self.times(lambda: left @ right))
 
     def has(self, size: str, dtype: torch.dtype) -> bool:
-        """Returns whether a size is worth measuring in a precision: one that is emulated takes minutes for a clip."""
+        """Returns whether to measure a size in a precision; an emulated one takes minutes for a clip."""
         native = self.device.type != "cpu" or BFLOAT16_FEATURES & set(used_features())
         return bool(dtype != BFLOAT16 or native or size == "nano")
 
     def seconds(self, function: Callable[[], object]) -> float:
-        """Median seconds of a call, after one that does not count."""
+        """Median seconds of a call, after a warm-up call."""
         return median(self.times(function))
 
     def times(self, function: Callable[[], object]) -> list[float]:
-        """Seconds of each of several calls, after one that does not count."""
+        """Seconds of each of several calls, after a warm-up call."""
         function()
         times: list[float] = []
         while len(times) < REPEATS or sum(times) < self.repeat_for:
@@ -109,7 +109,7 @@ class Bench:
 def count_operations(function: Callable[[], object]) -> int:
     """Floating-point operations of the matrix products and convolutions in a call.
 
-    Attention that is computed by one fused kernel on a CPU is not counted; it is a few hundredths.
+    Attention in a fused CPU kernel is not counted; it is a few percent.
     """
     with FlopCounterMode(display=False) as counter:
         function()

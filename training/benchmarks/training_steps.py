@@ -1,4 +1,4 @@
-"""The sections of the benchmark about training."""
+"""The benchmark's sections on training."""
 
 import io
 import json
@@ -35,7 +35,7 @@ BATCHES = {
 }
 BATCH_SIZE, RUN_STEPS = 8, (4, 24)  # of the runs in which processes share the cores
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "nano_adversarial.yaml"
-# Kernels by what they do, told by a part of their names; the first that fits counts.
+# Kinds of kernels, with parts of the kernels' names; the first match counts.
 KINDS = {
     "attention": ("scaled_dot_product", "softmax", "flash"),
     "matrix products and convolutions": ("mm", "convolution", "gemm", "conv"),
@@ -54,14 +54,14 @@ def gradient_rows(bench: Bench) -> Iterator[dict]:
         operations: dict[torch.dtype, int] = {}
         for layers in ("as they are", "compiled"):
             if layers == "compiled":
-                torch.compiler.reset()  # graphs of other sizes would count
+                torch.compiler.reset()  # graphs of other sizes would count towards the limit
                 compile_layers(model)
             for dtype in precisions:
-                # As the recipes do: on short crops on a CPU, bfloat16 is quicker with attention spelt out.
+                # As in the recipes: for short crops on a CPU, bfloat16 is faster with eager attention.
                 attention = "eager" if dtype == BFLOAT16 and bench.device.type == "cpu" else "sdpa"
                 model.set_attn_implementation(attention)
                 call = partial(pass_through, model, audio, gradient, dtype)
-                if dtype not in operations:  # compiled, they could not be counted
+                if dtype not in operations:  # operations of compiled layers cannot be counted
                     operations[dtype] = count_operations(call)
                 what = {"size": size, "precision": name_of(dtype), "attention": attention, "layers": layers}
                 effort = bench.effort(call, dtype, operations[dtype])
@@ -69,7 +69,7 @@ def gradient_rows(bench: Bench) -> Iterator[dict]:
 
 
 def pass_through(model: torch.nn.Module, audio: torch.Tensor, gradient: torch.Tensor, dtype: torch.dtype) -> None:
-    """One forward and one backward pass; activations in a precision, weights in float32."""
+    """One forward and one backward pass, with activations in `dtype` and weights in float32."""
     with nullcontext() if dtype == FLOAT32 else torch.autocast(audio.device.type, dtype):
         decoded = model(audio).audio_values
     decoded.backward(gradient.to(decoded.dtype))
@@ -77,7 +77,7 @@ def pass_through(model: torch.nn.Module, audio: torch.Tensor, gradient: torch.Te
 
 
 def step_rows(bench: Bench) -> Iterator[dict]:
-    """The parts of a step of the adversarial nano recipe, one by one, and what the codec's time goes to."""
+    """The time of each part of a step of the adversarial nano recipe, and of the codec's kernels."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(Path(folder))
         parts = {name: bench.seconds(part) for name, part in step_parts(trainer).items()}
@@ -92,9 +92,9 @@ def step_rows(bench: Bench) -> Iterator[dict]:
 
 
 def process_rows(bench: Bench) -> Iterator[dict]:
-    """Steps of the command as users start it, with more and more processes that share the cores of a CPU.
+    """Steps of the training command, with increasing numbers of processes that share the cores of a CPU.
 
-    The time of a step is that of a longer run less that of a shorter one, divided by the steps between them.
+    The time of a step is the difference between a longer and a shorter run, divided by the difference in steps.
     """
     if bench.device.type != "cpu":
         return
@@ -110,7 +110,7 @@ def process_rows(bench: Bench) -> Iterator[dict]:
 
 
 def run_seconds(corpus: Path, processes: int, steps: int) -> float:
-    """Returns the seconds that a training run takes from the command line, start and end included."""
+    """Returns the seconds of a training run from the command line, including start and end."""
     with tempfile.TemporaryDirectory() as output:
         options = {
             "output_dir": output,
@@ -148,7 +148,7 @@ def noise_corpus(folder: Path) -> Path:
 
 
 def step_parts(trainer: Trainer) -> dict[str, Callable[[], object]]:
-    """Returns the parts of a step, each as a function. A resolution of the discriminator is drawn for each call."""
+    """Returns the parts of a step as functions. Each call draws a resolution of the discriminator."""
     batches = iter(trainer.batches())
     audio = next(batches).to(trainer.accelerator.device)
     gradient = torch.randn_like(audio)
@@ -189,7 +189,7 @@ def step_parts(trainer: Trainer) -> dict[str, Callable[[], object]]:
 
 
 def networks(trainer: Trainer) -> list[torch.nn.Module]:
-    """All that trains."""
+    """The networks that are trained."""
     return [trainer.model, *(auxiliary.module for auxiliary in trainer.auxiliaries)]
 
 
@@ -205,6 +205,6 @@ def profile_kinds(function: Callable[[], object], device: torch.device) -> dict[
 
 
 def kind_of(event: FunctionEventAvg) -> str:
-    """The kind that a kernel is of."""
+    """The kind of a kernel."""
     name = event.key.lower()
     return next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "all else")

@@ -1,1 +1,1 @@
-"""More speech: a manifest of public repositories, and a command that makes training shards of them."""
+"""More training data: a manifest of public speech repositories, and a command that makes training shards of them."""

@@ -1,6 +1,6 @@
-"""What becomes of a recording before it trains: one rate, no silent edges, no long stretches, nothing broken.
+"""Cleans recordings for training: resamples, trims silence, cuts long recordings, and leaves out broken ones.
 
-All samples are float32 and mono, at 16 kHz from `resampled` on.
+All samples are float32 and mono, and at 16 kHz after `resampled`.
 """
 
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ RATE = 16_000
 FRAME = 320  # samples of a level frame, 20 ms
 LARGEST_OFFSET, LARGEST_PEAK = 0.003, 0.985
 EDGE = int(0.15 * RATE)  # samples that stay before and after speech
-SILENT, LONGEST_SILENCE = 1e-5, int(0.1 * RATE)  # digital silence, and how much of a run of it stays
+SILENT, LONGEST_SILENCE = 1e-5, int(0.1 * RATE)  # level of digital silence, and samples of a run of it that stay
 LONGEST, TARGET = int(19.5 * RATE), int(12 * RATE)  # a longer recording is cut, at a pause after the target
 CLIPPED_AT, CLIPPED_SHARE = 0.9985, 1e-3
 QUIETEST_DB = -45.0
 
 
 def resampled(samples: np.ndarray, rate: int) -> np.ndarray:
-    """Brings (samples,) to 16 kHz, without an offset and short of clipping."""
+    """Resamples (samples,) to 16 kHz, subtracts an offset, and scales samples down if they would clip."""
     if rate != RATE:
         samples = soxr.resample(samples, rate, RATE, quality="VHQ")
     if len(samples) == 0:
@@ -37,7 +37,7 @@ def levels(samples: np.ndarray) -> np.ndarray:
 
 
 def trimmed(samples: np.ndarray) -> np.ndarray:
-    """Cuts off what is before and after speech, and shortens digital silence in it."""
+    """Cuts off silence before and after speech, and shortens digital silence within it."""
     level = levels(samples)
     if len(level) < 5:
         return samples[:0]
@@ -55,7 +55,7 @@ def trimmed(samples: np.ndarray) -> np.ndarray:
 
 
 def parts(samples: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields a recording in parts that are not too long, cut where it is quietest."""
+    """Cuts a long recording into parts, each cut at the quietest moment, and yields them."""
     while len(samples) > LONGEST:
         level = np.convolve(levels(samples[:LONGEST]), np.ones(10) / 10, "same")
         first = TARGET // FRAME
@@ -66,7 +66,7 @@ def parts(samples: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def band_level(samples: np.ndarray) -> float:
-    """Returns the level at 6 to 7 kHz against that at 0.1 to 4 kHz, over the louder frames, in dB."""
+    """Returns the level at 6 to 7 kHz relative to that at 0.1 to 4 kHz, over the louder frames, in dB."""
     if len(samples) < 4 * 512:
         return -99.0
     frames = np.lib.stride_tricks.sliding_window_view(samples, 512)[::256]
@@ -89,11 +89,11 @@ def fault(
     """Returns why a recording is left out; None if it is kept.
 
     Args:
-        samples: (samples,) as they would be kept.
+        samples: (samples,) after cleaning.
         clipped: share of clipped samples in the original.
-        min_range_db: least distance of loud and quiet frames, in dB.
-        min_band_db: least level of the high band, see `band_level`.
-        min_seconds: least duration.
+        min_range_db: smallest level difference between loud and quiet frames, in dB.
+        min_band_db: lowest level of the high band, see `band_level`.
+        min_seconds: shortest duration.
     """
     if len(samples) < RATE * min_seconds:
         return "short"

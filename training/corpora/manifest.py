@@ -1,4 +1,4 @@
-"""The manifest: a line of JSON for each source of speech. Any line can be swapped for one of one's own language."""
+"""The manifest: a line of JSON for each source of speech. Replace lines to train on sources in your language."""
 
 import json
 from dataclasses import dataclass, field, fields
@@ -24,17 +24,19 @@ class SourceEntry:
         reader: "plain" (a file is an utterance), "words" (single words, which are joined), or "common_voice" (speakers
             and texts are in Mozilla's tables).
         language: language code; `{folder}` in it stands for the first folder of a path.
-        source: what cards and rows call it.
-        license: licence of the recordings, as SPDX calls it.
-        attribution: text that the licence asks for.
+        source: name of the source in cards and rows.
+        license: licence of the recordings, an SPDX identifier.
+        attribution: attribution that the licence requires.
         tables: Mozilla's tables for "common_voice"; `{folder}` as above. Those named "invalidated" are left out.
         speaker: the one speaker of all recordings.
-        speaker_pattern: regular expression whose first group, in a path, tells the speaker.
-        speaker_prefix: comes before what that tells.
-        gender: "f" or "m", where all recordings have the same.
-        min_range_db: recordings whose loud and quiet frames are less apart, in dB, are left out as noisy.
-        min_band_db: recordings whose level at 6 to 7 kHz against 0.1 to 4 kHz is lower, in dB, are left out as narrow.
-        notes: what to know about it.
+        speaker_pattern: regular expression whose first group matches the speaker in a path.
+        speaker_prefix: prefix of the speakers that `speaker_pattern` finds.
+        gender: "f" or "m" if all recordings have the same.
+        min_range_db: smallest level difference between loud and quiet frames, in dB. Recordings below it are left out
+            as noisy.
+        min_band_db: lowest level at 6 to 7 kHz relative to 0.1 to 4 kHz, in dB. Recordings below it are left out as
+            narrow-band.
+        notes: notes for readers.
     """
 
     name: str
@@ -64,7 +66,7 @@ class SourceEntry:
             place: the line's place, for errors.
 
         Raises:
-            TaaeInputError: if it is no entry.
+            TaaeInputError: if the line is not an entry.
         """
         try:
             values = json.loads(line)
@@ -72,30 +74,30 @@ class SourceEntry:
                 raise TypeError(f"unknown field {unknown[0]!r}")
             entry = cls(**values)
         except (ValueError, TypeError, AttributeError) as error:
-            raise TaaeInputError(f"{place}: is no entry of a manifest ({error})") from error
+            raise TaaeInputError(f"{place}: is not an entry of a manifest ({error})") from error
         if entry.reader not in READERS:
-            raise TaaeInputError(f"{place}: there is no reader {entry.reader!r}; choose from {', '.join(READERS)}")
+            raise TaaeInputError(f"{place}: unknown reader {entry.reader!r}; choose from {', '.join(READERS)}")
         return entry
 
 
 def read_manifest(file: Path = MANIFEST) -> dict[str, SourceEntry]:
-    """Reads a manifest: its entries by their names.
+    """Reads the entries of a manifest, by name.
 
     Raises:
-        TaaeInputError: if it cannot be read, or a line is no entry.
+        TaaeInputError: if it cannot be read, or a line is not an entry.
     """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise TaaeInputError(
-            f"{file}: cannot be read ({error}); expected a manifest, a line of JSON a source"
+            f"{file}: cannot be read ({error}); expected a manifest, with a line of JSON for each source"
         ) from error
     entries = [SourceEntry.from_json(line, f"{file}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     return {entry.name: entry for entry in entries}
 
 
 def read_kept_aside(file: Path = KEPT_ASIDE) -> dict[str, set[str]]:
-    """Reads the speakers whom training never hears: those of the `test` part, and those of no part (`never`).
+    """Reads the speakers kept out of training: those of the `test` part, and those of no part (`never`).
 
     Raises:
         TaaeInputError: if the list cannot be read.

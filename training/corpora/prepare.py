@@ -1,12 +1,12 @@
 """Makes training shards of public speech: `python training/corpora/prepare.py NAME … -o FOLDER`.
 
-A NAME is a line of the manifest, beside this file or named with --manifest. Its repository is fetched with git, at the
-commit that the manifest names, or read from a local copy (--git). Recordings become mono, 16 kHz, without silent edges;
-broken ones are left out and counted. FOLDER gets Parquet shards with the columns audio, id, speaker_id, language,
-source, license, gender, duration, native_sampling_rate, joined, kind and text, and NAME.json with licence, attribution
-and counts, which the cards of models trained on them repeat.
+NAME is an entry of the manifest, which lies beside this file or is named with --manifest. Its repository is fetched
+with git at the manifest's commit, or read from a local copy (--git). Recordings are converted to mono and 16 kHz, and
+trimmed; broken ones are left out and counted. FOLDER receives Parquet shards with the columns audio, id, speaker_id,
+language, source, license, gender, duration, native_sampling_rate, joined, kind and text. It also receives NAME.json
+with the licence, attribution and counts; model cards copy them.
 
-Speakers whom tests hear are left out: those listed in kept_aside.json, and those of the files named with --held_out.
+Test speakers are left out: those listed in kept_aside.json, and those of the files named with --held_out.
 """
 
 import argparse
@@ -35,8 +35,8 @@ from training.corpora.recordings import Recording, recordings_of
 from training.corpora.repository import GitFiles, files_of
 
 SHARD_SECONDS = 2 * 3600
-JOINED_SECONDS, FADE = 7, 160  # words are joined to recordings of so many seconds, faded over so many samples
-LEAST_SECONDS = {"words": 0.4}  # of a recording, by reader; else 1
+JOINED_SECONDS, FADE = 7, 160  # seconds of recordings that are joined from words, and samples of a fade
+LEAST_SECONDS = {"words": 0.4}  # shortest recording, by reader; 1 for the others
 CODECS = {"flac": ("FLAC", "PCM_16"), "opus": ("OGG", "OPUS")}
 SCHEMA = pa.schema(
     [
@@ -53,15 +53,16 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Choice:
-    """Which recordings of a source to take.
+    """The recordings of a source to take.
 
     Args:
-        part: "train", without the speakers kept aside, or the name of a list of these, such as "test", for them alone.
-        kept_aside: speakers whom training never hears, by part.
-        held_out_speakers, held_out_ids: further ones to leave out.
+        part: "train" takes all but the speakers kept aside. The name of a list in `kept_aside`, such as "test", takes
+            only its speakers.
+        kept_aside: speakers kept out of training, by part.
+        held_out_speakers, held_out_ids: further speakers and recordings to leave out.
         skipped_languages: languages to leave out.
-        max_speaker_minutes: most minutes of one speaker; None takes all.
-        limit: most recordings; None takes all.
+        max_speaker_minutes: maximum minutes of one speaker; None takes all.
+        limit: maximum number of recordings; None takes all.
     """
 
     part: str = "train"
@@ -77,7 +78,7 @@ class Choice:
 
         Args:
             recording: the recording.
-            seconds: what has been taken of each speaker so far.
+            seconds: seconds taken of each speaker so far.
         """
         if recording.language in self.skipped_languages:
             return "language left out"
@@ -96,17 +97,17 @@ class Choice:
 
 @dataclass
 class PreparedSource:
-    """What was made of a source, written as NAME.json beside its shards.
+    """The summary of a prepared source, written as NAME.json beside its shards.
 
     Args:
         name: name of the entry.
         source, license, attribution, repository, commit: the manifest's fields.
         recordings: number of recordings in the repository.
         rows: number of rows in the shards.
-        hours: their length.
-        speakers: number of speakers who are told apart.
-        languages: their languages.
-        left_out: number of recordings, or of parts of them, that were left out, by reason.
+        hours: duration of the rows.
+        speakers: number of known speakers.
+        languages: languages of the rows.
+        left_out: number of recordings, or parts of recordings, that were left out, by reason.
     """
 
     name: str
@@ -123,7 +124,7 @@ class PreparedSource:
     left_out: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns plain values."""
+        """Returns the summary as plain values."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -142,19 +143,19 @@ def prepare_source(
 
     Args:
         entry: the source.
-        files: its repository.
-        output: the folder for shards; made if need be.
-        choice: which recordings to take; None takes all.
+        files: files of its repository.
+        output: folder for the shards, created if missing.
+        choice: recordings to take; None takes all.
         codec: "flac", or "opus" for a sixth of the size.
 
     Raises:
-        TaaeInputError: if nothing is left of it, or the choice has no such part.
+        TaaeInputError: if no recording is left, or the choice names an unknown part.
     """
     choice = choice or Choice()
     if choice.part != "train" and choice.part not in choice.kept_aside:
         raise TaaeInputError(f"There is no part {choice.part!r}; choose train or {', '.join(choice.kept_aside)}.")
     recordings = recordings_of(entry, files)
-    # Shuffled, so that a part of them is a fair sample, as any shard is.
+    # Shuffled, so that the first recordings, and any shard, are a fair sample.
     np.random.default_rng(0).shuffle(recordings)  # type: ignore[arg-type]
     left_out: Counter[str] = Counter()
     found = cleaned(entry, files, recordings, choice, left_out)
@@ -183,14 +184,14 @@ def prepare_source(
 
 @dataclass
 class CleanRecording:
-    """A recording as it trains.
+    """A cleaned recording, ready for training.
 
     Args:
-        about: what is known of it.
-        id: its id; of a part of a recording, another one.
+        about: description of the original recording.
+        id: id of the row; a part of a recording has its own.
         samples: (samples,) float32 at 16 kHz.
-        native_rate: sampling rate before, in Hz.
-        joined: number of recordings that were joined into it.
+        native_rate: original sampling rate, in Hz.
+        joined: number of recordings joined into it.
     """
 
     about: Recording
@@ -203,7 +204,7 @@ class CleanRecording:
 def cleaned(
     entry: SourceEntry, files: GitFiles, recordings: list[Recording], choice: Choice, left_out: Counter[str]
 ) -> Iterator[CleanRecording]:
-    """Yields recordings that were chosen and are fit to train on, and counts the others."""
+    """Yields the chosen recordings that are fit for training, and counts the others by reason."""
     seconds: dict[str, float] = {}
     seen: set[bytes] = set()
     taken, least = 0, LEAST_SECONDS.get(entry.reader, 1.0)
@@ -261,7 +262,7 @@ def join(words: list[CleanRecording]) -> CleanRecording:
 
 
 def row_of(entry: SourceEntry, recording: CleanRecording, codec: str) -> dict[str, Any]:
-    """Makes a row of a shard; parts and joined words have no text, which would be that of something else."""
+    """Makes a row of a shard. Parts and joined words have no text, because the original text does not match them."""
     container, subtype = CODECS[codec]
     encoded, about = io.BytesIO(), recording.about
     soundfile.write(encoded, recording.samples, RATE, format=container, subtype=subtype)
@@ -283,7 +284,7 @@ def row_of(entry: SourceEntry, recording: CleanRecording, codec: str) -> dict[st
 
 
 def write_shards(rows: list[dict[str, Any]], output: Path, name: str) -> None:
-    """Writes rows, shuffled, into shards of about two hours; those of an earlier preparation go."""
+    """Shuffles rows and writes shards of about two hours, which replace those of an earlier preparation."""
     order = np.random.default_rng(1).permutation(len(rows))
     shards = max(1, round(sum(row["duration"] for row in rows) / SHARD_SECONDS))
     written = set()
@@ -299,7 +300,7 @@ def write_shards(rows: list[dict[str, Any]], output: Path, name: str) -> None:
 
 
 def held_out(files: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
-    """Reads the speakers and the ids of Parquet files that tests are made of.
+    """Reads the speakers and the ids of Parquet files with test data.
 
     Raises:
         TaaeInputError: if a file has no such columns.
@@ -321,27 +322,41 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="prepare.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="entries of the manifest (default: list them)")
     parser.add_argument("-o", "--output", type=Path, default=Path("speech"), metavar="FOLDER", help="for shards")
-    parser.add_argument("--manifest", type=Path, default=MANIFEST, metavar="FILE", help="one of your own")
-    parser.add_argument("--git", type=Path, metavar="FOLDER", help="a local copy of the repository of the one NAME")
-    parser.add_argument("--newest", action="store_true", help="take the newest commit of --git, whichever it is")
-    parser.add_argument("--codec", choices=sorted(CODECS), default="flac", help="of the shards (default: flac)")
-    parser.add_argument("--part", default="train", help="train, or test: the speakers kept aside for it")
+    parser.add_argument(
+        "--manifest",
+        type=Path,
+        default=MANIFEST,
+        metavar="FILE",
+        help="manifest to read (default: the one beside this script)",
+    )
+    parser.add_argument(
+        "--git", type=Path, metavar="FOLDER", help="local copy of the repository; needs exactly one NAME"
+    )
+    parser.add_argument("--newest", action="store_true", help="take the newest commit of --git")
+    parser.add_argument(
+        "--codec", choices=sorted(CODECS), default="flac", help="audio format of the shards (default: flac)"
+    )
+    parser.add_argument("--part", default="train", help="train, or a list in --kept_aside, such as test")
     parser.add_argument("--kept_aside", type=Path, default=KEPT_ASIDE, metavar="FILE", help="JSON lists of speakers")
     parser.add_argument(
-        "--held_out", nargs="+", default=[], metavar="FILE", help="tests' Parquet, whose speakers stay out"
+        "--held_out",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="Parquet files with test data; their speakers are left out",
     )
     parser.add_argument("--skip_languages", nargs="+", default=[], metavar="CODE", help="languages to leave out")
-    parser.add_argument("--max_speaker_minutes", type=float, metavar="M", help="most minutes of one speaker")
-    parser.add_argument("--limit", type=int, metavar="N", help="most recordings of each source")
+    parser.add_argument("--max_speaker_minutes", type=float, metavar="M", help="maximum minutes of one speaker")
+    parser.add_argument("--limit", type=int, metavar="N", help="maximum recordings of each source")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prepares sources, or lists them; returns the exit status: 2 where that is not possible."""
+    """Prepares sources, or lists them, and returns the exit status: 2 for an error."""
     parser = make_parser()
     options = parser.parse_args(arguments)
     if options.git and len(options.names) != 1:
-        parser.error("--git is the repository of one NAME")
+        parser.error("--git needs exactly one NAME")
     try:
         entries = read_manifest(options.manifest)
         if unknown := sorted(set(options.names) - entries.keys()):

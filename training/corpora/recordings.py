@@ -1,4 +1,4 @@
-"""The recordings of a source: what its repository tells about each, before it is decoded."""
+"""The recordings of a source, as its repository describes them, before decoding."""
 
 import csv
 import io
@@ -19,12 +19,12 @@ class Recording:
     """A recording in a repository.
 
     Args:
-        id: its id in the shards.
-        path: its path in the repository.
+        id: id in the shards.
+        path: path in the repository.
         language: language code.
-        speaker: who speaks; empty if it is not told.
+        speaker: speaker; empty if unknown.
         gender: "f", "m" or empty.
-        text: what is said; None if it is not told.
+        text: transcript; None if unknown.
     """
 
     id: str
@@ -44,7 +44,7 @@ def recordings_of(entry: SourceEntry, files: GitFiles) -> list[Recording]:
 
 
 def plain(entry: SourceEntry, path: str) -> Recording:
-    """Describes a recording whose path tells what is known."""
+    """Describes a recording by its path."""
     found = re.search(entry.speaker_pattern, path) if entry.speaker_pattern else None
     speaker = entry.speaker or (f"{entry.speaker_prefix}{found[1]}" if found else "")
     place = PurePosixPath(path)

@@ -34,7 +34,7 @@ class GitFiles:
         )
 
     def read(self, path: str) -> bytes | None:
-        """Returns a file's content; None if the repository lacks it, or has a pointer to it alone."""
+        """Returns a file's content; None if the repository lacks it, or has only a pointer to it."""
         if path not in self.blobs or self.reader.stdin is None or self.reader.stdout is None:
             return None
         self.reader.stdin.write(f"{self.blobs[path]}\n".encode())
@@ -47,20 +47,20 @@ class GitFiles:
         return None if content.startswith(LFS_POINTER) else content
 
     def close(self) -> None:
-        """Ends the process that reads."""
+        """Ends the reading process."""
         self.reader.kill()
         self.reader.communicate()
 
 
 @contextmanager
 def files_of(repository: str, commit: str, local: Path | None = None, newest: bool = False) -> Iterator[GitFiles]:
-    """Opens a commit of a repository, which is fetched into a temporary folder if there is no local one.
+    """Opens a commit of a local repository, or fetches it into a temporary folder.
 
     Args:
         repository: `owner/name` on GitHub, or an address that `git fetch` takes.
         commit: the commit's hash.
-        local: a Git directory that has it.
-        newest: takes the newest commit of the local directory instead.
+        local: a Git directory with the commit; None fetches it.
+        newest: whether to take the newest commit of the local directory instead.
 
     Raises:
         TaaeInputError: if the repository cannot be fetched, or lacks the commit.

@@ -1,8 +1,9 @@
 """Trains every ablation for equally many steps: `python training/experiment.py ablations --steps 6000`.
 
-Each file in recipes/ablations runs on top of the recipe that it changes, in a process with one thread, and so do these
-recipes themselves, the plain one with a second seed too: what two seeds differ by is no effect. A run that is finished
-is not run again, and one that was interrupted goes on. Prints Markdown, and keeps the same figures in a JSON file.
+Each file in recipes/ablations is trained on top of the recipe that it changes, in a process with one thread. The
+recipes themselves are trained too, the plain one also with a second seed: a difference as small as that between two
+seeds shows no effect. Finished runs are kept, and interrupted ones are resumed. Prints Markdown, and writes the same
+figures to a JSON file.
 """
 
 import argparse
@@ -50,7 +51,7 @@ class Ablation:
     Args:
         name: name of the run and its folder.
         base: the recipe.
-        overlay: what is changed in it; None for the recipe itself.
+        overlay: file of changes to the recipe; None for the recipe itself.
         options: further options of the trainer.
     """
 
@@ -61,7 +62,7 @@ class Ablation:
 
     @property
     def description(self) -> str:
-        """What is unlike the recipe, from the comment that its file begins with."""
+        """The change to the recipe, from the comment at the start of its file."""
         if self.overlay is None:
             return " ".join([f"`{self.base.stem}.yaml` as it is", *self.options])
         return self.overlay.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
@@ -69,8 +70,8 @@ class Ablation:
     def arguments(self, steps: int, folder: Path, options: list[str]) -> list[str]:
         """Returns the trainer's arguments."""
         overlay = [] if self.overlay is None else ["--recipe", str(self.overlay)]
-        # A run of any length warms up in its first twelfth, decays in its last third, looks back a twentieth for its
-        # average, which is updated every eighth step, and brings a discriminator in half-way.
+        # A run of any length warms up in its first twelfth and decays in its last third. Its weight average spans a
+        # twentieth and is updated every eighth step. A discriminator starts half-way.
         schedule = {
             "max_steps": steps,
             "optimizer.warmup_steps": steps // 12,
@@ -86,7 +87,7 @@ class Ablation:
 
 
 def all_ablations() -> list[Ablation]:
-    """The recipes themselves, and what changes them."""
+    """The recipes themselves, and their ablations."""
     changed = [
         Ablation(file.stem, ADVERSARIAL if file.stem.startswith("discriminator") else PLAIN, file)
         for file in sorted((RECIPES / "ablations").glob("*.yaml"))
@@ -120,7 +121,7 @@ class AblationRuns(TrainingRuns):
         """Returns the results of a finished run.
 
         Raises:
-            RecipeError: if it was run, or begun, with other settings.
+            RecipeError: if the run has other settings.
         """
         arguments = self.arguments(ablation)
         self.check(ablation.name, arguments)
@@ -131,7 +132,7 @@ class AblationRuns(TrainingRuns):
         return result
 
     def run(self, ablation: Ablation) -> str | None:
-        """Runs an ablation that is not finished; returns what went wrong, in a line."""
+        """Runs an ablation unless it is finished, and returns a line about its failure, or None."""
         if self.stopped or self.result(ablation) is not None:
             return None
         arguments, log = self.arguments(ablation), self.folder / f"{ablation.name}.log"
@@ -152,7 +153,7 @@ class AblationRuns(TrainingRuns):
         return None
 
     def run_all(self, ablations: list[Ablation], jobs: int) -> list[str]:
-        """Runs ablations, some at a time; returns what went wrong, a line for each that failed."""
+        """Runs ablations, some at a time, and returns a line for each that failed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(jobs) as pool:
             try:
@@ -164,7 +165,7 @@ class AblationRuns(TrainingRuns):
 
 
 def last_validation(log: Path, step: int) -> dict[str, float] | None:
-    """The validation results that the trainer printed at a step, by their names; None if it did not come so far."""
+    """The validation results that the trainer printed at a step, by name; None if it did not reach the step."""
     found = None
     for line in log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines():
         start = line.find('{"step"')
@@ -185,7 +186,7 @@ def summarize(ablations: list[Ablation], runs: AblationRuns) -> dict:
 
 
 def markdown(summary: dict) -> str:
-    """The runs as a table, below it what two seeds differ by."""
+    """The runs as a table, followed by the differences between two seeds."""
     heading = ["ablation", "what", "M parameters", "CPU s per step", *(heading for _, heading, _ in COLUMNS)]
     runs = {run["name"]: run for run in summary["runs"]}
     rows = []
@@ -209,23 +210,25 @@ def markdown(summary: dict) -> str:
 
 
 def main(arguments: list[str] | None = None, ablations: Sequence[Ablation] | None = None) -> int:
-    """Runs what is not finished, writes the table, and returns the exit status: 1 where a run failed.
+    """Runs the unfinished ablations, writes the table, and returns the exit status: 1 if a run failed.
 
     Args:
-        arguments: the command line's; None takes those of the process.
-        ablations: the runs to choose from; None for all of the recipes.
+        arguments: command line; None takes that of the process.
+        ablations: runs to choose from; None for those of all recipes.
     """
     known = {ablation.name: ablation for ablation in ablations or all_ablations()}
-    explained = f"which (default: all): {', '.join(known)}"
+    explained = f"ablations to run (default: all): {', '.join(known)}"
     parser = experiment_parser("ablations", "Trains every ablation for equally many steps.", known, explained)
-    parser.add_argument("--steps", type=int, required=True, metavar="N", help="of each run")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="how many run at a time (default: 1)")
-    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="the rest goes to every training run")
+    parser.add_argument("--steps", type=int, required=True, metavar="N", help="number of steps of each run")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="number of simultaneous runs (default: 1)")
+    parser.add_argument(
+        "--options", nargs=argparse.REMAINDER, default=[], help="further options for every training run; must come last"
+    )
 
     def work(options: argparse.Namespace) -> tuple[str, list[str]]:
         chosen = [known[name] for name in options.names] or list(known.values())
         runs = AblationRuns(options.steps, options.output_dir, options.options)
-        for ablation in chosen:  # a mistake ends it here
+        for ablation in chosen:  # stops at a mistake before anything is trained
             parse_recipe(runs.arguments(ablation))
             runs.result(ablation)
         failures = [] if options.show else runs.run_all(chosen, options.jobs)

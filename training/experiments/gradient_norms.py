@@ -1,8 +1,8 @@
-"""Measures what each loss pulls with: `python training/experiment.py gradient_norms RECIPE.yaml`.
+"""Measures the gradient norm of each loss: `python training/experiment.py gradient_norms RECIPE.yaml`.
 
-The gradients of each term at weight 1, as norms, at the decoded audio and at the codec's weights, averaged over a few
-batches. Loss weights are chosen by them: with `--size` a model whose discriminator or CTC head was published beside it,
-because a fresh one pulls far less than one that has trained. Prints Markdown and changes nothing.
+Measures the gradients of each term at weight 1, at the decoded audio and at the codec's weights, averaged over a few
+batches. Use the norms to choose loss weights. Name with `--size` a model whose discriminator or CTC head was published
+beside it, because a fresh one has far smaller gradients than a trained one. Prints Markdown and changes nothing.
 """
 
 import sys
@@ -28,7 +28,7 @@ def gradient_norm(term: Tensor, inputs: list[Tensor]) -> float:
 
 
 def measure(trainer: Trainer) -> dict[str, np.ndarray]:
-    """Of each term by its name: the loss, and the norms of its gradient at the audio and at the weights."""
+    """The loss of each term, and the norms of its gradient at the audio and at the weights, by the term's name."""
     weights, found = trainable_parameters(trainer.model), defaultdict(list)
     trainer.model.train()
     for crops, utterances in zip(trainer.batches(), trainer.utterances(), strict=False):
@@ -40,7 +40,7 @@ def measure(trainer: Trainer) -> dict[str, np.ndarray]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures as the recipe and its options say, and returns the exit status: 2 for a mistake."""
+    """Measures as the recipe and its options say, and returns the exit status: 2 for an error."""
     recipe = parse_recipe(sys.argv[1:] if arguments is None else arguments)
     recipe = replace(recipe, max_steps=BATCHES, hub=None, validation=replace(recipe.validation, corpus=None))
     if recipe.discriminator is not None:

@@ -1,4 +1,4 @@
-"""Runs experiments: trains in processes of one thread, goes on where it was interrupted, and shows what was found."""
+"""Runs experiments: trains in processes of one thread, resumes interrupted runs, and prints the results."""
 
 import argparse
 import json
@@ -45,19 +45,19 @@ class TrainingRuns:
         """
         begun = self.folder / name / "arguments.json"
         if begun.exists() and json.loads(begun.read_text(encoding="utf-8")) != settings:
-            raise RecipeError(f"{begun.parent} is of a run with other settings; choose another --output_dir.")
+            raise RecipeError(f"{begun.parent} is a run with other settings; choose another --output_dir.")
 
     def train(self, name: str, settings: list[str], arguments: list[str], log: Path | None = None) -> float:
         """Trains, from the newest checkpoint if there is one.
 
         Args:
             name: the run's name, and that of its folder.
-            settings: what the run is known by when it goes on.
-            arguments: the trainer's.
-            log: a file that gets what the trainer says; None for the terminal.
+            settings: settings that must be the same when the run is resumed.
+            arguments: arguments of the trainer.
+            log: file for the trainer's output; None for the terminal.
 
         Returns:
-            processor seconds.
+            CPU seconds.
 
         Raises:
             RecipeError: if the run began with other settings.
@@ -87,7 +87,7 @@ class TrainingRuns:
         return usage.ru_utime + usage.ru_stime
 
     def stop(self) -> None:
-        """Ends what is running, and lets nothing more begin."""
+        """Ends the running processes, and prevents new ones."""
         self.stopped = True
         for process in list(self.processes):
             process.terminate()
@@ -95,36 +95,36 @@ class TrainingRuns:
 
 
 def experiment_parser(name: str, description: str, known: Iterable[str], explained: str) -> argparse.ArgumentParser:
-    """Makes the parser of the options that experiments have in common.
+    """Makes a parser with the options that experiments have in common.
 
     Args:
-        name: the experiment's name.
-        description: what it does, in a line.
-        known: the names of its parts, which choose some.
-        explained: the help about them.
+        name: name of the experiment.
+        description: description in a line.
+        known: names of its parts, from which the user chooses.
+        explained: help about the parts.
     """
     parser = argparse.ArgumentParser(prog=f"experiment.py {name}", description=description)
     parser.set_defaults(known=list(known))
     parser.add_argument("names", nargs="*", metavar="NAME", help=explained)
     runs = Path("runs") / name
-    parser.add_argument("--output_dir", type=Path, default=runs, metavar="DIR", help="for all runs")
-    kept = "where to keep the results (default: in --output_dir)"
+    parser.add_argument("--output_dir", type=Path, default=runs, metavar="DIR", help="folder for all runs")
+    kept = "file for the results (default: in --output_dir)"
     parser.add_argument("--json", type=Path, metavar="FILE", help=kept)
-    parser.add_argument("--readme", type=Path, metavar="FILE", help="a text whose tables to replace by the results")
-    parser.add_argument("--show", "--table", action="store_true", help="run nothing, and show the results kept")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="text whose tables the results replace")
+    parser.add_argument("--show", "--table", action="store_true", help="run nothing, and print earlier results")
     return parser
 
 
 def run_experiment(
     parser: argparse.ArgumentParser, arguments: list[str] | None, work: Work, markers: tuple[str, str]
 ) -> int:
-    """Runs an experiment, prints its tables and returns the exit status: 1 where a training run failed.
+    """Runs an experiment, prints its tables and returns the exit status: 1 if a training run failed.
 
     Args:
-        parser: the parser of its options.
-        arguments: the command line's; None takes those of the process.
+        parser: parser of its options.
+        arguments: command line; None takes that of the process.
         work: the experiment.
-        markers: the lines around its tables in a text.
+        markers: lines around its tables in a text.
     """
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.names) - set(options.known)):
@@ -132,7 +132,7 @@ def run_experiment(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it ends the trainers too
     try:
         if options.readme:
-            with_tables(options.readme, "", markers)  # finds out now whether it will do
+            with_tables(options.readme, "", markers)  # fails now if the markers are missing
         tables, failures = work(options)
         print(tables)
         if options.readme:
@@ -142,7 +142,7 @@ def run_experiment(
     except (OSError, ValueError, TaaeInputError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; the same command goes on from here", file=sys.stderr)
+        print(f"{parser.prog}: interrupted; the same command resumes from here", file=sys.stderr)
         return 130
     for failure in failures:
         print(f"{parser.prog}: {failure}", file=sys.stderr)

@@ -1,8 +1,8 @@
-"""Shows what the stages of training bring: `python training/experiment.py stages [NAME ...]`.
+"""Measures the effect of training stages: `python training/experiment.py stages [NAME ...]`.
 
-An experiment trains the published nano codec further in several ways, or goes on from one checkpoint in two, and
-compares the models as `taae evaluate` does, utterance by utterance. What is trained is not trained again, and what was
-interrupted goes on. Prints Markdown. A JSON file keeps those of its experiments that are not run anew.
+An experiment trains the published nano codec further in several ways, or continues one checkpoint in two ways. It
+compares the models as `taae evaluate` does, utterance by utterance. Finished runs are kept, and interrupted ones are
+resumed. Prints Markdown, and updates the results of these experiments in a JSON file.
 """
 
 import argparse
@@ -41,14 +41,14 @@ UTTERANCES = 150  # from the start of each file
 
 @dataclass(frozen=True)
 class Stage:
-    """A model, and how it is trained.
+    """A model and its training.
 
     Args:
-        name: its run's name.
-        title: its column's title.
-        recipe: its name; None for the published model.
-        options: the trainer's options. Without a number of steps, it is a short run from the published model.
-        start: the run from whose last checkpoint this one goes on; None starts from what the recipe names.
+        name: name of the run.
+        title: title of the table's column.
+        recipe: name of the recipe; None for the published model.
+        options: options of the trainer. If they set no number of steps, it is a short run from the published model.
+        start: run whose last checkpoint this one continues; None starts as the recipe says.
     """
 
     name: str
@@ -58,13 +58,13 @@ class Stage:
     start: "Stage | None" = None
 
     def arguments(self, published: Path, steps: int) -> list[str]:
-        """Returns the trainer's arguments without the folder; a short run has so many steps."""
+        """Returns the trainer's arguments without the folder; `steps` is the length of a short run."""
         schedule = {
             "size": published,
             "max_steps": steps,
             "optimizer.warmup_steps": steps // 10,
             "optimizer.decay_steps": 5 * steps // 8,
-            "optimizer.ema_decay": 0.9,  # looks back 80 steps
+            "optimizer.ema_decay": 0.9,  # spans 80 steps
         }
         short = [] if "--max_steps" in self.options else [f"--{name}={value}" for name, value in schedule.items()]
         return [str(RECIPES / f"{self.recipe}.yaml"), *short, *self.options]
@@ -72,15 +72,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Models that are compared.
+    """A comparison of models.
 
     Args:
-        title: what the stage is.
-        stages: the models; the others are compared with the first.
-        speech: what to score them on: the name of a split of the shared speech, and the language of those that count,
-            or None, by what the table calls it.
-        measure: further figures of a model, from its folder and that of the speech.
-        picture: whether to draw what becomes of an utterance.
+        title: description of the stage.
+        stages: models; the others are compared with the first.
+        speech: speech for scoring, by its name in the table: a split of the shared speech, and the language of the
+            utterances that count, None for all.
+        measure: function that returns further figures of a model, from its folder and that of the speech.
+        picture: whether to draw the spectrograms of an utterance.
     """
 
     title: str
@@ -91,7 +91,7 @@ class Experiment:
 
 
 def phoneme_errors(folder: Path, speech: Path) -> dict[str, dict]:
-    """Phoneme error rates on `test`, in English: of the CTC head beside a model, and of a probe of the tokens."""
+    """Phoneme error rates on the English part of `test`, by a model's CTC head and by a probe of the tokens."""
     codec, head = load_codec(str(folder), device="cpu"), CTCHead.from_pretrained(folder)
     texts = read_phonemes(str(speech / "transcripts.parquet"))
     known, unknown, read = [], [], []
@@ -109,14 +109,14 @@ def phoneme_errors(folder: Path, speech: Path) -> dict[str, dict]:
 
 
 def spoken(files: Path, texts: dict[str, list[str]]) -> Iterator[tuple[Utterance, list[str]]]:
-    """Yields the English utterances that have phonemes, with these."""
+    """Yields the English utterances that have phonemes, and the phonemes."""
     for utterance in tqdm(Utterances([str(files)], SAMPLING_RATE), desc="Reading", disable=None):
         if utterance.id in texts and utterance.audio is not None and utterance.facts["language"] == "en":
             yield utterance, texts[utterance.id]
 
 
 def features_of(codec: Codec, utterance: Utterance) -> np.ndarray:
-    """Digits of an utterance's tokens, (frames, features), at the preset."""
+    """Digits of an utterance's tokens at the preset, (frames, features)."""
     return digit_features(
         codec.encode(cast(np.ndarray, utterance.audio), PRESET).audio_codes, codec.model.bottleneck(PRESET)
     )
@@ -124,7 +124,7 @@ def features_of(codec: Codec, utterance: Utterance) -> np.ndarray:
 
 @torch.no_grad()
 def latents_of(codec: Codec, utterance: Utterance) -> torch.Tensor:
-    """An utterance before the bottleneck, (1, latent_dim, frames)."""
+    """Latents of an utterance before the bottleneck, (1, latent_dim, frames)."""
     inputs = codec.extractor(utterance.audio, sampling_rate=SAMPLING_RATE)["input_values"]
     return codec.model.encode(inputs).latents
 
@@ -134,12 +134,12 @@ WARM_UP = Stage("warm_up", "", "nano", ("--max_steps", "13000", "--optimizer.dec
 
 
 def from_scratch(name: str, title: str, steps: int, *config: str) -> Stage:
-    """A short run of the nano recipe, perhaps of another width, in batches of eight."""
+    """A short run of the nano recipe in batches of eight, with `config` as options."""
     schedule = ("--max_steps", str(steps), "--optimizer.decay_steps", str(2 * steps // 5), "--batch_size", "8")
     return Stage(name, title, "nano", (*schedule, *config))
 
 
-# A step beside a discriminator takes 1.6 times as long, so five of them are worth eight.
+# A step with a discriminator takes 1.6 times as long, so five of them take as long as eight without.
 BESIDE_A_DISCRIMINATOR = (
     *("--max_steps", "18000", "--optimizer.decay_steps", "1900", "--batch_size", "8"),
     *("--discriminator.start_step", "13000"),
@@ -215,13 +215,13 @@ EXPERIMENTS = {
 
 
 class Laboratory:
-    """Where experiments run.
+    """The place where experiments run.
 
     Args:
-        folder: parent of runs, and of what evaluation leaves behind.
-        speech: the folder of the shared speech.
-        published: the folder of the published model.
-        steps: number of steps where a stage names none.
+        folder: parent of the runs and of the evaluations' results.
+        speech: folder of the shared speech.
+        published: folder of the published model.
+        steps: number of steps of stages that name none.
     """
 
     def __init__(self, folder: Path, speech: Path, published: Path, steps: int):
@@ -233,7 +233,7 @@ class Laboratory:
         return self.published if stage.recipe is None else self.folder / stage.name / "model"
 
     def train(self, stage: Stage) -> None:
-        """Trains a stage, unless it is trained already.
+        """Trains a stage unless it is already trained.
 
         Raises:
             RecipeError: if it was trained with other settings.
@@ -249,7 +249,7 @@ class Laboratory:
             self.train(stage.start)
             newest = complete_checkpoints(self.folder / stage.start.name)[-1]
             shutil.copytree(newest, own / "copied", dirs_exist_ok=True)
-            (own / "copied").rename(own / newest.name)  # a checkpoint is there when it is complete
+            (own / "copied").rename(own / newest.name)  # so that the checkpoint appears only when complete
         arguments = stage.arguments(self.published, self.steps)
         self.runs.train(stage.name, settings, [*arguments, "--output_dir", str(own)])
 
@@ -262,7 +262,7 @@ class Laboratory:
         return evaluate_codecs(utterances, [system], METRICS, folder=place, target_loudness=loudness)
 
     def run(self, experiment: Experiment) -> dict:
-        """Trains and compares; returns the content of results/stages.json for it."""
+        """Trains and compares the models, and returns their part of results/stages.json."""
         try:
             for stage in experiment.stages:
                 self.train(stage)
@@ -294,7 +294,7 @@ class Laboratory:
         return {"steps": steps, "arguments": [Path(recipe).name, *options]}
 
     def draw(self, experiment: Experiment, target: Path) -> None:
-        """Draws the spectrograms of the first utterance, and of what the models make of it, one above the other."""
+        """Draws the spectrograms of the first utterance and of its reconstructions, one above the other."""
         from matplotlib.figure import Figure
 
         split = next(iter(experiment.speech.values()))[0]
@@ -317,7 +317,7 @@ class Laboratory:
 
 
 def compared(name: str, rows: list[Row], first: list[Row], language: str | None) -> dict[str, dict]:
-    """Means of the metrics, and of their change from the first model, over the utterances of a language."""
+    """Means over a language's utterances, of the metrics and of their differences from the first model."""
     figures: dict[str, Any] = {}
     for metric in METRICS:
         values, before = (
@@ -341,7 +341,7 @@ def compared(name: str, rows: list[Row], first: list[Row], language: str | None)
 
 
 def token_use(results: Results, rows: list[Row], first: list[Row]) -> dict[str, dict]:
-    """Entropy of the digits as a share of its maximum, and the share of tokens that are those of the first model."""
+    """Entropy of the digits as a share of its maximum, and the share of tokens equal to the first model's."""
     pairs = [(np.array(row.codes), np.array(before.codes)) for row, before in zip(rows, first, strict=True)]
     same = np.concatenate([(codes == before).ravel() for codes, before in pairs])
     statistics = cast(dict[str, Any], results.systems[0].tokens)
@@ -366,7 +366,7 @@ def markdown(results: dict[str, dict], experiments: Mapping[str, Experiment] = E
 
 
 def cell(figure: dict) -> str:
-    """A mean, with the interval of its change."""
+    """A mean with the confidence interval of its difference."""
     if figure["mean"] is None:
         return NOTHING
     text = number(figure["mean"], 3)
@@ -374,17 +374,19 @@ def cell(figure: dict) -> str:
 
 
 def main(arguments: list[str] | None = None, experiments: Mapping[str, Experiment] = EXPERIMENTS) -> int:
-    """Runs experiments, writes down what they show, and returns the exit status: 1 where a training run failed.
+    """Runs experiments, writes their results, and returns the exit status: 1 if a training run failed.
 
     Args:
-        arguments: the command line's; None takes those of the process.
-        experiments: those to choose from.
+        arguments: command line; None takes that of the process.
+        experiments: experiments to choose from.
     """
     listed = "; ".join(f"{name}: {experiment.title}" for name, experiment in experiments.items())
-    explained = f"which (default: all). {listed}"
-    parser = experiment_parser("stages", "Shows what the stages of training bring.", experiments, explained)
-    parser.add_argument("--steps", type=int, default=800, metavar="N", help="of short runs (default: 800)")
-    parser.add_argument("--speech", type=Path, default=Path("../shared/speech"), metavar="DIR", help="of the recipes")
+    explained = f"experiments to run (default: all). {listed}"
+    parser = experiment_parser("stages", "Measures the effect of training stages.", experiments, explained)
+    parser.add_argument("--steps", type=int, default=800, metavar="N", help="steps of short runs (default: 800)")
+    parser.add_argument(
+        "--speech", type=Path, default=Path("../shared/speech"), metavar="DIR", help="the shared speech"
+    )
     published = Path("hub_cards/taae-speech-16k-nano")
     parser.add_argument("--published", type=Path, default=published, metavar="DIR", help="the model to start from")
 
