@@ -4,15 +4,16 @@ import csv
 import json
 import math
 import os
-import subprocess
-import sys
+import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 import soundfile
+from support.processes import Process
 from support.token_folders import clip, flac, parquet
 
 from modeling_taae import cli
@@ -239,16 +240,16 @@ class TestResume:
         """They hold a gigabyte each, and would wait for work for ever."""
         rows = [row(f"u{n}", flac(clip(seed=n))) for n in range(200)]
         options = ["--metrics", "stoi", "--workers", "2", "--samples", "0", "--no-speed", "-o", "results"]
-        command = [sys.executable, "-m", "modeling_taae", "evaluate", parquet("many.parquet", rows), *options]
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-        run = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        command = ["evaluate", parquet("many.parquet", rows), *options]
+        run = Process(partial(cli.main, command))
         try:
             while not (Path("results/rows.jsonl").exists() and Path("results/rows.jsonl").read_text()):
                 assert run.poll() is None
                 time.sleep(0.05)
             workers = psutil.Process(run.pid).children(recursive=True)
         finally:
-            run.kill()
+            run.send_signal(signal.SIGKILL)
+            run.wait()
         assert len(workers) >= 2
         _, alive = psutil.wait_procs(workers, timeout=30)
         assert not alive

@@ -1,8 +1,13 @@
-"""Processes that need no start: copies of the test's own, which has imported everything that they need."""
+"""Processes that need no start: copies of the test's own, which has imported everything that they need.
+
+Where this process may not be copied, because it has used a GPU or the system has no such thing, they are started.
+"""
 
 import os
+import pickle
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -10,25 +15,41 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
+import torch
+
+START = (
+    "import pickle, sys; source = sys.stdin.buffer; sys.path[:] = pickle.load(source); sys.exit(pickle.load(source)())"
+)
+
 
 class Process:
-    """A copy of this process that works by itself, in the manner of `subprocess.Popen`; its two outputs are one.
+    """A process that works by itself, in the manner of `subprocess.Popen`; its two outputs are one.
 
     Args:
-        work: the work, which returns the exit status or None, or leaves through SystemExit.
+        work: the work, which returns the exit status or None, or leaves through SystemExit. It can be pickled.
         environment: variables that it has beside those of this process.
     """
 
     def __init__(self, work: Callable[[], int | None], environment: Mapping[str, str] | None = None):
         self.returncode: int | None = None
-        self.output = tempfile.TemporaryFile()
+        self.output, self.started = tempfile.TemporaryFile(), None
+        if sys.platform != "linux" or torch.cuda.is_available():
+            streams = {"stdin": subprocess.PIPE, "stdout": self.output, "stderr": subprocess.STDOUT}
+            variables = {**os.environ, **(environment or {})}
+            self.started = subprocess.Popen([sys.executable, "-c", START], env=variables, **streams)
+            self.pid = self.started.pid
+            with self.started.stdin as pipe:
+                pipe.write(pickle.dumps(sys.path) + pickle.dumps(work))
+            return
         self.pid = os.fork()
         if not self.pid:
             _work(work, environment or {}, self.output.fileno())
 
     def poll(self) -> int | None:
         """Returns the exit status; None if it is still at work."""
-        if self.returncode is None:
+        if self.started is not None:
+            self.returncode = self.started.poll()
+        elif self.returncode is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 self.returncode = os.waitstatus_to_exitcode(status)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -88,21 +89,22 @@ def train(recipe_file: str, *overrides: object) -> Trainer:
     return trainer
 
 
-def main_of(*arguments: object) -> Callable[[], None]:
-    """The trainer's entry point with these arguments, in a process where nothing has trained yet."""
+def untrained(command: Callable[[list[str]], int | None], arguments: list[str]) -> int | None:
+    """Runs a command where nothing has trained yet."""
+    torch.set_num_threads(1)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return command(arguments)
 
-    def work() -> None:
-        torch.set_num_threads(1)
-        AcceleratorState._reset_state(reset_partial_state=True)
-        sys.argv = ["train.py", *map(str, arguments)]
-        main()
 
-    return work
+def train_as(arguments: list[str]) -> None:
+    """The trainer's entry point."""
+    sys.argv = ["train.py", *arguments]
+    main()
 
 
 def start_training(*arguments: object) -> Process:
     """The same as a process of its own."""
-    return Process(main_of(*arguments))
+    return Process(partial(untrained, train_as, [str(argument) for argument in arguments]))
 
 
 def start_script(script: str, *arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Popen:

@@ -9,15 +9,16 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from support.processes import Process, finish, two_processes
 from support.token_folders import clip, flac
+from support.training_runs import untrained
 from transformers import AutoModelForCausalLM
 
 from modeling_taae.errors import TaaeInputError
@@ -205,14 +206,8 @@ def test_nobody_reads_what_is_printed(settings):
 
 
 def main_of(settings: Settings, **budget: int) -> Callable[[], int]:
-    """The command in a process where nothing has trained yet."""
-
-    def work() -> int:
-        torch.set_num_threads(1)
-        AcceleratorState._reset_state(reset_partial_state=True)
-        return train_speech_lm.main(arguments(settings, **budget))
-
-    return work
+    """The command, for a process of its own."""
+    return partial(untrained, train_speech_lm.main, arguments(settings, **budget))
 
 
 def weights(folder: str) -> list[torch.Tensor]:

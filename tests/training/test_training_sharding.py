@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def sharded(recipe_file, ctc, tmp_path_factory) -> Path:
     """Two runs of two processes, see `sharded_training.py`."""
     folder = tmp_path_factory.mktemp("sharded")
     options = (*STEADY, *ctc, "--ctc.batch_size", 1, "--batch_size", 1, "--gradient_checkpointing", "true")
-    finish(*two_processes(lambda: train_sharded(recipe_file, folder, *map(str, options))))
+    finish(*two_processes(partial(train_sharded, recipe_file, folder, *map(str, options))))
     return folder
 
 
