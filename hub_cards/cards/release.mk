@@ -19,7 +19,7 @@ DEMO = '$(SPEECH)/train-*.parquet' lj-LJ001-0036
 BOTTLENECKS := 1x46656_400bps 2x15625_700bps
 METRICS ?= pesq_wb pesq_nb stoi si_sdr mel_distance stft_distance dnsmos_p808
 # What networks judge, beside neural codecs: with all utterances, a codec takes four minutes of two cores.
-JUDGED ?= --limit 48
+JUDGED ?= --limit 40
 JUDGED_METRICS := pesq_wb stoi wer cer dwer dcer speaker_similarity distillmos
 NEURAL_PEERS := lyra-3.2k lyra-6k opus-6k-nolace opus-6k codec2-700C
 # The rows.jsonl of another model or of other weights, whose other codecs are not scored again.

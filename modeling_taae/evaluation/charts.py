@@ -23,6 +23,7 @@ TICKS = [digit * 10**power for power in range(2, 6) for digit in (1, 2, 5)]  # b
 MARKERS = "osDv^<>Pphd*X"
 # The models under evaluation in shades of one colour, the others in further ones.
 OURS = ("#c2185b", "#f06292", "#880e4f", "#ff80ab")
+MODEL_GAP = 1.06
 OTHERS = ("#1976d2", "#2e7d32", "#ef6c00", "#6a1b9a", "#00838f", "#5d4037", "#455a64")
 
 
@@ -79,11 +80,12 @@ def draw_panel(panel: "Axes", series: Mapping[str, Sequence[SystemSummary]], nam
     facts = results.metrics[name]
     scale = 100 if facts.unit == "%" else 1
     ours, others = cycle(OURS), cycle(OTHERS)
+    shifts = side_by_side(series)
     for (label, systems), marker in zip(series.items(), cycle(MARKERS), strict=False):
         colour = next(ours if systems[0].kind == "TAAE" else others)
         known = [(system.nominal_bit_rate, system.metrics[name]) for system in systems if defined(system, name)]
         panel.errorbar(
-            [rate for rate, _ in known],
+            [rate * shifts[label] for rate, _ in known],
             [scale * (mean.mean or 0) for _, mean in known],
             scale * np.array([reach(mean) for _, mean in known]).reshape(-1, 2).T,
             fmt=f"{marker}-",
@@ -103,6 +105,14 @@ def draw_panel(panel: "Axes", series: Mapping[str, Sequence[SystemSummary]], nam
     panel.set_xlabel("bit/s (nominal)")
     panel.grid(alpha=0.3, linewidth=0.5)
     panel.margins(y=0.15)
+
+
+def side_by_side(series: Mapping[str, Sequence[SystemSummary]]) -> dict[str, float]:
+    """Returns factors of the bit rate by family, which draw models of the same rates beside each other."""
+    models = [label for label, systems in series.items() if systems[0].kind == "TAAE"]
+    return dict.fromkeys(series, 1.0) | {
+        label: MODEL_GAP ** (place - (len(models) - 1) / 2) for place, label in enumerate(models)
+    }
 
 
 def defined(system: SystemSummary, name: str) -> bool:

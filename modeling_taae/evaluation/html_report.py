@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -18,7 +19,8 @@ from .results import Results, Sample
 
 # Seconds to which clips are cut, so that the page has only a few megabytes.
 LONGEST_CLIP = 8.0
-# Spectrograms: window and hop in samples, range in dB below the loudest point of the reference.
+# An interval at the end of a cell, and how it is set there: on a line of its own.
+INTERVAL, BELOW = re.compile(r" (\(\S+ to \S+\))$"), r" <small>\1</small>"
 # Metrics that are also drawn, if a run has them.
 FURTHER_CHARTS = ("stoi", "pesq_wb", "mel_distance")
 CLIPS_IN_A_ROW = 4
@@ -35,6 +37,7 @@ body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem aut
 .wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-size: .9rem; }}
 th, td {{ border-bottom: 1px solid var(--line); padding: .3rem .7rem; text-align: right; vertical-align: top; }}
+td small {{ display: block; white-space: nowrap; }}
 th:first-child, td:first-child {{ text-align: left; }}
 figure {{ margin: 0; min-width: 0; }}
 figcaption {{ font-size: .9rem; }}
@@ -115,7 +118,9 @@ def table(markdown: str) -> str:
     """Converts a table that [`report.table`] made."""
     heading, _, *rows = ([cell.strip() for cell in line.strip("| ").split(" | ")] for line in markdown.splitlines())
     head = "".join(f"<th scope='col'>{inline(cell)}</th>" for cell in heading)
-    body = "".join("<tr>" + "".join(f"<td>{inline(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{INTERVAL.sub(BELOW, inline(cell))}</td>" for cell in row) + "</tr>\n" for row in rows
+    )
     return f"<div class='wide'><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
 
 
