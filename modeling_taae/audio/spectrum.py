@@ -1,6 +1,6 @@
 """One spectrogram to look at, for reports, the demo, the Space and training."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +31,6 @@ def draw_spectrum(axes: "Axes", clip: np.ndarray, sampling_rate: int, loudest: f
         sampling_rate: samples per second, in Hz.
         loudest: the level in dB that is drawn brightest.
     """
-    extent = (0.0, len(clip) / sampling_rate, 0.0, sampling_rate / 2000)
-    levels = {"vmin": loudest - RANGE_DB, "vmax": loudest}
-    return axes.imshow(spectrum(clip), origin="lower", aspect="auto", extent=extent, cmap="magma", **levels)
+    options: dict[str, Any] = {"origin": "lower", "aspect": "auto", "cmap": "magma"}
+    options["extent"] = (0.0, len(clip) / sampling_rate, 0.0, sampling_rate / 2000)
+    return axes.imshow(spectrum(clip), vmin=loudest - RANGE_DB, vmax=loudest, **options)
