@@ -1,7 +1,6 @@
-"""Hear the codec: takes a recording through it, and leaves what went in and what came out side by side.
+"""Lets you hear the codec: encodes and decodes a recording, and writes original and result side by side.
 
-`python hub_cards/demo.py` takes the recording that comes with the model through it, and
-`python hub_cards/demo.py my.wav` one of yours.
+`python hub_cards/demo.py` uses the recording that comes with the model, and `python hub_cards/demo.py my.wav` yours.
 """
 
 import argparse
@@ -33,7 +32,7 @@ Result = TypeVar("Result")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the demo and returns the exit status: 2, with one line on standard error, where an input cannot be used."""
+    """Runs the demo and returns the exit status: 2, with a line on standard error, if an input cannot be used."""
     parser = argparse.ArgumentParser(prog="demo", description=__doc__.splitlines()[0])
     parser.add_argument("audio", nargs="?", help="a recording: wav, flac, ogg or mp3, of any rate and channel count")
     parser.add_argument("--model", default=MODEL, help="a model's folder (default: %(default)s)")
@@ -53,15 +52,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def reconstruct(codec: Codec, recording: np.ndarray, stem: Path) -> None:
-    """Takes a recording through the codec, and writes tokens, sounds and a picture.
+    """Encodes and decodes a recording, and writes tokens, audio and a picture.
 
     Args:
-        codec: the codec, of a model for 16 kHz.
+        codec: codec of a model for 16 kHz.
         recording: (samples,) float32 at 16 kHz.
-        stem: the results' path, to which endings are added; so no result can have the recording's own name.
+        stem: path of the results without their endings, so that none can overwrite the recording.
 
     Raises:
-        TaaeInputError: if the model works at another rate, or a file cannot be written.
+        TaaeInputError: if the model has another sampling rate, or a file cannot be written.
     """
     if codec.model.config.sampling_rate != RATE:
         raise TaaeInputError(
@@ -117,7 +116,7 @@ def save_picture(figure: "Figure", target: Path, identity: str) -> None:
 
 
 def describe(encoded: TaaeFile, size: int) -> str:
-    """Returns what a clip became: its length, the file's size in bytes, and how much smaller that is."""
+    """Returns a sentence with a clip's length, the file's size in bytes, and the compression."""
     samples = 2 * encoded.num_samples
     return (
         f"{encoded.duration:.1f} seconds of speech became {size:,} bytes: {8 * size / encoded.duration:.0f} bits per "

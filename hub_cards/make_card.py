@@ -1,8 +1,8 @@
-"""Writes cards from what they are of: `python hub_cards/make_card.py hub_cards/taae-* hub_cards/metrics/*`.
+"""Writes the cards of folders from their content: `python hub_cards/make_card.py hub_cards/taae-* hub_cards/metrics/*`.
 
 A folder holds a model that was trained here (`model_card.py`), a converted one, a metric (`metric_card.py`) or the
-Space (`space_card.py`). The cards of tokens are written by `taae tokenize`. `--check` writes nothing and fails where a
-card differs from what would be written.
+Space (`space_card.py`). `taae tokenize` writes the cards of tokens. `--check` writes nothing and fails if a card is
+out of date.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def make_files(folder: Path) -> dict[Path, str]:
     """Returns the files to write for a folder, by path.
 
     Raises:
-        CardError: if something is missing for it, or nothing is known about such a folder.
+        CardError: if something is missing for the card, or the folder is of an unknown kind.
     """
     if is_metric(folder):
         return metric_files(folder)
@@ -33,13 +33,15 @@ def make_files(folder: Path) -> dict[Path, str]:
         return model_files(folder)
     if (folder / "app.py").is_file():
         return space_files(folder)
-    raise CardError(f"{folder}: holds nothing that a card can be made of; expected a model, a metric or a Space")
+    raise CardError(f"{folder}: contains nothing to make a card of; expected a model, a metric or a Space")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes or checks, and returns the exit status: 1 where a check fails, 2 where a card cannot be made."""
+    """Writes or checks, and returns the exit status: 1 if a check fails, 2 if a card cannot be made."""
     parser = argparse.ArgumentParser(prog="make_card.py", description=__doc__.splitlines()[0])
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a model, a metric or a Space")
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="FOLDER", help="folder of a model, a metric or a Space"
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; fail if anything would change")
     options = parser.parse_args(arguments)
     try:
@@ -51,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"make_card.py: error: {error}", file=sys.stderr)
         return 2
     for path in changed if options.check else ():
-        print(f"make_card.py: {path} does not say what it is made of; run `make card`", file=sys.stderr)
+        print(f"make_card.py: {path} is out of date; run `make card`", file=sys.stderr)
     return 1 if options.check and changed else 0
 
 

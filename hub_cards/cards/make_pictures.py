@@ -1,8 +1,8 @@
 """Draws the pictures of a model card: `python hub_cards/cards/make_pictures.py FOLDER [--speech SOURCE]`.
 
 curves.png is drawn from the folder's curves.csv and training.json, quality.png from results/judged, rates.png from
-results/presets, and spectrogram.png, with `--speech`, from a recording and what the model makes of it. Of a published
-model, docs/quality.png is drawn as well, from the results of all of them.
+results/presets, and spectrogram.png, with `--speech`, from a recording and its reconstruction. For a published model,
+docs/quality.png is drawn too, from the results of all published models.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from modeling_taae.errors import TaaeInputError
 from modeling_taae.evaluation.charts import draw_rates, questions
 from modeling_taae.evaluation.results import Results
 
-# Panels of curves.png: a title, and the curves in it by the name of their column. A panel without curves is left out.
+# Panels of curves.png: a title, and the columns of its curves. A panel without curves is left out.
 PANELS = {
     "log-mel loss": {"train/log_mel": "training", "validation/log_mel": "validation"},
     "magnitude loss": {"train/magnitude": "training", "validation/magnitude": "validation"},
@@ -32,24 +32,24 @@ PANELS = {
 }
 HUB_CARDS = Path(__file__).resolve().parents[1]
 PICTURE_OF_ALL = HUB_CARDS.parent / "docs" / QUALITY_PICTURE
-# Points of a training curve are averaged, this many of them in all.
+# Number of points to which a training curve is averaged.
 SMOOTH_POINTS = 200
 
 
 def averaged(curve: list[tuple[int, float]]) -> list[tuple[float, float]]:
-    """A curve with no more than `SMOOTH_POINTS` points, each the mean of those it stands for."""
+    """A curve averaged to at most `SMOOTH_POINTS` points, each the mean of neighbours."""
     size = -(-len(curve) // SMOOTH_POINTS) or 1
     groups = [curve[start : start + size] for start in range(0, len(curve), size)]
     return [tuple(sum(column) / len(group) for column in zip(*group, strict=True)) for group in groups]
 
 
 def draw_curves(curves: Curves, target: Path, training: dict) -> None:
-    """Draws the panels that there are curves for, side by side, into a PNG that names the model they led to.
+    """Draws the panels that have curves, side by side, into a PNG that names the trained model.
 
     Args:
         curves: steps and values, by name.
-        target: the picture.
-        training: the content of training.json; where one stage ends and another begins, a line is drawn.
+        target: path of the picture.
+        training: content of training.json; a line is drawn between its stages.
     """
     from matplotlib.figure import Figure
 
@@ -71,11 +71,11 @@ def draw_curves(curves: Curves, target: Path, training: dict) -> None:
 
 
 def draw_rate_picture(results: Results, target: Path) -> None:
-    """Draws the metrics against the nominal bit rate: intelligibility, naturalness and the voice, or all there are.
+    """Draws the metrics against the nominal bit rate: intelligibility, naturalness and voice if present, else all.
 
     Args:
-        results: the results of models and of other codecs.
-        target: the picture.
+        results: results of models and of other codecs.
+        target: path of the picture.
     """
     asked = questions(results)
     names, titles = (list(asked), list(asked.values())) if len(asked) > 1 else (list(results.metrics), [])
@@ -84,17 +84,17 @@ def draw_rate_picture(results: Results, target: Path) -> None:
 
 
 def published_results() -> Results:
-    """Returns the results of all published models as one: the codecs beside them are the first model's."""
+    """Returns the results of all published models together, with the other codecs of the first model's results."""
     every = [Results.read(path) for path in sorted(HUB_CARDS.glob(f"taae-*/{JUDGED}/results.json"))]
     models = [system for results in every for system in results.systems if system.kind == "TAAE"]
     return replace(every[0], systems=models + [system for system in every[0].systems if system.kind != "TAAE"])
 
 
 def draw_spectrogram(folder: Path, speech: list[str], name: str | None) -> None:
-    """Draws an utterance before and after the codec: the one of that id, or the first that can be used.
+    """Draws an utterance before and after the codec: the one with the given id, or the first usable one.
 
     Raises:
-        TaaeInputError: if there is none.
+        TaaeInputError: if there is no such utterance.
     """
     codec = load_codec(str(folder), device="cpu")
     rate = codec.model.config.sampling_rate
@@ -112,11 +112,11 @@ def draw_spectrogram(folder: Path, speech: list[str], name: str | None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Draws what there is data for, and returns the exit status."""
+    """Draws the pictures that have data, and returns the exit status."""
     parser = argparse.ArgumentParser(prog="make_pictures.py", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="the model's folder")
     parser.add_argument("--speech", nargs="+", metavar="SOURCE", help="Parquet files or audio for spectrogram.png")
-    parser.add_argument("--id", help="which utterance of it (default: the first)")
+    parser.add_argument("--id", help="id of the utterance (default: the first)")
     options = parser.parse_args(arguments)
     try:
         if (curves := options.folder / "curves.csv").is_file():

@@ -1,10 +1,9 @@
-"""Writes down where a model comes from: `python hub_cards/cards/make_provenance.py FOLDER --run RUN --data FILES …`.
+"""Writes a model's provenance: `python hub_cards/cards/make_provenance.py FOLDER --run RUN --data FILES …`.
 
-From a run's TensorBoard log come curves.csv (a line per step that was logged) and training.json (steps, hours, batches,
-recipe, and the identity of the weights that it led to, those in the folder); from the Parquet files that it was trained
-on, training_data.json (hours, speakers and licences by source). Where the run went on from a published model, `--after`
-names that model's folder as it was: its stages and curves come first. The model card is made from these, and they
-stand beside it.
+From a run's TensorBoard log it makes curves.csv (a line for each logged step) and training.json (steps, hours, batches,
+recipe, and the identity of the weights in the folder). From the Parquet files of training data it makes
+training_data.json (hours, speakers and licences by source). If the run continued a published model, `--after` names
+that model's folder: its stages and curves come first. The model card is made from these files, which stay beside it.
 """
 
 import argparse
@@ -28,32 +27,31 @@ from hub_cards.cards.card_sections import read_json
 from modeling_taae.codec import load_codec
 from modeling_taae.files import as_json, write_bytes
 
-# Assumed, not measured: what a server's core draws at work, with its share of memory, power supply and cooling.
+# Assumed, not measured: power of a busy server core, with its share of memory, power supply and cooling.
 WATTS = 10
-# A run that writes nothing for so many seconds was not running.
+# A run that logs nothing for longer, in seconds, was interrupted.
 LONGEST_PAUSE = 600
-# Fields of recipes that runs were logged with, before they were called what they are now.
+# Earlier names of recipe fields in logs, and the present ones.
 RENAMED_FIELDS = {"data.level_jitter": "data.augmentation.level"}
 COLUMNS = ("source", "license", "language", "duration", "speaker_id")
-# The folders of an absolute path, of which others learn nothing.
+# The folders of an absolute path, which tell other people nothing.
 FOLDERS = re.compile(r"(^|['\"])/(?:[^'\"]*/)?")
 
 Curves = dict[str, dict[int, tuple[float, float]]]
 
 
 class ProvenanceError(ValueError):
-    """A run or data that tell nothing."""
+    """A run or data without the facts needed."""
 
 
 def read_curves(run: Path, until: int | None = None) -> Curves:
-    """Curves of a run: by name and step, the wall time in seconds and the value.
+    """Curves of a run: wall time in seconds and value, by name and step.
 
-    A run that was killed and resumed from a checkpoint has logged some steps twice: what was lost with the interruption
-    is left out here as well.
+    A run that was killed and resumed from a checkpoint has logged some steps twice; the lost ones are left out.
 
     Args:
-        run: the run's folder.
-        until: last step to look at; None for all.
+        run: folder of the run.
+        until: last step to read; None for all.
 
     Raises:
         ProvenanceError: if there is no log.
@@ -66,7 +64,7 @@ def read_curves(run: Path, until: int | None = None) -> Curves:
     for file in sorted((run / "log").glob("events.out.tfevents.*")):
         for event in EventFileLoader(str(file)).Load():
             for value in event.summary.value:
-                if value.metadata.plugin_data.plugin_name != SCALARS:  # samples of what was decoded, and pictures
+                if value.metadata.plugin_data.plugin_name != SCALARS:  # decoded samples and pictures
                     continue
                 events.append((event.wall_time, event.step, value.tag, float(make_ndarray(value.tensor))))
     kept = []
@@ -84,7 +82,7 @@ def read_curves(run: Path, until: int | None = None) -> Curves:
 
 
 def curves_as_csv(curves: Curves) -> str:
-    """A line per step; a curve that has no value there leaves its cell empty."""
+    """The curves as CSV, a line for each step; a curve without a value there has an empty cell."""
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow(["step", *curves])
@@ -95,12 +93,12 @@ def curves_as_csv(curves: Curves) -> str:
 
 
 def after_stages(before: list[dict], earlier: Path, curves: Curves) -> Curves:
-    """The curves of a run behind those of the stages before it, whose steps go on counting.
+    """The curves of a run appended to those of the earlier stages, with steps counted on.
 
     Args:
-        before: facts of these stages.
-        earlier: their curves.csv, which tells no times.
-        curves: those of the run.
+        before: facts of the earlier stages.
+        earlier: curves.csv of the earlier stages, which has no times.
+        curves: curves of the run.
     """
     taken = sum(stage["steps"] for stage in before)
     joined = {name: {step: (math.nan, value) for step, value in curve} for name, curve in read_csv(earlier).items()}
@@ -119,12 +117,11 @@ def training_facts(run: Path, curves: Curves, trained_on: str, watts: float) -> 
     """Returns the card's facts about a run: steps, hours, batches, machine, power, and the recipe.
 
     Returns:
-        `steps`; `hours` at work and `process_hours`, the same times the processes that were at work; `batches`, how
-        many `crops` a step took until which step; `frames` of crops in all; `trained_on`; `watts`; `recipe`, as it was
-        logged last.
+        `steps`; `hours` of work and `process_hours`, hours times processes; `batches`, the number of `crops` in a step
+        until a step; `frames`, the total number in crops; `trained_on`; `watts`; and `recipe`, the one logged last.
 
     Raises:
-        ProvenanceError: if the log does not tell with what the run was started.
+        ProvenanceError: if the log lacks the recipe of a start.
     """
     starts = read_starts(run)
     began = [time for time, _ in starts]
@@ -156,7 +153,7 @@ def training_facts(run: Path, curves: Curves, trained_on: str, watts: float) -> 
 
 
 class LogLoader(yaml.SafeLoader):
-    """Reads the numbers of logs in which those that a recipe restricts are of types of its own as well."""
+    """Reads logs whose numbers may have the recipe's restricted number types."""
 
 
 LogLoader.add_multi_constructor(
@@ -166,31 +163,30 @@ LogLoader.add_multi_constructor(
 
 
 def read_starts(run: Path) -> list[tuple[float, dict]]:
-    """When a run was started or resumed, in seconds, each time with its recipe and its number of `processes`.
+    """The times at which a run was started or resumed, in seconds, each with the recipe and number of `processes`.
 
-    Recipes are by dotted names, under those that fields have now; of files, names are left.
+    A recipe's values are by dotted name, with the present names of fields, and without the folders of paths.
 
     Raises:
-        ProvenanceError: if there is none, or one that does not tell of how many processes it was.
+        ProvenanceError: if there is no recipe, or one lacks the number of processes.
     """
     starts = []
     for file in (run / "log").glob("*/hparams.yml"):
         recipe = yaml.load(file.read_text(encoding="utf-8"), LogLoader)
         if "processes" not in recipe:
             raise ProvenanceError(
-                f"{file}: does not tell of how many processes the run was, as older trainers did not; add a line such "
-                "as `processes: 1`"
+                f"{file}: lacks the number of processes, as with older trainers; add a line such as `processes: 1`"
             )
         recipe.pop("output_dir", None)
         recipe = {RENAMED_FIELDS.get(name, name): without_folders(value) for name, value in recipe.items()}
         starts.append((float(file.parent.name), recipe))
     if not starts:
-        raise ProvenanceError(f"{run / 'log'}: holds no hparams.yml, which tells the recipe")
+        raise ProvenanceError(f"{run / 'log'}: holds no hparams.yml with the recipe")
     return sorted(starts, key=lambda start: start[0])
 
 
 def without_folders(value: object) -> object:
-    """A field of a recipe, absolute paths in it without their folders."""
+    """A field of a recipe, with absolute paths reduced to file names."""
     return FOLDERS.sub(r"\1", value) if isinstance(value, str) else value
 
 
@@ -228,27 +224,27 @@ def training_data(files: list[str]) -> dict:
 
 
 def count_speakers(names: Iterable[str | None]) -> int:
-    """Returns the number of speakers that are told apart."""
+    """Returns the number of known speakers."""
     return len({name for name in names if name and not name.endswith("unknown")})
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes what the options ask for, and returns the exit status."""
+    """Writes the files that the options ask for, and returns the exit status."""
     parser = argparse.ArgumentParser(prog="make_provenance.py", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="the model's folder")
-    parser.add_argument("--run", type=Path, help="folder of the run that trained it")
-    parser.add_argument("--after", type=Path, metavar="FOLDER", help="of the published model that the run went on from")
-    parser.add_argument("--until", type=int, metavar="STEP", help="the weights' step, if the run went on after it")
+    parser.add_argument("folder", type=Path, help="folder of the model")
+    parser.add_argument("--run", type=Path, help="folder of the training run")
+    parser.add_argument("--after", type=Path, metavar="FOLDER", help="folder of the published model that it continued")
+    parser.add_argument("--until", type=int, metavar="STEP", help="step of the weights, if the run continued after it")
     parser.add_argument("--trained-on", default="one machine", metavar="TEXT", help="such as 'two cores of an EPYC'")
-    parser.add_argument("--watts", type=float, default=WATTS, help="drawn per process, assumed (default: %(default)s)")
-    parser.add_argument("--data", nargs="+", default=[], metavar="FILES", help="Parquet files or patterns")
+    parser.add_argument("--watts", type=float, default=WATTS, help="assumed power per process (default: %(default)s)")
+    parser.add_argument("--data", nargs="+", default=[], metavar="FILES", help="Parquet files of training data")
     options = parser.parse_args(arguments)
     try:
         if options.run:
             curves = read_curves(options.run, options.until)
             facts = training_facts(options.run, curves, options.trained_on, options.watts)
             if options.after:
-                remedy = "this folder does not tell how its model was trained, so name another with --after"
+                remedy = "this folder has no facts of its model's training, so name another with --after"
                 facts["before"] = stages(read_json(options.after / "training.json", remedy))
                 curves = after_stages(facts["before"], options.after / "curves.csv", curves)
             facts = {"model_identity": load_codec(str(options.folder), device="cpu").identity, **facts}

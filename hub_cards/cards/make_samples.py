@@ -1,9 +1,9 @@
-"""Makes the samples to listen to: `python hub_cards/cards/make_samples.py [--recordings SOURCE …]`.
+"""Makes the audio samples: `python hub_cards/cards/make_samples.py [--recordings SOURCE …]`.
 
-`hub_cards/samples/clips.yaml` lists the recordings. Each goes through every published model at its own bottleneck and
-through two other codecs. Results go beside the models (`taae-*/samples/`), where their cards play them, to
-`hub_cards/samples/`, and onto the page `docs/samples.html`. With `--recordings`, the originals are read anew from data
-sets that hold their ids: mono, at 16 kHz, at -20 LUFS.
+`hub_cards/samples/clips.yaml` lists the recordings. Every published model, at its default bottleneck, and two other
+codecs encode and decode each of them. The results go beside the models (`taae-*/samples/`), where their cards play
+them, to `hub_cards/samples/`, and onto the page `docs/samples.html`. With `--recordings`, the originals are read again
+from data sets that contain their ids, and made mono, 16 kHz and -20 LUFS.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from modeling_taae.files import write_bytes
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES, PAGE = ROOT / "hub_cards" / "samples", ROOT / "docs" / "samples.html"
 RATE = 16_000
-# Of decoded clips, which saves a fifth of their bytes: the rounding lies 60 dB below speech.
+# Bits per sample of decoded clips. 14 save a fifth of the bytes, and the rounding lies 60 dB below speech.
 DECODED_BITS = 14
 # The published models by size, as the page and the demo show them.
 MODELS = ("taae-speech-16k-small", "taae-speech-16k-nano", "taae-speech-16k-nano-causal")
@@ -42,15 +42,15 @@ class Clip:
     """A recording of clips.yaml.
 
     Args:
-        name: the name of its files.
-        id: its id in the data set that it is from.
-        voice: who speaks, in which language.
-        language: the language's code.
-        text: the words spoken.
+        name: name of its files.
+        id: id in its data set.
+        voice: description of the speaker, with the language.
+        language: language code.
+        text: transcript.
         source: the data set, and the recording in it.
-        link: the data set's address.
-        license: the recording's licence.
-        training: whether models were trained on it, in a sentence.
+        link: address of the data set.
+        license: licence of the recording.
+        training: sentence that says whether models were trained on it.
     """
 
     name: str
@@ -75,10 +75,10 @@ def read_original(clip: Clip, folder: Path = SAMPLES) -> np.ndarray:
 
 
 def fetch_originals(clips: list[Clip], sources: list[str], folder: Path = SAMPLES) -> None:
-    """Writes the recordings from data sets that hold them.
+    """Reads the recordings from data sets, and writes them.
 
     Raises:
-        TaaeInputError: if one is in none of them.
+        TaaeInputError: if a recording is in none of the data sets.
     """
     from modeling_taae.data.utterances import Utterances
 
@@ -94,7 +94,7 @@ def fetch_originals(clips: list[Clip], sources: list[str], folder: Path = SAMPLE
 
 
 def write_flac(path: Path, audio: np.ndarray, model_identity: str = "", bits: int = DECODED_BITS) -> None:
-    """Writes (samples,) float32 at 16 kHz as FLAC, whose comment names the model that it comes from."""
+    """Writes (samples,) float32 at 16 kHz as FLAC, with a comment that names the model."""
     step = 1 << (16 - bits)
     path.parent.mkdir(parents=True, exist_ok=True)
     with soundfile.SoundFile(path, "w", RATE, 1, "PCM_16", format="FLAC", compression_level=1.0) as file:
@@ -104,7 +104,7 @@ def write_flac(path: Path, audio: np.ndarray, model_identity: str = "", bits: in
 
 
 def make_model_samples(clips: list[Clip], folder: Path) -> Codec:
-    """Writes each clip and what a model makes of it into the model's folder, and returns the model."""
+    """Writes each clip and its reconstruction into the model's folder, and returns the model."""
     codec = load_codec(str(folder), device="cpu")
     for clip in clips:
         audio = read_original(clip)
@@ -115,7 +115,7 @@ def make_model_samples(clips: list[Clip], folder: Path) -> Codec:
 
 
 def make_peer_samples(clips: list[Clip], name: str) -> float:
-    """Writes what another codec makes of each clip, and returns its bit rate in bit/s."""
+    """Writes another codec's reconstruction of each clip, and returns its bit rate in bit/s."""
     peer = make_peer(name)
     for clip in clips:
         audio = read_original(clip)
@@ -125,7 +125,7 @@ def make_peer_samples(clips: list[Clip], name: str) -> float:
 
 
 def versions(rates: dict[str, float], clip: Clip) -> list[dict[str, str]]:
-    """Returns what the page plays of a clip: label, rate and address of each version, the recording first."""
+    """Returns label, rate and address of each version of a clip on the page, the recording first."""
     found = [{"label": "Recording", "rate": "256,000", "file": f"../hub_cards/samples/{clip.name}/{ORIGINAL}.flac"}]
     for name, rate in rates.items():
         ours = name in MODELS
@@ -147,7 +147,7 @@ def make_samples(recordings: list[str]) -> None:
     """Makes all samples and the page.
 
     Args:
-        recordings: data sets to read the originals from; empty to keep those that are there.
+        recordings: data sets to read the originals from; empty keeps the present ones.
 
     Raises:
         TaaeInputError: if a recording, a model or another codec's program is missing.

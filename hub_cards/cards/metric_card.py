@@ -1,6 +1,6 @@
-"""The card of a metric: what `make_card.py` writes into a folder with an `evaluate` module.
+"""The card of a metric, which `make_card.py` writes into a folder with an `evaluate` module.
 
-On the Hub such a folder is a Space, from which `evaluate.load` takes the module; so it also has a page.
+On the Hub such a folder is a Space, from which `evaluate.load` loads the module. A Space needs a page as well.
 """
 
 import html
@@ -23,7 +23,7 @@ PAGE = """<!doctype html>
 
 
 def is_metric(folder: Path) -> bool:
-    """Returns whether a folder holds an `evaluate` module, which has the folder's name."""
+    """Returns whether a folder holds an `evaluate` module with the folder's name."""
     return (folder / f"{folder.name}.py").is_file()
 
 
@@ -59,7 +59,7 @@ def metric_files(folder: Path) -> dict[Path, str]:
 
 
 def paragraphs(text: str) -> str:
-    """A docstring's `Args:` and `Returns:` as Markdown: a heading in bold, a list of what stands below it."""
+    """A docstring's `Args:` and `Returns:` as Markdown: a heading in bold above a list."""
     lines = []
     for line in inspect.cleandoc(text).splitlines():
         if line.endswith(":") and not line.startswith(" "):

@@ -1,4 +1,4 @@
-"""The card of the Space: what `make_card.py` writes into the folder with its `app.py`, of its limits and its Gradio."""
+"""The card of the Space, which `make_card.py` writes beside `app.py`, with its limits and its version of Gradio."""
 
 import re
 import runpy

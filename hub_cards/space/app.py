@@ -1,4 +1,4 @@
-"""The Space: takes a recording through the codec at a bit rate of choice, to hear it and to see what it became.
+"""The Space: encodes and decodes a recording at a chosen bit rate, and shows the result as audio and pictures.
 
 `python hub_cards/space/app.py` serves it at http://127.0.0.1:7860. The model is $TAAE_MODEL, else this checkout's.
 """
@@ -32,7 +32,7 @@ from modeling_taae.taae_file import TaaeFile
 SAMPLE = "samples/english-woman-original.flac"
 TITLE = "Speech in 400 bits per second"
 ENCODE, DECODE = "Encode and decode", "Decode the file"
-# Brings the results into sight, and into the way of who uses the keyboard.
+# Scrolls to the results and moves the keyboard focus there.
 SCROLL = """() => setTimeout(() => {
     const results = document.querySelector("#results");
     results.tabIndex = -1;
@@ -40,7 +40,7 @@ SCROLL = """() => setTimeout(() => {
     results.scrollIntoView({behavior: "smooth", block: "start"});
 }, 100)"""
 CODEC2 = {450: "codec2-450", 700: "codec2-700C", 1200: "codec2-1200", 2400: "codec2-2400"}
-# Recordings, and what was made of them, are deleted when they are this old, in seconds.
+# Age in seconds at which recordings and results are deleted.
 KEPT = 3600
 
 INTRODUCTION = f"""
@@ -61,21 +61,21 @@ CSS = """
 #status { min-height: 2rem; } #status p { margin: .5rem 0; }
 #waiting { min-height: 2.5rem; }
 """
-# Fonts that a system has, so that none is fetched.
+# Fonts of the visitor's system, so that none is fetched.
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "Consolas", "monospace"]}
 
 Result = TypeVar("Result")
 
 
 class Passage(NamedTuple):
-    """A recording's way through the codec.
+    """A recording, encoded and decoded.
 
     Args:
-        heard: what the codec was given, (samples,) float32: mono, at the codec's rate and loudness.
-        encoded: what it became.
-        content: that as a `.taae` file.
-        decoded: what came out, as long as what was given.
-        encoding, decoding: seconds that it took.
+        heard: input of the codec, (samples,) float32: mono, at the codec's rate and loudness.
+        encoded: the tokens.
+        content: the tokens as a `.taae` file.
+        decoded: output of the codec, as long as the input.
+        encoding, decoding: seconds taken.
     """
 
     heard: np.ndarray
@@ -87,7 +87,7 @@ class Passage(NamedTuple):
 
 
 class Card(NamedTuple):
-    """The part of the page in which a clip is heard and seen."""
+    """The part of the page that plays and shows a clip."""
 
     player: gr.Audio
     picture: gr.HTML
@@ -113,7 +113,7 @@ def main() -> None:
 
 
 def find_sample(model: str) -> Path | None:
-    """Returns the recording that comes with a model, which is a folder or a name on the Hub; None where none does."""
+    """Returns the recording that comes with a model, a folder or a name on the Hub; None if it has none."""
     if Path(model).is_dir():
         sample = Path(model) / SAMPLE
         return sample if sample.is_file() else None
@@ -124,10 +124,10 @@ def find_sample(model: str) -> Path | None:
 
 
 def visitor(request: gr.Request) -> str:
-    """Returns the address of who asks.
+    """Returns the address of the visitor.
 
-    On the Hub, requests come through proxies with private addresses. Each appends the address that it was asked from to
-    a header, which visitors can begin as they like: so the last public address in it counts.
+    On the Hub, requests come through proxies with private addresses. Each proxy appends the address of its client to a
+    header. Visitors can forge the beginning of the header, so the last public address counts.
     """
     host = request.client.host
     chain = [*request.headers.get("x-forwarded-for", "").split(","), host]
@@ -137,7 +137,7 @@ def visitor(request: gr.Request) -> str:
 
 
 def is_public(address: str) -> bool:
-    """Returns whether an address is one of the public network."""
+    """Returns whether an address is in the public network."""
     try:
         return ip_address(address).is_global
     except ValueError:
@@ -148,9 +148,9 @@ def build_page(codec: Codec, name: str, example: Path | None) -> gr.Blocks:
     """Returns the page.
 
     Args:
-        codec: what encodes and decodes.
-        name: the model's name.
-        example: a recording to try, if there is one.
+        codec: codec of the page.
+        name: name of the model.
+        example: recording to try; None for none.
     """
     rates = preset_rates(codec)
     service = Service(codec, rates, RateLimit(limits.CLIPS, limits.WINDOW))
@@ -195,20 +195,20 @@ class Parts(NamedTuple):
 
     @property
     def outputs(self) -> list[Any]:
-        """All that work fills, in a list, as Gradio takes outputs."""
+        """The parts that results fill, as a list for Gradio."""
         cards = [part for card in self.cards for part in card]
         return [self.results, self.summary, self.content, *cards, self.status]
 
 
 def when_pressed(button: gr.Button, label: str, work: Callable[..., dict], inputs: list[Any], parts: Parts) -> None:
-    """Lets a button start work. Meanwhile it is disabled and says so; results are scrolled to and announced.
+    """Lets a button start work. The button is disabled meanwhile. Then the page scrolls to the results.
 
     Args:
         button: the button.
-        label: its label between presses.
-        work: takes the values of the inputs and the request, and returns what goes into parts of the page.
-        inputs: the parts of the page that it reads.
-        parts: the parts of the page that it fills.
+        label: label of the button between presses.
+        work: function that takes the values of the inputs and the request, and returns new content of the page's parts.
+        inputs: parts of the page that it reads.
+        parts: parts of the page that it fills.
     """
 
     def run(*values: Any) -> dict[Any, Any]:
@@ -217,7 +217,7 @@ def when_pressed(button: gr.Button, label: str, work: Callable[..., dict], input
         except TaaeInputError as error:
             raise gr.Error(html.escape(str(error)), print_exception=False) from error
 
-    # Gradio finds the request by its annotation, which a function of any number of values does not have.
+    # Gradio passes the request to an annotated parameter, so the number of parameters has to be fixed.
     if len(inputs) == 2:
 
         def run_with_request(first: Any, second: Any, request: gr.Request) -> dict[Any, Any]:
@@ -252,17 +252,17 @@ def when_pressed(button: gr.Button, label: str, work: Callable[..., dict], input
 
 
 def status_text(text: str) -> str:
-    """Returns what happens, as an element that screen readers announce when it changes."""
+    """Returns a status as an element that screen readers announce when it changes."""
     return f'<p role="status" aria-live="polite">{html.escape(text)}</p>'
 
 
 class Service:
-    """What the page does with recordings and files.
+    """The page's work on recordings and files.
 
     Args:
-        codec: what encodes and decodes.
-        rates: the presets and their bit rates in bit/s.
-        limit: how many clips a visitor may have.
+        codec: codec of the page.
+        rates: bit rates of the presets, in bit/s.
+        limit: limit of clips for each visitor.
     """
 
     def __init__(self, codec: Codec, rates: dict[str, float], limit: RateLimit):
@@ -270,13 +270,13 @@ class Service:
         self.peers = {preset: nearest_codec2(rate) for preset, rate in rates.items()}
 
     def encode(self, parts: Parts, path: str | None, preset: str, request: gr.Request) -> dict[Any, Any]:
-        """Takes a recording through the codec, and fills the page.
+        """Encodes and decodes a recording, and fills the page.
 
         Raises:
-            TaaeInputError: if it cannot be used, or the visitor has had too many.
+            TaaeInputError: if the recording cannot be used, or the visitor is over the limit.
         """
         check_present(path)
-        self.limit.check(visitor(request))  # before the work, so that what cannot be used counts too
+        self.limit.check(visitor(request))  # before the work, so that unusable recordings count too
         audio = read_recording(path, self.codec.model.config.sampling_rate)
         passage = pass_through(self.codec, audio, preset)
         clips = {"Recording": passage.heard, f"TAAE at {self.rates[preset]:.0f} bit/s": passage.decoded}
@@ -288,7 +288,7 @@ class Service:
         """Decodes a `.taae` file, and fills the page.
 
         Raises:
-            TaaeInputError: if it cannot be used, or the visitor has had too many.
+            TaaeInputError: if the file cannot be used, or the visitor is over the limit.
         """
         content = read_tokens(path)
         self.limit.check(visitor(request))
@@ -305,7 +305,7 @@ class Service:
     def filled(
         self, parts: Parts, encoded: TaaeFile, content: bytes, clips: dict[str, np.ndarray], text: str
     ) -> dict[Any, Any]:
-        """Returns what goes into the parts of the page."""
+        """Returns the new content of the page's parts."""
         bottleneck = self.codec.model.bottleneck(encoded.bottleneck)
         return {
             parts.results: gr.Column(visible=True),
@@ -317,13 +317,13 @@ class Service:
 
 
 def preset_label(preset: str, rate: float) -> str:
-    """Returns what the page calls a preset: its bit rate, and the number in its name."""
+    """Returns a preset's label on the page: its bit rate, and the number in its name."""
     nominal = preset.rpartition("_")[2].removesuffix("bps")
     return f"{rate:.0f} bit/s (preset {nominal})"
 
 
 def preset_rates(codec: Codec) -> dict[str, float]:
-    """The presets that the model has, and their bit rates in bit/s."""
+    """The presets for the model, with their bit rates in bit/s."""
     rates = {}
     for preset in BOTTLENECK_PRESETS:
         try:
@@ -334,7 +334,7 @@ def preset_rates(codec: Codec) -> dict[str, float]:
 
 
 def nearest_codec2(bit_rate: float) -> System | None:
-    """Codec2 at the rate nearest to one in bit/s; None where it is not installed."""
+    """Codec2 at the rate nearest to `bit_rate`, in bit/s; None if it is not installed."""
     nearest = min(CODEC2, key=lambda rate: abs(rate - bit_rate))
     try:
         return make_peer(CODEC2[nearest])
@@ -391,12 +391,12 @@ def make_card() -> Card:
 
 
 def fill_cards(cards: Sequence[Card], clips: dict[str, np.ndarray], sampling_rate: int) -> dict[Any, Any]:
-    """Returns what goes into each card's parts; cards without a clip disappear.
+    """Returns the new content of each card; cards without a clip disappear.
 
     Args:
-        cards: the cards, no fewer than clips.
-        clips: (samples,) float32 by their labels.
-        sampling_rate: the clips' rate, in Hz.
+        cards: cards, at least as many as clips.
+        clips: (samples,) float32, by label.
+        sampling_rate: sampling rate of the clips, in Hz.
     """
     loudest = max(spectrum(clip).max() for clip in clips.values())
     filled = {}

@@ -1,4 +1,4 @@
-"""Limits what the Space takes: recordings of some length with something to hear, and so many of them a minute."""
+"""Limits the Space's input: the length, size and loudness of recordings, and the number of clips per minute."""
 
 import math
 import os
@@ -14,33 +14,33 @@ from modeling_taae.audio_io import decode_audio
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.feature_extraction_taae import integrated_loudness
 
-# In seconds. The shortest is a little more than loudness can be measured on.
+# In seconds. The shortest is slightly longer than a loudness measurement needs.
 SHORTEST_CLIP, LONGEST_CLIP = 0.5, 60
-# Each visitor may have so many clips encoded in so many seconds.
+# Maximum number of clips of each visitor within a window, in seconds.
 CLIPS, WINDOW = 10, 60
-# How many may wait for the one that is being served.
+# Maximum number of waiting requests.
 LONGEST_QUEUE = 20
 LARGEST_UPLOAD = "30mb"
-# In samples of all channels: the longest clip at 48 kHz in stereo, and as much again.
+# In samples of all channels: twice the longest clip at 48 kHz in stereo.
 LARGEST_RECORDING = 2 * 2 * 48_000 * LONGEST_CLIP
-# In bytes: the longest clip of the largest preset takes a tenth of it.
+# In bytes: ten times the longest clip at the largest preset.
 LARGEST_FILE = 100_000
 
 
 def read_recording(path: str | None, sampling_rate: int) -> np.ndarray:
-    """Reads what a visitor recorded or uploaded: (samples,) float32 at the given rate, in Hz.
+    """Reads a visitor's recording or upload: (samples,) float32 at the given rate, in Hz.
 
     Raises:
-        TaaeInputError: if it is no audio, too short, too long, of too high a rate, of too many channels, or silent.
+        TaaeInputError: if it is not audio, too short, too long, of too high a rate, of too many channels, or silent.
     """
     with open(path, "rb") as file:
-        # Before a long recording takes memory. What is no audio at all is left to decode_audio, which says why.
+        # Before a long recording takes memory. decode_audio refuses files that are not audio, with the reason.
         with suppress(soundfile.SoundFileError):
             facts = soundfile.info(file)
             check_length(facts.duration)
             check_samples(facts.frames * facts.channels)
         file.seek(0)
-        # What soundfile knows nothing of may still expand to any length.
+        # A format that soundfile does not know may still expand to any length.
         most_samples = 2 * LONGEST_CLIP * sampling_rate
         audio = decode_audio(file, "Your recording", sampling_rate, most_samples=most_samples)
     check_length(len(audio) / sampling_rate)
@@ -53,7 +53,7 @@ def read_tokens(path: str | None) -> bytes:
     """Reads a `.taae` file that a visitor uploaded.
 
     Raises:
-        TaaeInputError: if there is none, or it is larger than the longest clip's.
+        TaaeInputError: if there is none, or it is too large for a clip.
     """
     if path is None:
         raise TaaeInputError("There is no file yet. Choose a .taae file that was saved here.")
@@ -64,19 +64,19 @@ def read_tokens(path: str | None) -> bytes:
 
 
 def check_present(path: str | None) -> None:
-    """Refuses, with a TaaeInputError, to begin without a recording."""
+    """Raises a TaaeInputError if there is no recording."""
     if path is None:
         raise TaaeInputError("There is no recording yet. Record something, upload a file, or choose an example.")
 
 
 def check_samples(samples: int) -> None:
-    """Refuses, with a TaaeInputError, recordings that take long to decode whatever their length in seconds."""
+    """Raises a TaaeInputError for a recording with so many samples that it takes long to decode."""
     if samples > LARGEST_RECORDING:
         raise TaaeInputError("The recording has too many samples. Save it with one or two channels, at up to 48 kHz.")
 
 
 def check_length(seconds: float) -> None:
-    """Refuses, with a TaaeInputError, what is shorter or longer than the Space takes."""
+    """Raises a TaaeInputError for a recording that is too short or too long."""
     if seconds < SHORTEST_CLIP:
         raise TaaeInputError(f"The recording is too short: {seconds:.2f} s. At least {SHORTEST_CLIP:g} s are needed.")
     if seconds > LONGEST_CLIP:
@@ -84,12 +84,12 @@ def check_length(seconds: float) -> None:
 
 
 class RateLimit:
-    """So many clips for each visitor in so many seconds, and not more.
+    """A limit on the number of each visitor's clips within a time window.
 
     Args:
-        clips: how many.
-        seconds: length of that time.
-        clock: seconds since whenever.
+        clips: maximum number of clips.
+        seconds: length of the window.
+        clock: function that returns seconds.
     """
 
     def __init__(self, clips: int, seconds: float, clock: Callable[[], float] = time.monotonic):
@@ -100,10 +100,10 @@ class RateLimit:
         """Counts one more clip.
 
         Raises:
-            TaaeInputError: if it is one too many; it is not counted then.
+            TaaeInputError: if the visitor is over the limit; the clip is not counted.
         """
         now = self.clock()
-        # Whoever has been away for long enough is forgotten.
+        # Forget visitors whose last clip is older than the window.
         self.times = {name: times for name, times in self.times.items() if now - times[-1] < self.seconds}
         times = self.times.setdefault(visitor, deque(maxlen=self.clips))
         if len(times) == self.clips and (wait := times[0] + self.seconds - now) > 0:

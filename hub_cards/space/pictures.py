@@ -1,4 +1,4 @@
-"""What the Space shows of a clip, in HTML: its waveform and spectrogram, its tokens, and its bytes."""
+"""Shows a clip in HTML, for the Space: waveform and spectrogram, tokens, and bytes."""
 
 import io
 
@@ -12,7 +12,7 @@ from modeling_taae.evaluation.html_report import encoded as in_base64
 from modeling_taae.quantization_taae import ResidualFSQ
 from modeling_taae.taae_file import CHECKSUM, TaaeFile, read_header
 
-# Of the dump of bytes; a minute of speech has some thousands.
+# Bytes in the dump; a minute of speech has some thousands.
 LONGEST_DUMP = 1024
 
 
@@ -20,10 +20,10 @@ def show_clip(name: str, clip: np.ndarray, sampling_rate: int, loudest: float) -
     """A picture of a clip's waveform above its spectrogram.
 
     Args:
-        name: what the clip is called.
+        name: name of the clip.
         clip: (samples,) float, full scale at 1.
         sampling_rate: samples per second.
-        loudest: what is drawn brightest, in dB; the same for all clips that are to be compared.
+        loudest: level drawn brightest, in dB; the same for all clips in a comparison.
     """
     figure = Figure(figsize=(4.5, 3.6), dpi=120, layout="constrained")
     waveform, spectrogram = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
@@ -37,7 +37,7 @@ def show_clip(name: str, clip: np.ndarray, sampling_rate: int, loudest: float) -
 
 
 def picture(content: bytes, description: str, kind: str) -> str:
-    """A PNG as an element of a page, with a description for whoever cannot see it, and its class in the style sheet."""
+    """A PNG as an HTML element, with a text alternative and a class of the style sheet."""
     return f"<img class='{kind}' alt='{description}' src='data:image/png;base64,{in_base64(content)}'>"
 
 
@@ -46,13 +46,13 @@ def show_tokens(encoded: TaaeFile, bottleneck: ResidualFSQ) -> str:
 
     Args:
         encoded: the clip.
-        bottleneck: the one that it was encoded with.
+        bottleneck: bottleneck of its tokens.
     """
     tokens = torch.from_numpy(encoded.audio_codes)
     rows = []
     for number, stage in enumerate(bottleneck.stages):
         digits = stage.unpack(tokens[None, number])[0].numpy() / (np.array(stage.levels)[:, None] - 1)
-        # Nothing is drawn where there is no number: a gap between stages.
+        # NaN is drawn as a gap between stages.
         rows += [digits, np.full((1, encoded.frames), np.nan)]
     content = io.BytesIO()
     image.imsave(content, np.concatenate(rows[:-1]), vmin=0, vmax=1, cmap="viridis", format="png")
@@ -66,7 +66,7 @@ def show_tokens(encoded: TaaeFile, bottleneck: ResidualFSQ) -> str:
 
 
 def show_bytes(content: bytes) -> str:
-    """A `.taae` file: its bytes in hexadecimal, header and checksum set apart, and a link to save it."""
+    """A `.taae` file as hexadecimal bytes, with header and checksum set apart, and a link to save it."""
     source, _ = read_header(content)
     tokens, checksum = source.read(), content[-CHECKSUM.size :]
     header = content[: -len(tokens) - len(checksum)]

@@ -27,12 +27,12 @@ MODEL = PAGE.parent / "taae-speech-16k-nano"
 CACHE = PAGE.parents[1] / ".cache"
 NOT_SERVED = {"build.py", "measure.py"}
 VERSION_FILE = "files.js"
-# What the page does not ask for, and the service worker itself, which a browser keeps by other rules.
+# Files that the page does not fetch, and the service worker itself, which browsers cache by other rules.
 NOT_KEPT = {"README.md", VERSION_FILE, "sw.js", "preview.png"}
-# Gzipped in the build, to be small whatever the server does; the page itself fetches, unpacks and keeps them.
+# Endings of files that the build gzips, to be small on any server; the page fetches, unpacks and caches them.
 LARGE = {".onnx", ".wasm"}
 RECORDING = "samples/english-woman-original.flac"  # in a model's folder
-# A link's tokens have to be few: one a frame.
+# One token per frame, because links have to be short.
 BOTTLENECK = "1x46656_400bps"
 
 RUNTIME = "onnxruntime-web@1.30.0"
@@ -41,23 +41,23 @@ RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 
 
 class NoRuntimeError(TaaeInputError):
-    """There is no npm here, or it cannot fetch the runtime."""
+    """npm is not installed, or cannot fetch the runtime."""
 
 
 def build(model: Path, target: Path, address: str | None = None) -> None:
-    """Writes the page with a model, in place of a page that was in the target before.
+    """Writes the page with a model, and replaces an earlier page in the target.
 
     Args:
-        model: the model's folder.
-        target: the folder to write.
-        address: the address that the page will have, for the picture that messengers show with a link.
+        model: folder of the model.
+        target: folder to write.
+        address: future address of the page, for the picture that messengers show with a link.
 
     Raises:
-        TaaeInputError: if the model or the runtime cannot be had, or the target holds anything but such a page.
+        TaaeInputError: if the model or the runtime cannot be used, or the target holds anything but such a page.
     """
     target = target.resolve()
     if target.exists() and not (target.is_dir() and ((target / VERSION_FILE).is_file() or not any(target.iterdir()))):
-        raise TaaeInputError(f"{target}: holds something else than this page; choose a new folder with -o")
+        raise TaaeInputError(f"{target}: holds something other than this page; choose a new folder with -o")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         site = Path(folder) / target.name
@@ -80,12 +80,14 @@ def fetch_runtime(cache: Path) -> Path:
     """The package of onnxruntime-web, fetched once.
 
     Raises:
-        NoRuntimeError: if it cannot be fetched; a TaaeInputError if what was fetched is not what was tested.
+        NoRuntimeError: if it cannot be fetched; a TaaeInputError if it is not the tested package.
     """
     package = cache / f"{RUNTIME.replace('@', '-')}.tgz"
     if not package.is_file():
         if (npm := shutil.which("npm")) is None:
-            raise NoRuntimeError(f"{RUNTIME} is fetched with npm, which is not there; on Debian: apt-get install npm")
+            raise NoRuntimeError(
+                f"{RUNTIME} is fetched with npm, which is not installed; on Debian: apt-get install npm"
+            )
         with tempfile.TemporaryDirectory() as folder:
             command = [npm, "pack", "--silent", RUNTIME]
             result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
@@ -100,7 +102,7 @@ def fetch_runtime(cache: Path) -> Path:
 
 
 def name_address(page: Path, address: str) -> None:
-    """Writes the page's address into its preview: most messengers take no picture by a relative one."""
+    """Writes the page's address into its preview, because most messengers need the picture's absolute address."""
     picture = '<meta property="og:image" content="'
     address = html.escape(address.rstrip("/"))
     whole = f'<meta property="og:url" content="{address}/">\n{picture}{address}/'
@@ -108,7 +110,7 @@ def name_address(page: Path, address: str) -> None:
 
 
 def add_runtime(package: Path, site: Path) -> None:
-    """Copies what the page needs of the runtime."""
+    """Copies the runtime's files that the page needs."""
     with tarfile.open(package) as archive:
         for name in RUNTIME_FILES:
             (site / name).write_bytes(archive.extractfile(f"package/dist/{name}").read())
@@ -132,7 +134,7 @@ def add_model(model: Path, site: Path) -> None:
 
 
 def add_example(model: Path, site: Path) -> None:
-    """Copies the recording that comes with a model, for visitors without a microphone; a model may have none."""
+    """Copies the recording that comes with a model, if any, for visitors without a microphone."""
     if (recording := model / RECORDING).is_file():
         shutil.copy(recording, site / "example.flac")
 
@@ -151,7 +153,7 @@ def pack(site: Path) -> None:
 
 
 def load_site(site: Path) -> ExportedCodec:
-    """Returns the model of a page that was built, to be run here."""
+    """Returns the model of a built page, ready to run."""
     with tempfile.TemporaryDirectory() as folder:
         for file in site.glob("*.onnx.gz"):
             (Path(folder) / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
@@ -159,7 +161,7 @@ def load_site(site: Path) -> ExportedCodec:
 
 
 def list_files(site: Path) -> None:
-    """Writes files.js, by which the service worker knows what to keep, and whether it has changed."""
+    """Writes files.js, which tells the service worker the version and the files to cache."""
     files = sorted(file for file in site.iterdir() if file.name not in NOT_KEPT and file.suffix != ".gz")
     digest = hashlib.sha256()
     for file in files:
@@ -173,15 +175,15 @@ def list_files(site: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Builds the page and returns the exit status."""
     parser = argparse.ArgumentParser(prog="build.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, default=MODEL, help="a model's folder (default: %(default)s)")
+    parser.add_argument("--model", type=Path, default=MODEL, help="folder of a model (default: %(default)s)")
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         default=PAGE / "dist",
-        help="folder to write, new or of a page before (default: %(default)s)",
+        help="folder to write, new or of an earlier page (default: %(default)s)",
     )
-    parser.add_argument("--address", help="the address that the page will have, for previews of links to it")
+    parser.add_argument("--address", help="future address of the page, for previews of links to it")
     options = parser.parse_args(arguments)
     print("Exporting the model with 8-bit weights, which takes a minute or two …", flush=True)
     try:

@@ -1,8 +1,8 @@
-"""Measures what 8-bit weights change: `python hub_cards/web/measure.py SPEECH`.
+"""Measures the effect of 8-bit weights: `python hub_cards/web/measure.py SPEECH`.
 
-The page's model is compared with the one that it was made of, on recordings: how many tokens are the same, and how
-intelligible what either decodes is. Writes results/web.json in the model's folder, and the figures in
-the page's README, that of the built page as well.
+Compares the page's model with the original on recordings: the share of equal tokens, and the intelligibility of the
+decoded speech. Writes results/web.json in the model's folder, and the figures in the README of the page and of the
+built page.
 """
 
 import argparse
@@ -33,11 +33,10 @@ def measure(model: Path, site: Path, speech: list[str], limit: int | None) -> di
         model: folder of the model that the page was built with.
         site: the page, as `build.py` wrote it.
         speech: sources of recordings, as `taae evaluate` takes them.
-        limit: how many utterances to take; None for all.
+        limit: number of utterances; None for all.
 
     Raises:
-        TaaeInputError: if there is no such model or page, the page was built with other weights, or there is no speech
-            to be read.
+        TaaeInputError: if there is no such model or page, the page has other weights, or there is no readable speech.
     """
     codec, rounded = load_codec(str(model), device="cpu"), load_site(site)
     rate, bottleneck = codec.model.config.sampling_rate, rounded.metadata["bottleneck"]
@@ -80,19 +79,19 @@ def sentence(results: dict) -> str:
 
 
 def main(arguments: list[str] | None = None, readme: Path = README) -> int:
-    """Measures, writes and returns the exit status: 2 where that is not possible.
+    """Measures, writes and returns the exit status: 2 for an error.
 
     Args:
-        arguments: the command line's; None takes those of the process.
-        readme: the page's README.
+        arguments: command line; None takes that of the process.
+        readme: README of the page.
     """
     parser = argparse.ArgumentParser(prog="measure.py", description=__doc__.splitlines()[0])
     parser.add_argument("speech", nargs="+", metavar="SPEECH", help="Parquet files or audio")
-    parser.add_argument("--model", type=Path, default=MODEL, help="a model's folder (default: %(default)s)")
+    parser.add_argument("--model", type=Path, default=MODEL, help="folder of a model (default: %(default)s)")
     parser.add_argument(
         "--site", type=Path, default=PAGE / "dist", help="the page built with it (default: %(default)s)"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N utterances only")
+    parser.add_argument("--limit", type=int, metavar="N", help="measure only the first N utterances")
     options = parser.parse_args(arguments)
     try:
         results = measure(options.model, options.site, options.speech, options.limit)

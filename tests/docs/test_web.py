@@ -411,7 +411,7 @@ def test_previews_name_the_page_s_address(build, site, tmp_path):
 
 def test_only_a_page_is_replaced(build, tmp_path):
     (tmp_path / "own.txt").write_text("of somebody")
-    with pytest.raises(TaaeInputError, match="holds something else"):
+    with pytest.raises(TaaeInputError, match="holds something other"):
         build.build(build.MODEL, tmp_path)
     assert (tmp_path / "own.txt").exists()
 

@@ -314,7 +314,7 @@ class TestCard:
     def test_a_folder_before_that_does_not_tell(self, folder, made, tmp_path, capsys):
         options = ["--run", str(made.parent / "run"), "--after", str(tmp_path)]
         assert make_provenance.main([str(folder), *options]) == 2
-        assert "does not tell how its model was trained" in capsys.readouterr().err
+        assert "has no facts of its model's training" in capsys.readouterr().err
 
     def test_what_training_started_from(self, folder):
         facts = json.loads((folder / "training.json").read_text())
@@ -416,7 +416,7 @@ class TestProvenance:
         log = next(run.glob("log/*/hparams.yml"))
         log.write_text(log.read_text().replace("processes:", "threads:"))
         assert make_provenance.main([str(tmp_path), "--run", str(run)]) == 2
-        assert f"{log}: does not tell of how many processes" in capsys.readouterr().err
+        assert f"{log}: lacks the number of processes" in capsys.readouterr().err
         assert not (tmp_path / "training.json").exists()
 
     def test_earlier_weights(self, made, tmp_path):
@@ -480,7 +480,7 @@ def test_a_converted_model_has_a_card_of_its_own(folder):
 
 def test_other_folders_have_no_card(tmp_path, capsys):
     assert make_card.main([str(tmp_path)]) == 2
-    assert "holds nothing that a card can be made of" in capsys.readouterr().err
+    assert "contains nothing to make a card of" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not CARDS, reason="no model with results is in this checkout yet")
