@@ -91,7 +91,7 @@ def encode_clips(
 
 
 def block_shape(samples: int, codec: Codec, block_seconds: float | None = None) -> BlockShape:
-    """Returns the shape in which a clip of so many samples is computed on the model's device."""
+    """Returns the shape of the block in which the model's device computes a clip of `samples` samples."""
     config = codec.model.config
     frames = -(-samples // config.hop_length)
     if block_seconds is None and codec.model.device.type == "cpu":
@@ -110,8 +110,8 @@ def blocks(
 
     Args:
         clips: the clips, as [`encode_clips`] takes them.
-        shape_of: returns the shape of the block for a clip of so many samples.
-        most_waiting: most samples in blocks that are not full; beyond that the fullest is yielded.
+        shape_of: function that returns the shape of the block for a clip's number of samples.
+        most_waiting: maximum samples in blocks that are not full; beyond it, the fullest block is yielded.
     """
     waiting: dict[BlockShape, list[tuple[Key, np.ndarray]]] = defaultdict(list)
     samples = 0

@@ -13,7 +13,7 @@ from itertools import chain
 from .modeling_taae import TaaeModel
 from .transformer_taae import TaaeTransformer
 
-# Far more than any model has: beyond it PyTorch would go on uncompiled, and a clip's tokens depend on those before it.
+# Far more than any model needs. Beyond it, layers run uncompiled, and a clip's tokens depend on earlier clips.
 MOST_GRAPHS = 256
 
 

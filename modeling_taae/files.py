@@ -113,11 +113,11 @@ def write_bytes(target: str | Path, data: bytes) -> None:
 def completed(folder: Path, last: str) -> Iterator[Path]:
     """Moves files into a folder once all of them are made; its other files stay.
 
-    Whatever moment a kill comes at, the folder holds the earlier files, or the new ones, or lacks the last one.
+    If the process is killed at any moment, the folder contains the earlier files, or the new files, or lacks `last`.
 
     Args:
-        folder: the folder, made if need be.
-        last: the name of the file without which nobody takes the folder for complete.
+        folder: the folder, created if missing.
+        last: name of the file without which the folder counts as incomplete.
 
     Yields:
         The folder to make the files in.

@@ -102,7 +102,7 @@ class CheckpointManifest:
 def damaged(checkpoint: Path, reason: str) -> CheckpointError:
     """Returns the error for a checkpoint that cannot be used."""
     return CheckpointError(
-        f"Cannot go on from {checkpoint}: {reason} It is damaged, or of another recipe: remove it to resume from the "
+        f"Cannot resume from {checkpoint}: {reason} It is damaged, or of another recipe: remove it to resume from the "
         "checkpoint before, or choose another output_dir."
     )
 
@@ -182,8 +182,8 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, readers: Iterabl
     if sharded != wanted:
         kinds = {True: "sharded over GPUs", False: "not sharded"}
         raise CheckpointError(
-            f"Cannot go on from {checkpoint}, of a run that is {kinds[sharded]}, because this one is {kinds[wanted]}. "
-            "Launch this run in the same way, or choose another output_dir."
+            f"Cannot resume from {checkpoint}: its run is {kinds[sharded]}, and this one is {kinds[wanted]}. Launch "
+            "this run in the same way, or choose another output_dir."
         )
     manifest = check_checkpoint(accelerator, checkpoint)
     try:

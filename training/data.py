@@ -126,7 +126,7 @@ def decode_to_pcm(row: Row, sampling_rate: int, target_loudness: float | None) -
         return Pcm(np.zeros(0, np.int16), one_line(error).removeprefix(f"{row.id}: "))
     except OSError as error:
         raise CorpusError(
-            f"{row.id}: cannot be read ({error.strerror or one_line(error)}); see to it, then start the run again"
+            f"{row.id}: cannot be read ({error.strerror or one_line(error)}); correct this, then start the run again"
         ) from error
     samples = recording.audio
     if target_loudness is not None:

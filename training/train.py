@@ -54,11 +54,11 @@ def main() -> None:
     # A full disk, when the log, samples or weights are written.
     except (OSError, TaaeInputError, SoundFileError, SafetensorError) as error:
         reason = str(error.__cause__ or error)
-        sys.exit(f"train.py: {reason}. Run again once that is seen to: it goes on from the newest checkpoint.")
+        sys.exit(f"train.py: {reason}. Correct this and run again, to resume from the newest checkpoint.")
     except DivergenceError as error:
         sys.exit(
-            f"train.py: {error} Lower optimizer.learning_rate, or raise optimizer.warmup_steps, and run again: it goes "
-            f"on from the last checkpoint in {recipe.output_dir}."
+            f"train.py: {error} Lower optimizer.learning_rate, or raise optimizer.warmup_steps, and run again, to "
+            f"resume from the last checkpoint in {recipe.output_dir}."
         )
 
 

@@ -1,4 +1,4 @@
-"""From the samples of a file, as they come in blocks, to one channel, one part and one rate."""
+"""Converts the samples of a file, block by block, to one channel, one part and one sampling rate."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ import soxr
 from ..errors import TaaeInputError
 
 LEAST_RATE, GREATEST_RATE = 1_000, 1_000_000  # in Hz
-# Samples of the longest recording that is read, 37 hours at 16 kHz: a small file may be made to expand to any length.
+# Samples of the longest recording, 37 hours at 16 kHz. A small crafted file could expand to any length.
 MOST_SAMPLES = 1 << 31
-# Channels cancel each other out if less than this share of their power is left in their mean: one is out of phase.
+# Channels cancel each other out, because one is inverted, if their mean has less than this share of their power.
 CANCELLED = 1e-3
-# Of channels that are the same, but for what a lossy format made of them, more than this share is left.
+# Channels count as equal, apart from lossy compression, if their mean has more than this share of their power.
 SAME = 1 - 1e-4
-# The end of a part may lie so many seconds behind the recording's: lengths in lists are rounded.
+# Seconds by which the end of a part may lie behind the recording's, because lengths in lists are rounded.
 TOLERANCE = 0.2
 
 Blocks = Iterator[tuple[np.ndarray, int]]
@@ -23,7 +23,7 @@ Blocks = Iterator[tuple[np.ndarray, int]]
 
 @dataclass(frozen=True, order=True)
 class Span:
-    """A part of a recording: from a start to an end, in seconds; infinity for all that there is."""
+    """A part of a recording, from start to end in seconds; an infinite end means the recording's end."""
 
     start: float
     end: float
@@ -33,12 +33,12 @@ class Span:
 
 
 def cut(blocks: Blocks, span: Span, name: str) -> Blocks:
-    """Yields the samples of a part: from number `round(start * rate)` to, but not with, `round(end * rate)`.
+    """Yields the samples of a part: from index `round(start * rate)` up to, but without, `round(end * rate)`.
 
     Args:
         blocks: blocks (samples, channels) float32, each with its sampling rate in Hz.
         span: the part.
-        name: the name that errors call the recording.
+        name: name of the recording in error messages.
 
     Raises:
         TaaeInputError: if the recording ends before the part does.
@@ -57,13 +57,13 @@ def cut(blocks: Blocks, span: Span, name: str) -> Blocks:
     seconds = began + position / rate
     if seconds <= span.start or np.inf > span.end > seconds + TOLERANCE:
         raise TaaeInputError(
-            f"{name}: ends after {seconds:.2f} s, before the part from {span} s that a list tells of; put the list "
-            "right, or leave offsets out if files are cut already"
+            f"{name}: ends after {seconds:.2f} s, before the part from {span} s that a list names; correct the list, "
+            "or leave offsets out if the files are already cut"
         )
 
 
 class Mixer:
-    """Averages channels, and notices where they cancel each other out."""
+    """Averages channels, and detects channels that cancel each other out."""
 
     def __init__(self):
         self.mixed_power, self.powers = 0.0, np.zeros(1)
@@ -81,12 +81,12 @@ class Mixer:
 
     @property
     def averaged(self) -> bool:
-        """Whether channels that are not the same have become one."""
+        """Whether channels that differ were averaged."""
         return self.mixed_power < SAME * float(self.powers.mean())
 
     @property
     def cancelled(self) -> bool:
-        """Whether hardly anything is left of the channels in their mean."""
+        """Whether the channels almost cancel each other out in their mean."""
         return self.mixed_power < CANCELLED * float(self.powers.mean())
 
     @property
@@ -100,8 +100,8 @@ def one_channel(blocks: Blocks, channel: int, name: str) -> Blocks:
 
     Args:
         blocks: blocks (samples, channels) float32, each with its sampling rate.
-        channel: the channel, from 1.
-        name: the name that errors call them.
+        channel: number of the channel, from 1.
+        name: name of the recording in error messages.
 
     Raises:
         TaaeInputError: if there are fewer channels.
@@ -114,19 +114,19 @@ def one_channel(blocks: Blocks, channel: int, name: str) -> Blocks:
 
 
 def resample(blocks: Blocks, name: str, sampling_rate: int, most_samples: int = MOST_SAMPLES) -> np.ndarray:
-    """Joins blocks of samples at one rate.
+    """Resamples blocks of samples to one rate and joins them.
 
     Args:
         blocks: blocks (samples,) float32, each with its sampling rate in Hz.
-        name: the name that errors call them.
-        sampling_rate: samples per second of the result, in Hz.
-        most_samples: most samples of the result.
+        name: name of the recording in error messages.
+        sampling_rate: sampling rate of the result, in Hz.
+        most_samples: maximum number of samples of the result.
 
     Returns:
         (samples,) float32.
 
     Raises:
-        TaaeInputError: if a rate is none of sound, or there are more samples.
+        TaaeInputError: if a sampling rate is out of range, or there are more samples.
     """
     parts, length = [np.zeros(0, dtype=np.float32)], 0
     resampler, resampled_rate = None, sampling_rate

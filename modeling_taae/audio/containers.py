@@ -1,7 +1,7 @@
-"""Finds where sound files of the rarer kinds end. What lies behind, libsndfile passes over, or takes for samples.
+"""Finds the end of sound files in rarer formats. libsndfile ignores the bytes behind it, or reads them as samples.
 
-AIFF, AU, CAF, W64, VOC and NIST SPHERE have a header that tells a length. A file may be several of a kind, one after
-another; its header may never have been finished; or it was cut off.
+AIFF, AU, CAF, W64, VOC and NIST SPHERE have a header with a length. A file may consist of several joined files, its
+header may be unfinished, or it may be cut off.
 """
 
 import re
@@ -15,17 +15,17 @@ from .window import read_at
 AU_MAGIC, W64_MAGIC = b".snd", b"riff\x2e\x91\xcf\x11"
 VOC_MAGIC, NIST_MAGIC = b"Creative Voice File\x1a", b"NIST_1A\n"
 UNKNOWN = 0xFFFFFFFF  # the size in AU files from a pipe
-# In these, libsndfile reads samples up to the end of the file, whatever the header says.
+# In these formats, libsndfile ignores the header's length and reads samples up to the end of the file.
 READ_ON = (W64_MAGIC, NIST_MAGIC)
-# Fewer bytes than these, behind the end or missing, are padding.
+# Fewer bytes behind the end, or missing, count as padding.
 PADDING = 1 << 12
 NIST_FIELD = re.compile(rb"(sample_count|sample_n_bytes|channel_count) -i (\d+)")
-# Tags that programs append to any sound file: ID3 of version 1, and APE, whose footer tells its size.
+# Tags that programs append to any sound file: ID3 of version 1, and APE, whose footer has its size.
 ID3_TAG, ID3_SIZE, APE_TAG, APE_SIZE = b"TAG", 128, b"APETAGEX", 32
 
 
 class Part(NamedTuple):
-    """A range of a file that is a sound file by itself, with another header if need be."""
+    """A range of a file that is a complete sound file; `header` replaces its header if not empty."""
 
     start: int
     end: int
@@ -33,7 +33,7 @@ class Part(NamedTuple):
 
 
 def without_tags(content: BinaryIO, size: int) -> int:
-    """Returns where a file of some size ends without the tags that were appended to it."""
+    """Returns the position at which a file ends without appended tags."""
     while size > 0:
         footer = read_at(content, max(size - APE_SIZE, 0), APE_SIZE)
         if read_at(content, max(size - ID3_SIZE, 0), 3) == ID3_TAG:
@@ -47,15 +47,15 @@ def without_tags(content: BinaryIO, size: int) -> int:
 
 
 def parts_of(content: BinaryIO, size: int, name: str) -> list[Part]:
-    """Finds the files of one of these kinds that a file consists of; none if it is of another kind.
+    """Finds the joined files that a file in one of these formats consists of; none if it is in another format.
 
     Args:
         content: the open file.
         size: its size in bytes.
-        name: the name that errors call it.
+        name: name of the file in error messages.
 
     Raises:
-        TaaeInputError: if it ends early, or holds something that its header does not tell of.
+        TaaeInputError: if it ends early, or has bytes behind the end in its header.
     """
     beginning = read_at(content, 0, len(VOC_MAGIC))
     kind = next((magic for magic in ENDS if beginning.startswith(magic)), None)
@@ -72,7 +72,7 @@ def parts_of(content: BinaryIO, size: int, name: str) -> list[Part]:
         if not is_joined and rest - end > PADDING and kind not in READ_ON:
             if kind != AU_MAGIC:
                 raise TaaeInputError(
-                    f"{name}: holds {rest - end:,} bytes behind the end that its header tells, so the header was never "
+                    f"{name}: holds {rest - end:,} bytes behind the end in its header, so the header was never "
                     "finished, or something was appended; convert it, for example with ffmpeg"
                 )
             header = read_at(content, start, 8) + struct.pack(">I", UNKNOWN)
@@ -107,7 +107,7 @@ def _caf_end(content: BinaryIO, start: int, size: int) -> int:
         if len(head) < 12 or head.startswith(b"caff") or not re.fullmatch(rb"[ -~]{4}", head[:4]):
             break
         length = struct.unpack(">q", head[4:])[0]
-        if length < 0:  # not known, and then the last one
+        if length < 0:  # unknown, which only the last chunk may have
             return size
         if position + 12 + length > size and not head.startswith(b"data"):
             break  # no chunk
@@ -138,7 +138,7 @@ def _nist_end(content: BinaryIO, start: int, size: int) -> int:
     return start + int(length[1]) + told[b"sample_count"] * told[b"channel_count"] * told[b"sample_n_bytes"]
 
 
-# Where a file ends by its header, by what it begins with.
+# Functions that return the end of a file according to its header, by the file's first bytes.
 ENDS: dict[bytes, Callable[[BinaryIO, int, int], int]] = {
     b"FORM": _aiff_end,
     AU_MAGIC: _au_end,

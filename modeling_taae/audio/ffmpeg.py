@@ -37,7 +37,7 @@ def av_blocks(content: BinaryIO, name: str) -> Iterator[tuple[np.ndarray, int]]:
     import av
 
     if is_joined_mp4(content):
-        raise TaaeInputError(f"{name}: is several MP4 files, of which only one would be read; take them apart")
+        raise TaaeInputError(f"{name}: is several MP4 files joined, of which only one would be read; split them")
     content.seek(0)
     try:
         # Without protocols, a file cannot make FFmpeg open other files.
@@ -77,9 +77,9 @@ def _promised_seconds(container) -> float:  # noqa: ANN001  # of a package that 
 
 
 def is_joined_mp4(content: BinaryIO) -> bool:
-    """Returns whether a file is several of MP4 or its like: with two indices, of which FFmpeg reads the first.
+    """Returns whether a file consists of several joined MP4 files or the like, of which FFmpeg reads only the first.
 
-    A file in fragments may well repeat its index.
+    Joined files have two indices. A fragmented file may repeat its index too.
     """
     size, position = content.seek(0, io.SEEK_END), 0
     kinds: list[bytes] = []

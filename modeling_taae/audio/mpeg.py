@@ -215,7 +215,7 @@ class _Reader:
         self.start, self.data = 0, b""
 
     def at(self, position: int, length: int) -> bytes:
-        """Returns up to so many bytes at a position."""
+        """Returns up to `length` bytes at a position."""
         if not self.start <= position <= self.start + len(self.data) - length:
             self.content.seek(position)
             self.start, self.data = position, self.content.read(max(self.block, length))
@@ -290,7 +290,7 @@ def _split_at_promise(piece: MpegPiece) -> list[MpegPiece]:
 
 
 def counting_frame(frame: Frame, frames: int) -> bytes:
-    """Makes a header for so many frames of layer III: a silent frame that contains a Xing header."""
+    """Makes a header for a number of layer III frames: a silent frame that contains a Xing header."""
     offset = _xing_offset(frame)
     for index in range(1, 15):
         # Without padding or checksum, at the lowest bit rate that has room for the header.

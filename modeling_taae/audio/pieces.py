@@ -206,7 +206,7 @@ def _wav_pieces(content: BinaryIO, size: int, name: str, start: int = 0) -> Iter
         return
     follows = read_at(content, data_end, 8)
     if follows.startswith((OGG_MAGIC, b"fLaC", *(magic[:8] for magic in ENDS))):
-        raise TaaeInputError(f"{name}: is several files of different kinds, one after another; take them apart")
+        raise TaaeInputError(f"{name}: is several files of different formats, joined; split them")
     tag_follows = follows.startswith(APPENDED_TAGS)
     left_over = size - data_end
     if data_end >= size or tag_follows or left_over <= WAV_TOLERANCE * wav.bytes_per_second:

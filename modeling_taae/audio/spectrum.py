@@ -1,4 +1,4 @@
-"""One spectrogram to look at, for reports, the demo, the Space and training."""
+"""Draws spectrograms for reports, the demo, the Space and training."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
 
-# Samples of a window and between windows, and the levels that colours span: 32 ms, 8 ms at 16 kHz, 80 dB.
+# Samples of a window, samples between windows, and the range of levels: 32 ms and 8 ms at 16 kHz, and 80 dB.
 WINDOW, HOP, RANGE_DB = 512, 128, 80
 FULL_SCALE_DB = 20 * np.log10(WINDOW / 4)  # the level of a sine of full scale
 

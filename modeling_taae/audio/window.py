@@ -1,20 +1,20 @@
-"""A range of a file as a file of its own."""
+"""A range of a file as a separate file."""
 
 import io
 from typing import BinaryIO
 
 
 def read_at(content: BinaryIO, position: int, length: int) -> bytes:
-    """Returns so many bytes from a position on, fewer at the end."""
+    """Returns `length` bytes from a position on, fewer at the end."""
     content.seek(position)
     return content.read(length)
 
 
 class Window(io.RawIOBase):
-    """A range of a file, with another header in front and another end behind it, as a file of its own.
+    """A range of a file, with another header in front and another end behind it, as a separate file.
 
-    libsndfile calls it from C, where an exception would be printed and lost. Errors are therefore kept in `error`, and
-    what follows reads as the end of the file.
+    libsndfile calls it from C, where an exception would be printed and lost. An error is therefore stored in `error`,
+    and later reads return nothing, as at the end of a file.
     """
 
     def __init__(self, content: BinaryIO, start: int, end: int, header: bytes = b"", trailer: bytes = b""):
@@ -28,17 +28,17 @@ class Window(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """Returns the position in the piece."""
+        """Returns the position in the window."""
         return self.position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Moves to a position in the piece; one beyond its ends becomes that end."""
+        """Moves to a position in the window, clamped to its ends."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.length}[whence]
         self.position = min(max(base + offset, 0), self.length)
         return self.position
 
     def read(self, size: int = -1) -> bytes:
-        """Reads up to so many bytes; nothing after an error."""
+        """Reads up to `size` bytes; nothing after an error."""
         end = self.length if size < 0 else min(self.position + size, self.length)
         data = self.header[self.position : end]
         position, stop = self.position + len(data), min(end, self.trailer_start)

@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--bottleneck", metavar="B", help=BOTTLENECK_HELP)
     add("--force", action="store_true", help=FORCE_HELP)
-    gain = "amplify the input by so many decibels (default: 0)"
+    gain = "amplify the input, in dB (default: 0)"
     add("--gain", type=number(-100, 100), default=0.0, metavar="DB", help=gain)
     add(
         "--input",

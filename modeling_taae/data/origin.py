@@ -16,7 +16,7 @@ CURE = "move the recordings there, or name the folder that holds them (--audio-r
 
 @dataclass(frozen=True)
 class Origin:
-    """The place of a corpus. Only files in it are opened, whatever a cell names.
+    """The place of a corpus. Only files in it are opened, even if a cell names others.
 
     Args:
         folder: the folder whose files may be opened, at any depth; None for no files.

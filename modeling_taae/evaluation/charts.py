@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The first figure of a report: a metric each for intelligibility, naturalness and the voice, the first that a run has.
+# Panels of a report's first figure, for intelligibility, naturalness and voice. Each shows its first metric in the run.
 QUESTIONS = {
     "Are the words still there?": ("dwer", "wer", "stoi"),
     "Does it sound natural?": ("distillmos", "dnsmos_p808", "pesq_wb"),
@@ -61,7 +61,7 @@ def draw_rates(results: Results, names: Sequence[str], titles: Sequence[str] = (
 
 
 def families(results: Results) -> dict[str, list[SystemSummary]]:
-    """Returns the codecs that have a bit rate by family, each from its lowest rate: a model, or a kind of codec."""
+    """Returns the codecs with a bit rate by family, sorted by rate. A family is a model or a kind of codec."""
     found: dict[str, list[SystemSummary]] = {}
     for system in results.systems:
         if system.kind == "PCM" or not system.nominal_bit_rate:
@@ -76,7 +76,7 @@ def families(results: Results) -> dict[str, list[SystemSummary]]:
 
 
 def draw_panel(panel: "Axes", series: Mapping[str, Sequence[SystemSummary]], name: str, results: Results) -> None:
-    """Draws one metric of all codecs, those of a family joined by a line."""
+    """Draws one metric of all codecs, with a line that joins each family."""
     facts = results.metrics[name]
     scale = 100 if facts.unit == "%" else 1
     ours, others = cycle(OURS), cycle(OTHERS)
@@ -108,7 +108,7 @@ def draw_panel(panel: "Axes", series: Mapping[str, Sequence[SystemSummary]], nam
 
 
 def side_by_side(series: Mapping[str, Sequence[SystemSummary]]) -> dict[str, float]:
-    """Returns factors of the bit rate by family, which draw models of the same rates beside each other."""
+    """Returns factors of the bit rate by family, so that models of the same rates do not overlap."""
     models = [label for label, systems in series.items() if systems[0].kind == "TAAE"]
     return dict.fromkeys(series, 1.0) | {
         label: MODEL_GAP ** (place - (len(models) - 1) / 2) for place, label in enumerate(models)
@@ -121,7 +121,7 @@ def defined(system: SystemSummary, name: str) -> bool:
 
 
 def reach(mean: Mean) -> tuple[float, float]:
-    """Returns how far the interval of a mean reaches below it and above; 0 where there is none."""
+    """Returns the lengths of a mean's interval below and above it; 0 without an interval."""
     if mean.mean is None or mean.low is None or mean.high is None:
         return 0, 0
     # The bootstrap interval of a skewed sample may just miss the mean.

@@ -1,4 +1,4 @@
-"""Writes the results of an evaluation as one HTML page with sounds, which loads nothing from the network."""
+"""Writes the results of an evaluation as one HTML page with audio, which loads nothing from the network."""
 
 import base64
 import html
@@ -19,7 +19,7 @@ from .results import Results, Sample
 
 # Seconds to which clips are cut, so that the page has only a few megabytes.
 LONGEST_CLIP = 8.0
-# An interval at the end of a cell, and how it is set there: on a line of its own.
+# An interval at the end of a cell, and its replacement, which puts it on a separate line.
 INTERVAL, BELOW = re.compile(r" (\(\S+ to \S+\))$"), r" <small>\1</small>"
 # Metrics that are also drawn, if a run has them.
 FURTHER_CHARTS = ("stoi", "pesq_wb", "mel_distance")

@@ -320,7 +320,7 @@ class TestDecodedOnDisk:
 
         with monkeypatch.context() as patched:
             patched.setattr(Path, "open", failing)
-            with pytest.raises(CorpusError, match=rf"b.flac: cannot be read \({error.strerror}\); see to it"):
+            with pytest.raises(CorpusError, match=rf"b.flac: cannot be read \({error.strerror}\); correct this"):
                 seconds(folder)
         assert seconds(folder) == 1.8
 

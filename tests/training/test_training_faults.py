@@ -63,7 +63,7 @@ def test_every_file_of_a_checkpoint_is_checked(recipe_file, run, tmp_path):
     for name in manifest.files:
         for spoil in spoilers.values():
             spoil(checkpoint / name)
-            with pytest.raises(CheckpointError, match=f"Cannot go on from .*checkpoint-4: {name} "):
+            with pytest.raises(CheckpointError, match=f"Cannot resume from .*checkpoint-4: {name} "):
                 trainer.resume()
             shutil.copy(kept / name, checkpoint / name)
     (checkpoint / "scheduler.bin").write_bytes(b"")
@@ -101,7 +101,7 @@ def test_a_checkpoint_of_an_earlier_version_resumes_exactly(recipe_file, tmp_pat
 def test_a_crafted_pickle_of_an_earlier_version_runs_nothing(file, recipe_file, run, tmp_path):
     make_old(run / "checkpoint-4", {})
     torch.save(Trap(tmp_path / "trapped"), run / "checkpoint-4" / file)
-    with pytest.raises(CheckpointError, match="Cannot go on from"):
+    with pytest.raises(CheckpointError, match="Cannot resume from"):
         go_on(recipe_file, run)
     assert not (tmp_path / "trapped").exists()
 

@@ -338,7 +338,7 @@ def test_a_full_disk_is_told_in_a_line_wherever_it_shows(place, recipe_file, tmp
     process = start_training(recipe_file, "--output_dir", tmp_path)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "it goes on from the newest checkpoint" in output and "Traceback" not in output
+    assert "to resume from the newest checkpoint" in output and "Traceback" not in output
 
 
 def test_too_little_memory_is_told_in_a_line(recipe_file, tmp_path, monkeypatch):
@@ -369,7 +369,7 @@ def test_a_damaged_checkpoint_is_named_and_kept(recipe_file, tmp_path):
     train(recipe_file, "--output_dir", tmp_path)
     weights = tmp_path / "checkpoint-8" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1_000])
-    with pytest.raises(CheckpointError, match="Cannot go on from .*checkpoint-8"):
+    with pytest.raises(CheckpointError, match="Cannot resume from .*checkpoint-8"):
         train(recipe_file, "--output_dir", tmp_path)
     assert weights.exists()
 
