@@ -284,7 +284,9 @@ def _unpack(clip: Clip | Mapping) -> tuple[Clip, int | None]:
             f"A clip given as a dictionary holds 'array' and 'sampling_rate', not {', '.join(map(str, clip))}; decode "
             "it first."
         )
-    if isinstance(clip, Mapping) or hasattr(clip, "get_all_samples"):
+    if isinstance(clip, Mapping):
+        return clip["array"], clip.get("sampling_rate")
+    if hasattr(clip, "get_all_samples"):
         return clip["array"], clip["sampling_rate"]
     return clip, None
 

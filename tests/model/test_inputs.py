@@ -49,6 +49,8 @@ class TestExtractor:
     def test_rates_that_disagree(self, extractor):
         with pytest.raises(ValueError, match="48000 Hz.*16000 Hz.*resample"):
             extractor({"array": SPEECH, "sampling_rate": 48_000})
+        alone = extractor({"array": SPEECH}, sampling_rate=RATE)  # without a rate of its own, it is as any array
+        assert torch.equal(alone["input_values"], extractor(SPEECH, sampling_rate=RATE)["input_values"])
         with pytest.raises(ValueError, match="Clip 1 of the list has 8000 Hz, but sampling_rate=16000 was passed"):
             extractor([SPEECH, Decoder(SPEECH, 8000)], sampling_rate=RATE)
         with pytest.raises(TypeError, match="a number of samples per second, not '16000'"):
