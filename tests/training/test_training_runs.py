@@ -160,7 +160,8 @@ def test_models_that_cannot_be_made_are_refused(options, message, recipe_file, t
 
 @pytest.mark.parametrize("option", ["gradient_checkpointing", "compile"])
 def test_ways_to_compute_a_step_change_no_result(option, recipe_file, tmp_path):
-    one_step = ("--max_steps", 1, "--validation.corpus", "null")
+    one_block = TINY | {"hidden_sizes": [16], "strides": [4], "encoder_depths": [1], "decoder_depths": [1]}
+    one_step = ("--max_steps", 1, "--validation.corpus", "null", "--config", json.dumps(one_block))
     train(recipe_file, *one_step, "--output_dir", tmp_path / "plain")
     train(recipe_file, *one_step, f"--{option}", "true", "--output_dir", tmp_path / option)
     plain, other = published(tmp_path / "plain"), published(tmp_path / option)
