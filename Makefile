@@ -1,11 +1,11 @@
 # Two commands for a newcomer: `make demo` to hear the codec, `make test` to check it.
-# Everything happens in .venv, which is made once and again only when the requirements change.
+# Everything runs in .venv, which is made once, and again when the requirements change.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
-# Processes that run tests: one per core, unless you say otherwise.
+# Processes that run tests; by default one per core.
 JOBS ?= auto
 
 .DEFAULT_GOAL := help
@@ -16,10 +16,10 @@ include hub_cards/cards/release.mk
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/demo.stamp  ## take a recording through the codec, or yours: make demo AUDIO=my.wav
+demo: $(VENV)/demo.stamp  ## encode and decode a recording, or yours: make demo AUDIO=my.wav
 	@$(BIN)/python hub_cards/demo.py $(if $(AUDIO),"$(AUDIO)")
 
-space: $(VENV)/space.stamp  ## serve the page that is published as a Space, at http://127.0.0.1:7860
+space: $(VENV)/space.stamp  ## serve the page of the Space, at http://127.0.0.1:7860
 	$(BIN)/python hub_cards/space/app.py
 
 web: $(VENV)/export.stamp  ## build the page that puts a voice in a link, into hub_cards/web/dist; needs npm
@@ -28,7 +28,7 @@ web: $(VENV)/export.stamp  ## build the page that puts a voice in a link, into h
 test: lint types  ## check style and types, and run every test, on all cores
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --durations 10
 
-quick: $(VENV)/test.stamp  ## run the tests of the edit loop: nothing slow, no browser, no cluster
+quick: $(VENV)/test.stamp  ## run the fast tests, which need no browser and no cluster
 	$(BIN)/python -m pytest -m "not (slow or browser or ray)" --numprocesses $(JOBS) --dist loadfile
 
 types: $(VENV)/test.stamp  ## check the types of the package and the trainer
@@ -40,10 +40,10 @@ conformance: $(VENV)/test.stamp  ## run the common tests of Transformers, fetche
 api: $(VENV)/demo.stamp  ## write docs/api.md from the docstrings
 	$(BIN)/python docs/make_api.py
 
-notebook: $(VENV)/test.stamp  ## run docs/example.ipynb, and store what it shows
+notebook: $(VENV)/test.stamp  ## run docs/example.ipynb, and store its outputs
 	$(BIN)/python docs/make_notebook.py
 
-fuzz: $(VENV)/test.stamp  ## damage what the package reads, for two minutes, or: make fuzz SECONDS=3600 SEED=1
+fuzz: $(VENV)/test.stamp  ## read damaged files for two minutes, or: make fuzz SECONDS=3600 SEED=1
 	$(BIN)/python tests/fuzz/run.py --seconds $(or $(SECONDS),120) --seed $(or $(SEED),0)
 
 lower-bounds:  ## run the core tests with the oldest versions that setup.cfg allows, or: make lower-bounds TORCH=2.13.0

@@ -1,45 +1,45 @@
-# Makes all that belongs to published models: weights, results, cards. Included by the Makefile at the root.
-# `make release` takes hours; each step can be named alone.
+# Makes everything in the published folders: weights, results, cards. The Makefile at the root includes this file.
+# `make release` takes hours; each step can also be run alone.
 
-# What is published, how it was trained, and how it is evaluated.
+# The published model, its training, and its evaluation.
 CARD := hub_cards/taae-speech-16k-nano
 SPEECH ?= $(or $(TAAE_SHARED),../shared)/speech
 RUN ?= runs/nano
 CHECKPOINT ?= $(RUN)/model
 TRAINED_ON ?= two CPU cores
-# Assumed, of each process of the run, in W.
+# Assumed power of each process of the run, in W.
 WATTS ?= 10
-# Data sets with the recordings of hub_cards/samples/clips.yaml, to read these anew; empty to keep them.
+# Data sets to read the recordings of hub_cards/samples/clips.yaml from; empty keeps the present recordings.
 RECORDINGS ?=
-# Where the run went on from a published model: that model's folder, as it was.
+# If the run continued a published model: that model's earlier folder.
 AFTER ?=
 TRAINING_SPEECH := $(SPEECH)/train-*.parquet $(SPEECH)/train_more-*.parquet
 # An utterance of LJ Speech, which is in the public domain.
 DEMO = '$(SPEECH)/train-*.parquet' lj-LJ001-0036
 BOTTLENECKS := 1x46656_400bps 2x15625_700bps
 METRICS ?= pesq_wb pesq_nb stoi si_sdr mel_distance stft_distance dnsmos_p808
-# What networks judge, beside neural codecs: with all utterances, a codec takes four minutes of two cores.
+# Options of the evaluation by networks, with neural peers. For all utterances, a codec takes four minutes on two cores.
 JUDGED ?= --limit 40
 JUDGED_METRICS := pesq_wb stoi wer cer dwer dcer speaker_similarity distillmos
 NEURAL_PEERS := lyra-3.2k lyra-6k opus-6k-nolace opus-6k codec2-700C
-# The rows.jsonl of another model or of other weights, whose other codecs are not scored again.
+# The rows.jsonl of another model or of earlier weights, whose peers are not scored again.
 ROWS ?=
-# For the curve: three levels a dimension and nine beside the presets. Trials on a part of the data take minutes.
+# Points of the curve: the presets, and three and nine levels per dimension. Trials on a part of the data take minutes.
 STAGES = 3,3,3,3,3,3@1.0 1x46656_400bps 9,9,9,9,9,9@1.0 native $(wordlist 2,3,$(PRESETS))
 TRIALS := --metrics pesq_wb stoi mel_distance --samples 0 --no-speed
-# Language models of its tokens; after a change of its weights, choose a new folder or remove this one.
+# Folder of the language models of its tokens; after a change of the weights, choose another or remove it.
 LANGUAGE_MODELS ?= $(RUN)/language_models
 PRESETS := 1x46656_400bps 2x15625_700bps 4x729_1000bps
 BUDGET ?= --budget.crop_frames 100 --budget.batch_size 4 --budget.max_steps 300
 PEERS := codec2-450 codec2-700C codec2-1200 codec2-2400 opus-6k pcm16
-# All that belongs to a model's weights, each after what it needs; the middle ones for the model of the documentation.
+# Steps for new weights, in the order of their needs; those in the middle only for the documentation's model.
 SHOWN := $(filter %/taae-speech-16k-nano,$(CARD:%/=%))
 RELEASE := weights prior provenance results judged entropy determinism exports \
 	$(if $(SHOWN),presets protocols probes language-models page notebook) pictures samples card
 
 .PHONY: release code weights prior entropy results judged presets protocols probes exports provenance determinism language-models page pictures benchmark stages samples card
 
-release:  ## make all that belongs to new weights, in hours: make release RUN=runs/nano [CARD=hub_cards/taae-…]
+release:  ## run all steps for new weights, which takes hours: make release RUN=runs/nano [CARD=hub_cards/taae-…]
 	for step in $(RELEASE); do $(MAKE) $$step || exit; done
 
 weights: $(VENV)/train.stamp  ## publish the weights CHECKPOINT of the run RUN in CARD, with a sample
@@ -48,14 +48,14 @@ weights: $(VENV)/train.stamp  ## publish the weights CHECKPOINT of the run RUN i
 prior: $(VENV)/train.stamp  ## train the published model's prior for entropy coding
 	$(BIN)/python training/make_entropy_prior.py $(CARD) $(TRAINING_SPEECH)
 
-entropy: $(VENV)/eval.stamp  ## measure how small files are with it, on SPEECH
+entropy: $(VENV)/eval.stamp  ## measure the size of files on SPEECH, with the prior
 	$(BIN)/python training/measure.py file_sizes $(CARD) --speech $(SPEECH)/test-*.parquet
 
 results: $(VENV)/eval.stamp  ## evaluate the published model beside its peers, on SPEECH
 	$(BIN)/taae evaluate $(SPEECH)/test-*.parquet --model $(CARD) --bottleneck $(BOTTLENECKS) \
 		--peers $(PEERS) --metrics $(METRICS) -o $(CARD)/results
 
-judged: $(VENV)/judges.stamp  ## have networks judge words, naturalness and voices, beside neural codecs; ROWS=… is not judged again
+judged: $(VENV)/judges.stamp  ## judge words, naturalness and voices by networks, beside neural codecs; ROWS=… has rows to reuse
 	$(if $(ROWS),cat $(ROWS) >> $(CARD)/results/judged/rows.jsonl)
 	$(BIN)/taae evaluate $(SPEECH)/test-*.parquet --model $(CARD) $(JUDGED) \
 		--transcripts $(SPEECH)/transcripts.parquet --peers $(NEURAL_PEERS) --metrics $(JUDGED_METRICS) \
@@ -79,7 +79,7 @@ protocols: $(VENV)/eval.stamp  ## try the published model with noise, rooms, len
 	$(BIN)/taae evaluate $(SPEECH)/test-*.parquet --model $(CARD) --limit 30 --tandem 5 --packet-loss 0.02 0.05 0.1 \
 		--peers codec2-700C opus-6k $(TRIALS) -o $(CARD)/results/transmission
 
-probes: $(VENV)/eval.stamp  ## measure what the published model's tokens carry: language, gender, speaker, phonemes
+probes: $(VENV)/eval.stamp  ## predict language, gender, speaker and phonemes from the published model's tokens
 	$(BIN)/python training/measure.py probes $(CARD) --phonemes $(SPEECH)/transcripts.parquet \
 		--speech $(SPEECH)/test-*.parquet $(SPEECH)/validation-*.parquet $(SPEECH)/train_more-*.parquet \
 		--train $(SPEECH)/train-0000[01]-*.parquet
@@ -87,7 +87,7 @@ probes: $(VENV)/eval.stamp  ## measure what the published model's tokens carry: 
 exports: $(VENV)/eval.stamp $(VENV)/export.stamp  ## export the published model in every format, and measure it on speech
 	$(BIN)/python training/measure.py exports $(CARD) --speech $(SPEECH)/test-*.parquet --limit 30
 
-provenance: $(VENV)/train.stamp  ## write down what the run RUN trained on, and its curves
+provenance: $(VENV)/train.stamp  ## write the provenance and the curves of the run RUN
 	$(BIN)/python hub_cards/cards/make_provenance.py $(CARD) --run $(RUN) --trained-on "$(TRAINED_ON)" \
 		--watts $(WATTS) $(if $(AFTER),--after $(AFTER)) \
 		--data $(TRAINING_SPEECH)
@@ -104,22 +104,22 @@ language-models: $(VENV)/train.stamp  ## compare presets and layouts as tokens o
 		--texts $(SPEECH)/transcripts.parquet --with_texts '[4x729_1000bps]' --codec $(CARD) \
 		--results $(CARD)/results $(BUDGET)
 
-page: $(VENV)/eval.stamp web  ## measure what the 8-bit weights of the page change
+page: $(VENV)/eval.stamp web  ## measure the effect of 8-bit weights on the page
 	$(BIN)/python hub_cards/web/measure.py $(SPEECH)/test-*.parquet --model $(CARD)
 
 pictures: $(VENV)/eval.stamp  ## draw the model card's pictures
 	$(BIN)/python hub_cards/cards/make_pictures.py $(CARD) --speech $(SPEECH)/test-*.parquet
 
-benchmark: $(VENV)/train.stamp $(VENV)/export.stamp  ## measure how fast training and inference are, for training/README.md
+benchmark: $(VENV)/train.stamp $(VENV)/export.stamp  ## measure the speed of training and inference, for training/README.md
 	$(BIN)/python training/benchmark.py --json training/benchmarks/benchmark.json --readme training/README.md
 
-stages: $(VENV)/train.stamp $(VENV)/eval.stamp  ## train what shows the stages of training at nano size, for training/README.md: hours
+stages: $(VENV)/train.stamp $(VENV)/eval.stamp  ## measure the effect of training stages at nano size, for training/README.md, which takes hours
 	$(BIN)/python training/experiment.py stages --json training/experiments/results/stages.json --readme training/README.md
 
-code: $(VENV)/demo.stamp  ## write the model's code into the folders that are published, after a change of it
+code: $(VENV)/demo.stamp  ## copy the model's code into the published folders, after a change
 	$(BIN)/python hub_cards/model_code.py $(patsubst %/config.json,%,$(wildcard hub_cards/*/config.json))
 
-samples: $(VENV)/eval.stamp  ## take the recordings of hub_cards/samples through models and other codecs, for docs/samples.html
+samples: $(VENV)/eval.stamp  ## encode and decode the recordings of hub_cards/samples with models and other codecs, for docs/samples.html
 	$(BIN)/python hub_cards/cards/make_samples.py $(if $(RECORDINGS),--recordings $(RECORDINGS))
 
 card: $(VENV)/eval.stamp  ## write the cards of the model, from results and provenance, of the metrics and the Space
