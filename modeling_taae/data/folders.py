@@ -126,7 +126,8 @@ def look_beside(found: Found, paths: list[Path], pattern: str | None) -> None:
     if not named:
         return
     if pattern is None:
-        possible = [Path(f"{os.path.splitext(file)[0]}{suffix}") for file in named for suffix in BESIDE]
+        beside = dict.fromkeys(spelt for suffix in BESIDE for spelt in (suffix, suffix.upper()))
+        possible = [Path(f"{os.path.splitext(file)[0]}{suffix}") for file in named for suffix in beside]
         inside = [file for file in possible if file.is_file()]
     else:
         inside = list(search_directory(Path(os.path.abspath(fixed_part(pattern))), None))

@@ -74,7 +74,12 @@ def files_beside(recording: Path, names: dict[str, Path]) -> list[Path]:
     stem = os.path.splitext(recording)[0]
     stems = dict.fromkeys([stem, MICROPHONE.sub("", stem)])
     found = [names[stem + suffix] for stem in stems for suffix in BESIDE if stem + suffix in names]
-    return [file for file in found if file.suffix == ".json"] + [file for file in found if file.suffix != ".json"][:1]
+    return [file for file in found if is_json(file)] + [file for file in found if not is_json(file)][:1]
+
+
+def is_json(file: Path) -> bool:
+    """Returns whether a file is called as JSON is."""
+    return file.suffix.lower() == ".json"
 
 
 def texts_of(inside: list[Path]) -> dict[str, Path]:
@@ -86,7 +91,7 @@ def texts_of(inside: list[Path]) -> dict[str, Path]:
         inside: the files of a corpus.
     """
     texts = [file for file in inside if file.name.lower().endswith(BESIDE)]
-    names = {str(file): file for file in texts}
+    names = {with_plain_suffix(file): file for file in texts}
     below = [(file, place) for file in texts if (place := text_folder(file.parent)) is not None]
     if below:
         roots = {place.parent for _, place in below}
@@ -96,8 +101,15 @@ def texts_of(inside: list[Path]) -> dict[str, Path]:
                 beside.setdefault(root, set()).add(folder.relative_to(root).parts[0])
         for file, place in below:
             for other in beside[place.parent] - TEXT_FOLDERS:
-                names.setdefault(str(place.parent / other / file.relative_to(place)), file)
+                names.setdefault(with_plain_suffix(place.parent / other / file.relative_to(place)), file)
     return names
+
+
+def with_plain_suffix(file: Path) -> str:
+    """Returns the path of a file that may tell about a recording, with its suffix in lower case."""
+    path = str(file)
+    suffix = next(suffix for suffix in BESIDE if path.lower().endswith(suffix))
+    return path[: -len(suffix)] + suffix
 
 
 def text_folder(folder: Path) -> Path | None:

@@ -231,6 +231,13 @@ class TestTexts:
         write(tmp_path / "s2/Transcripts/y.txt", "apart")
         assert [row.text() for row in Corpus([str(tmp_path)])] == ["one", "two", "beside"]
 
+    @pytest.mark.parametrize("suffix", [".TXT", ".Normalized.txt", ".LAB", ".JSON"])
+    def test_suffixes_in_capitals(self, tmp_path, suffix):
+        write(tmp_path / "a.FLAC", CLIPS["a"])
+        write(tmp_path / f"a{suffix}", '{"text": "said it"}' if suffix == ".JSON" else "said it")
+        sources = [tmp_path] if suffix == ".Normalized.txt" else [tmp_path, tmp_path / "a.FLAC"]
+        assert [row.text() for source in sources for row in Corpus([str(source)])] == ["said it"] * len(sources)
+
     def test_texts_of_recordings_that_are_named(self, tmp_path):
         for name, text in NAMES.items():
             write(tmp_path / f"{name}.flac", CLIPS[name])
