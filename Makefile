@@ -47,7 +47,7 @@ fuzz: $(VENV)/test.stamp  ## read damaged files for two minutes, or: make fuzz S
 	$(BIN)/python tests/fuzz/run.py --seconds $(or $(SECONDS),120) --seed $(or $(SEED),0)
 
 lower-bounds:  ## run the core tests with the oldest versions that setup.cfg allows, or: make lower-bounds TORCH=2.13.0
-	$(PYTHON) tests/lower_bounds/run.py $(if $(TORCH),--torch $(TORCH))
+	$(PYTHON) tests/lower_bounds/run.py $(if $(EXTRAS),--extras $(EXTRAS)) $(if $(TORCH),--torch $(TORCH))
 
 lint: $(VENV)/test.stamp  ## check the style
 	$(BIN)/ruff check

@@ -96,9 +96,13 @@ def make_environment(folder: Path, requirements: list[str]) -> Path:
 def main() -> int:
     """Runs it all and returns the exit status of the tests."""
     parser = argparse.ArgumentParser(prog="run.py", description=__doc__.splitlines()[0])
-    # The tests read Parquet and train; so the core has these two.
+    # The core tests read Parquet and use what training needs.
     parser.add_argument(
-        "--extras", nargs="*", default=["data"], choices=EXTRA_TESTS, help="extras to try (default: data)"
+        "--extras",
+        nargs="*",
+        default=["data", "train"],
+        choices=EXTRA_TESTS,
+        help="extras to try (default: data train)",
     )
     parser.add_argument("--torch", metavar="VERSION", help="a version of torch in place of the minimum")
     parser.add_argument("--newest", action="store_true", help="try the newest versions instead of the oldest")
