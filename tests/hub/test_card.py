@@ -351,7 +351,7 @@ class TestCard:
         results["systems"][0]["metrics"]["stoi"]["mean"] += 0.01
         path.write_text(json.dumps(results))
         assert make_card.main([str(folder), "--check"]) == 1
-        assert "README.md does not say what it is made of" in capsys.readouterr().err
+        assert "README.md is out of date" in capsys.readouterr().err
 
     def test_results_of_other_weights_are_refused(self, folder, make_tiny_model, capsys):
         make_tiny_model(seed=1).save_pretrained(folder)
