@@ -46,7 +46,7 @@ def test_the_released_weights_keep_their_licence(source):
     card = ModelCard.load(folder / "README.md")
     header = (card.data.license, card.data.license_name, card.data.license_link)
     assert header == ("other", "stabilityai-ai-community", "LICENSE.md")
-    for words in ("that they came with: Stability AI Community License", "Powered by Stability AI", "(NOTICE)"):
+    for words in ("original licence: Stability AI Community License", "Powered by Stability AI", "(NOTICE)"):
         assert words in card.text
 
 
@@ -63,7 +63,7 @@ def test_another_licence_is_kept_as_its_card_has_it(source):
     (source / "LICENSE").write_text("Permission is hereby granted\n")
     (source / "README.md").write_text("---\nlicense: mit\nlanguage: nl\n---\n# Mine\n")
     card = ModelCard.load(convert(source) / "README.md")
-    assert card.data.license == "mit" and "that they came with: mit" in card.text
+    assert card.data.license == "mit" and "original licence: mit" in card.text
     assert "Stability AI" not in card.text.replace("Stability AI Community", "")
 
 

@@ -344,7 +344,7 @@ class TestErrors:
     def test_a_state_of_a_model_in_another_precision(self) -> None:
         model = make_model(causal=True)
         state = model.encode(make_audio(1, 32), state=model.streaming_state()).state
-        with pytest.raises(ValueError, match="in torch.float32, and this one is in torch.bfloat16"):
+        with pytest.raises(ValueError, match="in torch.float32, and this model is in torch.bfloat16"):
             model.to(torch.bfloat16).encode(make_audio(1, 32), state=state)
 
     def test_a_chunk_that_is_not_finite_can_be_left_out(self) -> None:
