@@ -207,7 +207,7 @@ class TestRejects:
         mapping = pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64()))
         table = pa.Table.from_pylist([row("a")]).append_column("extra", mapping)
         pa.parquet.write_table(table, "map.parquet")
-        assert "map.parquet: has a column of a kind" in refusal(capsys, "map.parquet")
+        assert "map.parquet: has a column of a type" in refusal(capsys, "map.parquet")
 
     def test_damaged_containers_give_what_can_be_read(self):
         audio = [flac(clip(0.5, seed=n)) for n in range(4)]
