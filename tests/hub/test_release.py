@@ -87,7 +87,7 @@ def test_the_picture_of_all_models_is_of_their_weights():
 
 @pytest.mark.skipif(not FOLDERS, reason="no published model is in this checkout")
 def test_texts_name_published_weights_only():
-    """Each word of 16 hexadecimal digits in a text is the identity of a published model, of it in 8 bits, or of a judge."""
+    """Words of 16 hexadecimal digits in texts are identities of published models, of these in 8 bits, or of judges."""
     rounded = {model_identity(round_weights(load_codec(str(folder), device="cpu").model)) for folder in FOLDERS}
     results = [json.loads(path.read_text()) for path in HUB_CARDS.glob("taae-*/results/judged/results.json")]
     judges = {value for result in results for name, value in result["judges"].items() if name.endswith(" weights")}
