@@ -17,8 +17,8 @@ VOC_MAGIC, NIST_MAGIC = b"Creative Voice File\x1a", b"NIST_1A\n"
 UNKNOWN = 0xFFFFFFFF  # the size in AU files from a pipe
 # In these formats, libsndfile ignores the header's length and reads samples up to the end of the file.
 READ_ON = (W64_MAGIC, NIST_MAGIC)
-# Fewer bytes behind the end, or missing, count as padding.
-PADDING = 1 << 12
+# Fewer bytes behind the end count as padding. A last chunk may lack its own: W64 pads chunks to 8 bytes.
+PADDING, CHUNK_PADDING = 1 << 12, 8
 NIST_FIELD = re.compile(rb"(sample_count|sample_n_bytes|channel_count) -i (\d+)")
 # Tags that programs append to any sound file: ID3 of version 1, and APE, whose footer has its size.
 ID3_TAG, ID3_SIZE, APE_TAG, APE_SIZE = b"TAG", 128, b"APETAGEX", 32
@@ -65,7 +65,7 @@ def parts_of(content: BinaryIO, size: int, name: str) -> list[Part]:
     start, rest = 0, without_tags(content, size)
     while start < size:
         end = ENDS[kind](content, start, size)
-        if end > size + PADDING:
+        if end > size + CHUNK_PADDING:
             raise TaaeInputError(f"{name}: is truncated (it promises more than is there); copy or download it again")
         end += end < size and end % 2 and read_at(content, end, 1) == b"\0"
         is_joined = end > start and read_at(content, end, len(kind)) == kind

@@ -245,8 +245,8 @@ def test_columns_of_paths_and_of_bytes(streaming, tmp_path):
 def test_corpora_that_cannot_be_used_are_named(corpus, corpora, message, tmp_path):
     for name in ("a.parquet", "b.wav"):
         (tmp_path / name).touch()
-    for corpus in corpora:
-        corpus.source = corpus.source.format(parquet=corpus, folder=tmp_path)
+    for config in corpora:
+        config.source = config.source.format(parquet=corpus, folder=tmp_path)
     with pytest.raises(CorpusError, match=message):
         TrainingCrops(DataConfig(corpora=corpora), TaaeFeatureExtractor(), 0)
 
