@@ -13,6 +13,8 @@ from typing import Literal
 import psutil
 import torch
 
+from training.recipe import RecipeError
+
 Precision = Literal["no", "bf16"]  # Accelerate's names
 
 # PyTorch's names of processor features, by their common names.
@@ -95,14 +97,34 @@ def product_seconds(dtype: torch.dtype, device: torch.device) -> float:
     return min(times[1:])
 
 
-def choose_attention(wanted: str, device: torch.device, precision: Precision) -> str:
+def choose_attention(
+    wanted: str, device: torch.device, precision: Precision, compiled: bool = False, threads: int | None = None
+) -> str:
     """Chooses the attention implementation of training if it is `auto`.
 
     On the CPU that was tried, bfloat16 is up to 8 % faster with eager attention. Float32 and GPUs are faster with SDPA.
+    Eager attention that PyTorch 2.13 compiles for several threads of a CPU corrupts memory in its backward pass.
+
+    Args:
+        wanted: an implementation, or `"auto"`.
+        device: where the run computes.
+        precision: the precision of its activations.
+        compiled: whether layers are compiled.
+        threads: the threads of this process; None asks PyTorch.
+
+    Raises:
+        RecipeError: if the one wanted would corrupt memory.
     """
+    threads = torch.get_num_threads() if threads is None else threads
+    corrupts = device.type == "cpu" and compiled and threads > 1
+    if wanted == "eager" and corrupts:
+        raise RecipeError(
+            "attn_implementation: eager cannot be compiled for several threads of a CPU. Leave it out, or give each "
+            "process one thread (OMP_NUM_THREADS=1)."
+        )
     if wanted != "auto":
         return wanted
-    return "eager" if device.type == "cpu" and precision == "bf16" else "sdpa"
+    return "eager" if device.type == "cpu" and precision == "bf16" and not corrupts else "sdpa"
 
 
 def choose_processes(batch_sizes: list[int], cores: int | None = None) -> int:

@@ -90,7 +90,7 @@ class Trainer:
         if recipe.cuda_graph:
             check_replayable(recipe, device, processes)
         set_seed(recipe.seed)  # the same weights in every process
-        attention = choose_attention(recipe.attn_implementation, device, self.precision.precision)
+        attention = choose_attention(recipe.attn_implementation, device, self.precision.precision, recipe.compile)
         model = prepare_model(load_model(recipe, attention), recipe)
         self.extractor = load_extractor(recipe, model.config)
         self.crops: TrainingCrops | None = None

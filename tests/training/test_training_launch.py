@@ -59,6 +59,15 @@ def test_attention_follows_the_precision():
     assert choose_attention("flex_attention", CPU, "bf16") == "flex_attention"
 
 
+def test_attention_that_would_corrupt_memory_is_not_compiled():
+    """Spelt out and compiled for several threads of a CPU, its backward pass writes where it must not."""
+    assert choose_attention("auto", CPU, "bf16", compiled=True, threads=2) == "sdpa"
+    assert choose_attention("auto", CPU, "bf16", compiled=True, threads=1) == "eager"
+    assert choose_attention("eager", torch.device("cuda"), "bf16", compiled=True, threads=2) == "eager"
+    with pytest.raises(RecipeError, match="eager cannot be compiled for several threads"):
+        choose_attention("eager", CPU, "no", compiled=True, threads=2)
+
+
 @pytest.mark.parametrize(
     ("sizes", "cores", "processes"), [([8], 1, 1), ([8], 2, 2), ([8], 6, 4), ([8, 4], 16, 4), ([1], 16, 1), ([6], 4, 3)]
 )

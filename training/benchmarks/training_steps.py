@@ -24,7 +24,7 @@ from training.discriminator import Adversary
 from training.losses import weighted_sum
 from training.model import compile_layers
 from training.optimization import trainable_parameters
-from training.precision import usable_cores
+from training.precision import Precision, choose_attention, usable_cores
 from training.recipe import parse_recipe
 from training.trainer import Trainer
 
@@ -57,8 +57,8 @@ def gradient_rows(bench: Bench) -> Iterator[dict]:
                 torch.compiler.reset()  # graphs of other sizes would count towards the limit
                 compile_layers(model)
             for dtype in precisions:
-                # As in the recipes: for short crops on a CPU, bfloat16 is faster with eager attention.
-                attention = "eager" if dtype == BFLOAT16 and bench.device.type == "cpu" else "sdpa"
+                precision: Precision = "bf16" if dtype == BFLOAT16 else "no"
+                attention = choose_attention("auto", bench.device, precision, layers == "compiled")
                 model.set_attn_implementation(attention)
                 call = partial(pass_through, model, audio, gradient, dtype)
                 if dtype not in operations:  # operations of compiled layers cannot be counted
