@@ -17,7 +17,7 @@ from training.benchmarks import corpus as benchmark_corpus
 from training.benchmarks import inference as benchmark_inference
 from training.benchmarks import tools as benchmark_tools
 from training.benchmarks import training_steps as benchmark_training
-from training.benchmarks.benchmark import AVX2, GPU_MARKERS, MARKERS, main, markdown
+from training.benchmarks.benchmark import AVX2, AVX2_MARKERS, GPU_MARKERS, MARKERS, main, markdown
 from training.benchmarks.peers import peer_rows
 from training.benchmarks.tools import Bench, count_operations, random_model
 from training.model import compile_layers
@@ -116,6 +116,7 @@ def test_a_machine_that_is_held_to_avx2_says_so():
 def test_steps_are_measured_in_one_process_and_in_several(monkeypatch):
     """With real runs of the real command, of as few steps as possible."""
     monkeypatch.setattr(benchmark_training, "RECIPE", CHECKOUT / "training" / "recipes" / "nano_adversarial.yaml")
+    monkeypatch.setattr(benchmark_training, "BATCH_SIZES", (2,))
     monkeypatch.setattr(benchmark_training, "RUN_STEPS", (1, 2))
     monkeypatch.setattr(benchmark_training, "usable_cores", lambda: 2)
     assert [row["processes"] for row in benchmark_training.process_rows(Bench())] == [1, 2]
@@ -193,6 +194,8 @@ def test_mistakes_are_told_in_a_line(arguments, message, tmp_path, capsys):
     assert exit_info.value.code == 2 and message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("results", "markers"), [(RESULTS, MARKERS), (GPU_RESULTS, GPU_MARKERS)])
+@pytest.mark.parametrize(
+    ("results", "markers"), [(RESULTS, MARKERS), (GPU_RESULTS, GPU_MARKERS), (AVX2_RESULTS, AVX2_MARKERS)]
+)
 def test_the_tables_of_the_readme_are_those_of_the_results(results, markers):
     assert f"{markers[0]}{markdown(json.loads(results.read_text()))}\n{markers[1]}" in README.read_text()

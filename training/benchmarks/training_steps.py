@@ -33,7 +33,7 @@ BATCHES = {
     "cpu": (("nano", 4, 1.28), ("nano", 16, 1.28), ("240m", 1, 5.12)),
     "cuda": (("nano", 64, 1.28), ("240m", 8, 5.12), ("950m", 8, 5.12)),
 }
-BATCH_SIZE, RUN_STEPS = 8, (4, 24)  # of the runs in which processes share the cores
+BATCH_SIZES, RUN_STEPS = (8, 32), (4, 34)  # of the runs in which processes share the cores
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "nano_adversarial.yaml"
 # Kinds of kernels, with parts of the kernels' names; the first match counts.
 KINDS = {
@@ -101,22 +101,24 @@ def process_rows(bench: Bench) -> Iterator[dict]:
     cores = usable_cores()
     with tempfile.TemporaryDirectory() as name:
         corpus = noise_corpus(Path(name))
-        for processes in (number for number in range(1, cores + 1) if BATCH_SIZE % number == 0):
-            times = {steps: run_seconds(corpus, processes, steps) for steps in RUN_STEPS}
+        for crops, processes in ((size, number) for size in BATCH_SIZES for number in range(1, cores + 1)):
+            if crops % processes:
+                continue
+            times = {steps: run_seconds(corpus, crops, processes, steps) for steps in RUN_STEPS}
             fewer, more = RUN_STEPS
             seconds = (times[more] - times[fewer]) / (more - fewer)
             threads = f"{max(cores // processes, 1)} each"
-            yield {"size": "nano", "crops": BATCH_SIZE, "processes": processes, "threads": threads, "seconds": seconds}
+            yield {"size": "nano", "crops": crops, "processes": processes, "threads": threads, "seconds": seconds}
 
 
-def run_seconds(corpus: Path, processes: int, steps: int) -> float:
+def run_seconds(corpus: Path, crops: int, processes: int, steps: int) -> float:
     """Returns the seconds of a training run from the command line, including start and end."""
     with tempfile.TemporaryDirectory() as output:
         options = {
             "output_dir": output,
             "data.corpora": json.dumps([{"source": str(corpus)}]),
             "validation.corpus": "null",
-            "batch_size": BATCH_SIZE,
+            "batch_size": crops,
             "max_steps": steps,
             "optimizer.decay_steps": 1,
             "checkpoint_every": 10 * steps,
