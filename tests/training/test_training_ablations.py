@@ -63,11 +63,11 @@ def test_each_is_run_once_and_a_failure_is_told(recipe_file, tmp_path, capfd):
     assert (folder / "plain.log").read_text() == log, "it was run again"
     with pytest.raises(SystemExit) as exit_info:
         main(["plain", *command, "--options", "--batch_size", "1"], known)
-    assert exit_info.value.code == 2 and "is of a run with other settings" in capfd.readouterr().err
+    assert exit_info.value.code == 2 and "is a run with other settings" in capfd.readouterr().err
     (folder / "plain.json").unlink()  # as if it had been interrupted
     with pytest.raises(SystemExit):
         main(["plain", *command, "--options", "--batch_size", "1"], known)
-    assert "is of a run with other settings" in capfd.readouterr().err
+    assert "is a run with other settings" in capfd.readouterr().err
 
 
 def test_results_are_those_of_the_last_step_however_often_it_was_reached(tmp_path):

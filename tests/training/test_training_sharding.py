@@ -78,7 +78,7 @@ def test_transformer_layers_are_the_units_and_every_parameter_is_sharded(sharded
 
 def test_checkpoints_of_sharded_and_whole_runs_are_told_apart(sharded, recipe_file, tmp_path):
     shutil.copytree(sharded / "whole" / "checkpoint-4", tmp_path / "checkpoint-4")
-    with pytest.raises(CheckpointError, match=r"checkpoint-4, of a run that is sharded .* this one is not sharded"):
+    with pytest.raises(CheckpointError, match=r"checkpoint-4: its run is sharded .* this one is not sharded"):
         train(recipe_file, *STEADY, "--output_dir", tmp_path)
 
 

@@ -101,7 +101,7 @@ def test_what_is_trained_is_compared_and_not_trained_again(tiny_model_folder, tm
     assert json.loads(Path("results/stages.json").read_text()) == results
     with pytest.raises(SystemExit):
         main(command, {"noise": Experiment("", (Stage("after", "", "nano"),), speech)})
-    assert "after is of a run with other settings" in capsys.readouterr().err
+    assert "after is a run with other settings" in capsys.readouterr().err
 
 
 def test_changes_are_those_of_each_utterance():
