@@ -13,7 +13,8 @@ from itertools import chain
 from .modeling_taae import TaaeModel
 from .transformer_taae import TaaeTransformer
 
-# Far more than any model needs. Beyond it, layers run uncompiled, and a clip's tokens depend on earlier clips.
+# Far more than any model needs; more are an error. At PyTorch's own limit, layers would go on uncompiled in silence,
+# and a clip's tokens would depend on the clips before it.
 MOST_GRAPHS = 256
 
 

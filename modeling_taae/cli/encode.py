@@ -1,12 +1,8 @@
 """`taae encode`: encodes audio files to `.taae` files."""
 
 import argparse
-from typing import TYPE_CHECKING
 
 from .options import OUTPUT_HELP, add_audio_inputs, add_encoding_options, add_model_options
-
-if TYPE_CHECKING:
-    from .jobs import Prepared
 
 SUMMARY = "turn audio into .taae files"
 EXAMPLES = """\
@@ -30,18 +26,11 @@ def run(args: argparse.Namespace) -> int:
     from ..errors import TaaeInputError
     from ..transcode.files import encode_files
     from .files import plan
-    from .jobs import Reader, load_encoder, run_jobs
+    from .jobs import run_encoder
 
     jobs = plan(args, AUDIO_SUFFIXES, ".taae")
     for job in jobs:
         if job.target.suffix.lower() in AUDIO_SUFFIXES:
             raise TaaeInputError(f"{job.target}: is a name for audio; expected one that ends in .taae; change -o")
 
-    def prepare() -> "Prepared":
-        codec, bottleneck = load_encoder(args)
-        return codec, lambda there, on_error: encode_files(codec, there, bottleneck, on_error, reader)
-
-    reader = Reader(args.channel)
-    status = run_jobs(args, jobs, "encoding", prepare)
-    reader.tell()
-    return status
+    return run_encoder(args, jobs, "encoding", encode_files)

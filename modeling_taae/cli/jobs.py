@@ -39,18 +39,28 @@ class Reader:
 
 # A codec, and a function that processes jobs and yields each one once it is done.
 Prepared = tuple[Codec, Callable[[list[Job], OnError], Iterable[Job]]]
+# A function that encodes jobs with a bottleneck, and yields each one once it is done; its last argument reads files.
+EncodingWork = Callable[[Codec, list[Job], str | list | tuple | None, OnError, Reader], Iterable[Job]]
 
 
-def load_encoder(args: argparse.Namespace) -> tuple[Codec, str | list | tuple | None]:
-    """Loads the codec of a command that encodes, and checks its bottleneck.
+def run_encoder(args: argparse.Namespace, jobs: list[Job], doing: str, work: EncodingWork) -> int:
+    """Processes the jobs of a command that encodes, and returns the exit status; arguments as for [`run_jobs`].
 
     Raises:
         TaaeInputError: if there is no such model, or it has no such bottleneck.
     """
-    if args.loudness:
-        import_loudness()
-    codec = load_codec(args.model, args.device, args.loudness)
-    return codec, chosen_bottleneck(codec, args.bottleneck)
+    reader = Reader(args.channel)
+
+    def prepare() -> Prepared:
+        if args.loudness:
+            import_loudness()
+        codec = load_codec(args.model, args.device, args.loudness)
+        bottleneck = chosen_bottleneck(codec, args.bottleneck)
+        return codec, lambda there, on_error: work(codec, there, bottleneck, on_error, reader)
+
+    status = run_jobs(args, jobs, doing, prepare)
+    reader.tell()
+    return status
 
 
 def run_jobs(args: argparse.Namespace, jobs: list[Job], doing: str, prepare: Callable[[], Prepared]) -> int:

@@ -1,13 +1,9 @@
 """`taae reconstruct`: encodes and decodes audio files."""
 
 import argparse
-from typing import TYPE_CHECKING
 
 from .encode import INTERRUPTED
 from .options import OUTPUT_HELP, add_audio_inputs, add_encoding_options, add_model_options
-
-if TYPE_CHECKING:
-    from .jobs import Prepared
 
 SUMMARY = "encode and decode audio, to hear the codec"
 EXAMPLES = """\
@@ -29,17 +25,10 @@ def run(args: argparse.Namespace) -> int:
     from ..audio_io import AUDIO_SUFFIXES, audio_format
     from ..transcode.files import reconstruct_files
     from .files import plan
-    from .jobs import Reader, load_encoder, run_jobs
+    from .jobs import run_encoder
 
     jobs = plan(args, AUDIO_SUFFIXES, ".wav")
     for job in jobs:
         audio_format(job.target)
 
-    def prepare() -> "Prepared":
-        codec, bottleneck = load_encoder(args)
-        return codec, lambda there, on_error: reconstruct_files(codec, there, bottleneck, on_error, reader)
-
-    reader = Reader(args.channel)
-    status = run_jobs(args, jobs, "reconstructing", prepare)
-    reader.tell()
-    return status
+    return run_encoder(args, jobs, "reconstructing", reconstruct_files)
