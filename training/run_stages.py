@@ -1,7 +1,10 @@
 """The earlier name of `training/experiment.py stages`."""
 
 import sys
+from pathlib import Path
 
-from experiment import main
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
+
+from training.experiment import main
 
 sys.exit(main(["stages", *sys.argv[1:]]))
