@@ -93,7 +93,7 @@ def judged_section(folder: Path, identity: str) -> str:
     shown = [name for name in JUDGED_METRICS if name in results.metrics]
     return "\n\n".join(
         [
-            f"The first {results.data.scored} utterances of {code(results.data.sources)}, judged by networks:",
+            f"{results.data.scored} utterances of {code(results.data.sources)}, judged by networks:",
             report.quality_table(results, shown),
             f"{report.footnote(results)} More is in [{JUDGED}/report.md]({JUDGED}/report.md).",
             *([f"{picture}({QUALITY_PICTURE})"] if (folder / QUALITY_PICTURE).is_file() else []),

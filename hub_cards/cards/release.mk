@@ -18,12 +18,11 @@ TRAINING_SPEECH := $(SPEECH)/train-*.parquet $(SPEECH)/train_more-*.parquet
 DEMO = '$(SPEECH)/train-*.parquet' lj-LJ001-0036
 BOTTLENECKS := 1x46656_400bps 2x15625_700bps
 METRICS ?= pesq_wb pesq_nb stoi si_sdr mel_distance stft_distance dnsmos_p808
-# Options of the evaluation by networks, with neural peers. For all utterances, a codec takes four minutes on two cores.
-JUDGED ?= --limit 40
-JUDGED_METRICS := pesq_wb stoi wer cer dwer dcer speaker_similarity distillmos
+# The evaluation by networks, with neural peers.
+JUDGED_METRICS := pesq_wb stoi dnsmos_p808 wer cer dwer dcer speaker_similarity distillmos
 NEURAL_PEERS := lyra-3.2k lyra-6k opus-6k-nolace opus-6k codec2-700C
-# The rows.jsonl of another model or of earlier weights, whose peers are not scored again.
-ROWS ?=
+# What was judged for other models: their originals and peers are not judged again.
+ROWS ?= $(filter-out $(CARD:%/=%)/%,$(wildcard hub_cards/*/results/judged/rows.jsonl))
 # Points of the curve: the presets, and three and nine levels per dimension. Trials on a part of the data take minutes.
 STAGES = 3,3,3,3,3,3@1.0 1x46656_400bps 9,9,9,9,9,9@1.0 native $(wordlist 2,3,$(PRESETS))
 TRIALS := --metrics pesq_wb stoi mel_distance --samples 0 --no-speed
@@ -55,9 +54,10 @@ results: $(VENV)/eval.stamp  ## evaluate the published model beside its peers, o
 	$(BIN)/taae evaluate $(SPEECH)/test-*.parquet --model $(CARD) --bottleneck $(BOTTLENECKS) \
 		--peers $(PEERS) --metrics $(METRICS) -o $(CARD)/results
 
-judged: $(VENV)/judges.stamp  ## judge words, naturalness and voices by networks, beside neural codecs; ROWS=… has rows to reuse
+judged: $(VENV)/judges.stamp  ## judge words, naturalness and voices by networks, beside neural codecs
+	mkdir -p $(CARD)/results/judged
 	$(if $(ROWS),cat $(ROWS) >> $(CARD)/results/judged/rows.jsonl)
-	$(BIN)/taae evaluate $(SPEECH)/test-*.parquet --model $(CARD) $(JUDGED) \
+	$(BIN)/taae evaluate $(SPEECH)/test-*.parquet --model $(CARD) \
 		--transcripts $(SPEECH)/transcripts.parquet --peers $(NEURAL_PEERS) --metrics $(JUDGED_METRICS) \
 		--samples 0 --no-speed -o $(CARD)/results/judged
 
