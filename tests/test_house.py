@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PRODUCT = ("modeling_taae", "training", "hub_cards")
 # Rooms of the package, each of which may import those in the lines before its own.
 LAYERS = [
-    ["errors", "identity", "compilation"],
+    ["errors", "identity", "compilation", "records"],
     ["files"],
     ["audio"],
     ["audio_io"],

@@ -16,6 +16,7 @@ from transformers.utils import cached_file
 from modeling_taae.configuration_taae import NAMED_SIZES
 from modeling_taae.data.row import known_columns
 from modeling_taae.data.sources import matching_paths
+from modeling_taae.records import read_fields
 from training.data import TrainingCrops
 from training.model import start_of
 from training.recipe import CorpusConfig, Recipe
@@ -85,14 +86,7 @@ class TrainingData:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
         """Reads plain values, also those of `make provenance`, which have no base and no attributions."""
-        base = values.get("base")
-        known = SpeechSource.__dataclass_fields__
-        return cls(
-            dict(values.get("languages", {})),
-            [SpeechSource(**{name: row[name] for name in known if name in row}) for row in values.get("sources", [])],
-            base and BaseModel(base["name"], base["license"], base["data"] and cls.from_json(base["data"])),
-            values.get("computed_in", ""),
-        )
+        return cls(**read_fields(cls, values))
 
     def bases(self) -> Iterator[BaseModel]:
         """Yields the model that this one started from, then that model's own base, and so on."""

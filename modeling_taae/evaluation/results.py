@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from ..errors import TaaeInputError, one_line
+from ..records import read_fields
 
 FORMAT = 1
 # Significant digits of written figures, more than any figure is accurate to.
@@ -52,11 +53,6 @@ class Group:
 
     utterances: int
     metrics: dict[str, Mean]
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Reads the output of [`dataclasses.asdict`]."""
-        return cls(content["utterances"], means_of(content["metrics"]))
 
 
 @dataclass(frozen=True)
@@ -125,18 +121,11 @@ class SystemSummary:
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Reads an entry of results.json."""
         known = {each.name for each in fields(cls)} - {"facts"}
-        figures = {name: value for name, value in content.items() if name in known}
-        figures["metrics"] = means_of(content["metrics"])
-        figures["by"] = {
-            fact: {name: Group.from_json(group) for name, group in groups.items()}
-            for fact, groups in content.get("by", {}).items()
-        }
-        if figures.get("speed") is not None:
-            figures["speed"] = Speed(**figures["speed"])
-        for missing in ("payload_bit_rate", "file_bit_rate"):
-            figures.setdefault(missing, None)
-        figures.setdefault("delay_samples", 0)
-        return cls(**figures, facts={name: value for name, value in content.items() if name not in known})
+        # Earlier releases did not write these.
+        figures = {"payload_bit_rate": None, "file_bit_rate": None, "delay_samples": 0}
+        figures |= {name: value for name, value in content.items() if name in known}
+        facts = {name: value for name, value in content.items() if name not in known}
+        return cls(**read_fields(cls, figures), facts=facts)
 
 
 @dataclass(frozen=True)
@@ -152,15 +141,6 @@ class Originals:
     metrics: dict[str, Mean]
     same_speaker: Mean | None = None
     other_speakers: Mean | None = None
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Reads the output of [`dataclasses.asdict`]."""
-        pairs = {
-            name: None if content.get(name) is None else Mean(**content[name])
-            for name in ("same_speaker", "other_speakers")
-        }
-        return cls(means_of(content["metrics"]), **pairs)
 
 
 @dataclass(frozen=True)
@@ -193,15 +173,6 @@ class DataSummary:
     added: dict[str, list[str]] = field(default_factory=dict)
     parts: dict[str, dict[str, Share]] = field(default_factory=dict)
     speakers: int = 0
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Reads the output of [`dataclasses.asdict`]."""
-        parts = {
-            fact: {name: Share(**share) for name, share in shares.items()}
-            for fact, shares in content.get("parts", {}).items()
-        }
-        return cls(**{**content, "parts": parts})
 
 
 @dataclass(frozen=True)
@@ -358,17 +329,7 @@ class Results:
         Raises:
             KeyError, TypeError: if it has another structure.
         """
-        return cls(
-            data=DataSummary.from_json(content["data"]),
-            reference=Reference(**content["reference"]),
-            metrics={name: MetricFacts(**facts) for name, facts in content["metrics"].items()},
-            judges=content.get("judges", {}),
-            intervals=Intervals(**content["intervals"]),
-            systems=[SystemSummary.from_json(system) for system in content["systems"]],
-            problems=[Problem(**problem) for problem in content.get("problems", ())],
-            environment=content.get("environment", {}),
-            originals=Originals.from_json(content["originals"]) if "originals" in content else None,
-        )
+        return cls(**read_fields(cls, {"judges": {}, "problems": [], "environment": {}, **content}))
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -385,11 +346,6 @@ class Results:
             raise TaaeInputError(
                 f"{path}: is not what `taae evaluate` writes ({one_line(error)}); evaluate again"
             ) from error
-
-
-def means_of(content: Mapping[str, Any]) -> dict[str, Mean]:
-    """Reads means by the metric's name."""
-    return {name: Mean(**mean) for name, mean in content.items()}
 
 
 def rounded(tree: Any) -> Any:

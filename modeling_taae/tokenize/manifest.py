@@ -4,14 +4,14 @@ Each class is a part of `manifest.json`, except for [`Reject`], a line of `rejec
 dictionary for JSON; `from_json` reads that dictionary.
 """
 
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any
 
 from ..errors import TaaeInputError, one_line
 from ..files import read_json
 from ..identity import TokenSource
+from ..records import read_fields
 
 FORMAT = "taae tokens, version 1"
 MANIFEST, REJECTS, CARD, REPORT = "manifest.json", "rejects.jsonl", "README.md", "report.json"
@@ -124,11 +124,6 @@ class Reject:
         """Returns the reject as a dictionary."""
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, content: dict[str, str]) -> "Reject":
-        """Reads a reject."""
-        return cls(content["id"], content["source"], content["reason"])
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -176,8 +171,7 @@ class Plan:
     def from_json(cls, content: dict[str, Any]) -> "Plan":
         """Reads a plan."""
         named = {field.name: PLAN_NAMES.get(field.name, field.name) for field in fields(cls)}
-        values = {field: content[name] for field, name in named.items() if name in content or field not in LATER}
-        return _checked(cls(**values))
+        return cls(**read_fields(cls, {field: content[name] for field, name in named.items() if name in content}))
 
 
 LATER = {"channel": None, "compile": False}  # settings that plans of earlier versions do not have, with their defaults
@@ -187,10 +181,6 @@ PLAN_NAMES = {
     "shortest": "minimum of seconds",
     "shard_hours": "number of hours in a shard",
 }
-
-
-Facts = TypeVar("Facts", ModelFacts, BottleneckFacts, SourceFacts, Shard)
-Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -270,18 +260,7 @@ class Manifest:
         """
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']!r}, not {FORMAT!r}")
-        manifest = cls(
-            versions=content["versions"],
-            model=_facts(ModelFacts, content["model"]),
-            bottleneck=_facts(BottleneckFacts, content["bottleneck"]),
-            sources=[_facts(SourceFacts, source) for source in content["sources"]],
-            plan=Plan.from_json(content["plan"]),
-            columns=content["columns"],
-            fingerprint=content["fingerprint"],
-            shards=[_facts(Shard, shard) for shard in content["shards"]],
-            rejected=content["rejected"],
-        )
-        _checked(manifest)
+        manifest = cls(**read_fields(cls, content))
         told_twice = {name: content[name] for name in ("split", "rows", "frames", "seconds")}
         told_twice |= {"model": manifest.plan.model, "bottleneck": manifest.plan.bottleneck}
         computed = {name: getattr(manifest, name) for name in ("split", "rows", "frames", "seconds")}
@@ -289,41 +268,6 @@ class Manifest:
         if differing := [name for name, value in told_twice.items() if value != computed[name]]:
             raise ValueError(f"it contradicts itself about {', '.join(differing)}")
         return manifest
-
-
-def _facts(kind: type[Facts], content: dict[str, Any]) -> Facts:
-    """Reads a dataclass of plain fields; fields added by later versions are ignored."""
-    optional = {
-        field.name for field in fields(kind) if field.default is not MISSING or field.default_factory is not MISSING
-    }
-    names = [field.name for field in fields(kind) if field.name in content or field.name not in optional]
-    return _checked(kind(**{name: content[name] for name in names}))
-
-
-def _checked(part: Part) -> Part:
-    """Returns a part of a manifest after checking the types of its values.
-
-    Raises:
-        TypeError: if a field's value has another type; names the field.
-    """
-    for name, kind in get_type_hints(type(part)).items():
-        value = getattr(part, name)
-        if not _has_type(value, kind):
-            raise TypeError(f"its {name} is {repr(value)[:80]}")
-    return part
-
-
-def _has_type(value: Any, kind: Any) -> bool:
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is list:
-        return isinstance(value, list) and all(_has_type(each, inner[0]) for each in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(_has_type(each, inner[1]) for each in value.values())
-    if origin is UnionType:
-        return any(_has_type(value, each) for each in inner)
-    if kind in (int, float):  # JSON may write whole floats as integers; booleans are no numbers
-        return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
-    return isinstance(value, kind)
 
 
 def read_manifest(folder: str | Path) -> Manifest | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..records import read_fields
 from .encoder import Part
 
 
@@ -75,13 +76,7 @@ class Report:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Report":
         """Reads a report."""
-        machine = (content["device"], content["workers"], content["unit"], content["units"])
-        notes = tuple(content.get("notes", ()))
-        if "speed" not in content:
-            return cls(*machine, notes=notes)
-        figures = {name: content[name] for name in Measured.__dataclass_fields__}
-        figures["million_hours"] = MillionHours(**content["million_hours"])
-        return cls(*machine, Measured(**figures), notes)
+        return cls(**read_fields(cls, {**content, "measured": content if "speed" in content else None}))
 
 
 @dataclass

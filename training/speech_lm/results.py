@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
+from modeling_taae.records import read_fields
+
 
 @dataclass
 class Budget:
@@ -158,11 +160,4 @@ class Result:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Result":
         """Reads a result."""
-        parts = {
-            "bit_rate": BitRates(**content["bit_rate"]),
-            "parameters": Parameters(**content["parameters"]),
-            "sequences": Counts(**content["sequences"]),
-            "budget": Budget(**content["budget"]),
-            "samples": [Sample(**sample) for sample in content["samples"]],
-        }
-        return cls(**content | parts)
+        return cls(**read_fields(cls, content))
