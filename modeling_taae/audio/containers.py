@@ -19,9 +19,14 @@ UNKNOWN = 0xFFFFFFFF  # the size in AU files from a pipe
 READ_ON = (W64_MAGIC, NIST_MAGIC)
 # Fewer bytes behind the end count as padding. A last chunk may lack its own: W64 pads chunks to 8 bytes.
 PADDING, CHUNK_PADDING = 1 << 12, 8
+CHUNK_NAME = re.compile(rb"[ -~\xa9]{4}")
 NIST_FIELD = re.compile(rb"(sample_count|sample_n_bytes|channel_count) -i (\d+)")
 # Tags that programs append to any sound file: ID3 of version 1, and APE, whose footer has its size.
 ID3_TAG, ID3_SIZE, APE_TAG, APE_SIZE = b"TAG", 128, b"APETAGEX", 32
+
+
+# The function of a file, the start of one of its parts and its size, which returns the end of the part.
+End = Callable[[BinaryIO, int, int], int]
 
 
 class Part(NamedTuple):
@@ -82,37 +87,36 @@ def parts_of(content: BinaryIO, size: int, name: str) -> list[Part]:
     return parts
 
 
-def _aiff_end(content: BinaryIO, start: int, size: int) -> int:
-    position = start + 12
-    while position < size:
-        head = read_at(content, position, 8)
-        if len(head) < 8 or head.startswith(b"FORM") or not re.fullmatch(rb"[ -~\xa9]{4}", head[:4]):
-            break
-        length = struct.unpack(">I", head[4:])[0]
-        if position + 8 + length > size and not head.startswith(b"SSND"):
-            break  # no chunk
-        position += 8 + length + length % 2
-    return position
+def _end_of_chunks(head: struct.Struct, first: int, samples: bytes, alignment: int) -> End:
+    """Returns the function that finds the end of a file of chunks, each a name, a length and its content.
+
+    Args:
+        head: the form of a chunk's name and length.
+        first: the position of the first chunk.
+        samples: the name of the chunk with the samples, which may be cut off.
+        alignment: the number of bytes to a multiple of which chunks are padded.
+    """
+
+    def end(content: BinaryIO, start: int, size: int) -> int:
+        magic, position = read_at(content, start, 4), start + first
+        while position < size:
+            beginning = read_at(content, position, head.size)
+            if len(beginning) < head.size or beginning.startswith(magic) or not CHUNK_NAME.fullmatch(beginning[:4]):
+                break
+            name, length = head.unpack(beginning)
+            if length < 0:  # unknown, which only the last chunk may have
+                return size
+            if position + head.size + length > size and name != samples:
+                break  # no chunk
+            position += head.size + length + -length % alignment
+        return position
+
+    return end
 
 
 def _au_end(content: BinaryIO, start: int, size: int) -> int:
     offset, length = struct.unpack(">II", read_at(content, start + 4, 8).ljust(8, b"\0"))
     return size if length == UNKNOWN else start + offset + length
-
-
-def _caf_end(content: BinaryIO, start: int, size: int) -> int:
-    position = start + 8
-    while position < size:
-        head = read_at(content, position, 12)
-        if len(head) < 12 or head.startswith(b"caff") or not re.fullmatch(rb"[ -~]{4}", head[:4]):
-            break
-        length = struct.unpack(">q", head[4:])[0]
-        if length < 0:  # unknown, which only the last chunk may have
-            return size
-        if position + 12 + length > size and not head.startswith(b"data"):
-            break  # no chunk
-        position += 12 + length
-    return position
 
 
 def _w64_end(content: BinaryIO, start: int, size: int) -> int:
@@ -139,10 +143,10 @@ def _nist_end(content: BinaryIO, start: int, size: int) -> int:
 
 
 # Functions that return the end of a file according to its header, by the file's first bytes.
-ENDS: dict[bytes, Callable[[BinaryIO, int, int], int]] = {
-    b"FORM": _aiff_end,
+ENDS: dict[bytes, End] = {
+    b"FORM": _end_of_chunks(struct.Struct(">4sI"), 12, b"SSND", 2),
     AU_MAGIC: _au_end,
-    b"caff": _caf_end,
+    b"caff": _end_of_chunks(struct.Struct(">4sq"), 8, b"data", 1),
     W64_MAGIC: _w64_end,
     VOC_MAGIC: _voc_end,
     NIST_MAGIC: _nist_end,

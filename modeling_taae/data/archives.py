@@ -13,11 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
-import pyarrow as pa
-
 from ..audio_io import AUDIO_SUFFIXES
 from ..errors import one_line
-from .readers import until_damage
+from .readers import Reader, until_damage
 from .row import Row, row_id
 from .texts import LARGEST_TEXT, told_by
 
@@ -31,7 +29,7 @@ BLOCK = 1 << 20
 LARGEST_RECORDING, LARGEST_SPARSE, LARGEST_EXPANSION, LEAST_LIMIT = 1 << 31, 1 << 26, 64, 1 << 28
 
 
-class Archives:
+class Archives(Reader):
     """Reads WebDataset archives, one unit each.
 
     Reads a sample's audio, its texts and the fields of its .json; other members are ignored. The members of a sample
@@ -43,30 +41,16 @@ class Archives:
         largest: the size in bytes of the largest recording that is read.
     """
 
-    known_rows: int | None = None
-
     def __init__(self, files: dict[Path, str], id_column: str | None, largest: int = LARGEST_RECORDING):
         self.files, self.id_column, self.largest = list(files.items()), id_column, largest
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def schema(self, unit: int) -> pa.Schema:
-        """Returns an empty schema, because types are unknown before reading."""
-        return pa.schema([])
-
     def rows(self, unit: int) -> Iterator[Row]:
         """Yields the samples of an archive, in the order of their first members."""
         file, name = self.files[unit]
         return until_damage(self._rows(file, name), name)
-
-    def named_files(self) -> Iterator[Path]:
-        """Yields nothing, because members name no files."""
-        return iter(())
-
-    def shards(self) -> list[int]:
-        """Returns one unit per archive."""
-        return [1] * len(self)
 
     def _rows(self, file: Path, name: str) -> Iterator[Row]:
         if file.exists() and not file.is_file():  # reading a pipe could wait forever

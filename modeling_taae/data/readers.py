@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 from datasets import Audio, ClassLabel, Features, Image, Video
@@ -30,27 +30,34 @@ BATCH_ROWS = 16
 WHOLE = (None,)  # in place of the parts of a recording
 
 
-class Reader(Protocol):
-    """The units of one kind in a source."""
+class Reader:
+    """Reads the units of one kind in a source: by default units that stand alone, of which nothing is known before.
 
-    @property
-    def known_rows(self) -> int | None:
-        """The number of rows in all units, None if it is not known before reading."""
+    Attributes:
+        known_rows: the number of rows in all units, None if it is not known before reading.
+    """
+
+    known_rows: int | None = None
 
     def __len__(self) -> int:
         """Returns the number of units."""
-
-    def schema(self, unit: int) -> pa.Schema:
-        """Returns the types of a unit's own columns, as far as they are known before reading."""
+        raise NotImplementedError
 
     def rows(self, unit: int) -> Iterator[Row]:
         """Yields the rows of a unit."""
+        raise NotImplementedError
+
+    def schema(self, unit: int) -> pa.Schema:
+        """Returns the types of a unit's own columns, as far as they are known before reading."""
+        return pa.schema([])
 
     def named_files(self) -> Iterator[Path]:
         """Yields the files that cells name and that are not part of the source's fingerprint."""
+        return iter(())
 
     def shards(self) -> list[int]:
         """Returns the numbers of consecutive units that belong together, such as those of one file."""
+        return [1] * len(self)
 
 
 def until_damage(rows: Iterator[Row], file: str) -> Iterator[Row]:
@@ -72,7 +79,7 @@ def until_damage(rows: Iterator[Row], file: str) -> Iterator[Row]:
         yield Row(file, file, problem=f"damaged: nothing can be read from here on ({reason})")
 
 
-class Recordings:
+class Recordings(Reader):
     """Reads audio files, or parts of them, with the tables and texts that describe them; reports missing files.
 
     Args:
@@ -128,10 +135,6 @@ class Recordings:
             audio = None if problem else file
             identifier = row_id(columns, self.id_column) or (f"{name}#{span}" if span else name)
             yield Row(identifier, name, audio, columns, problem, span=span)
-
-    def named_files(self) -> Iterator[Path]:
-        """Yields nothing, because all files are known."""
-        return iter(())
 
     def shards(self) -> list[int]:
         """Returns all units as one group."""
@@ -263,7 +266,7 @@ class TableFile:
         return self.schema.field(audio_column).type.get_field_index("bytes") < 0
 
 
-class Tables:
+class Tables(Reader):
     """Reads Parquet and Arrow files; a unit is a few consecutive row groups.
 
     Args:

@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from ..errors import TaaeInputError, one_line
 from .origin import Origin
-from .readers import OwnColumns, cells_and_columns
+from .readers import OwnColumns, Reader, cells_and_columns
 from .row import Row, check_column, row_id
 
 # Parts into which a data set on disk is split, so that several processes can read it.
@@ -22,7 +22,7 @@ PARTS = 64
 TIMEOUT = 10.0  # seconds
 
 
-class StreamedRows:
+class StreamedRows(Reader):
     """Reads a data set that `datasets` streams; a unit is one of its files.
 
     Args:
@@ -66,14 +66,6 @@ class StreamedRows:
         shard = self.streamed.shard(num_shards=len(self), index=unit).with_format("arrow")
         for table in shard:
             yield from cells_and_columns(table.combine_chunks(), self.audio_column)
-
-    def named_files(self) -> Iterator[Path]:
-        """Yields nothing, because `datasets` knows the versions of a data set's files."""
-        return iter(())
-
-    def shards(self) -> list[int]:
-        """Returns one unit per file."""
-        return [1] * len(self)
 
 
 def open_dataset(
