@@ -5,10 +5,11 @@ it would have had without the interruption.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from modeling_taae.errors import TaaeInputError
 from training.recipe import RecipeError
@@ -23,43 +24,34 @@ class Failure:
         self.error = error
 
 
-class Reported(Dataset):
-    """A data set that returns expected errors as items."""
+class Batches(Dataset):
+    """The batches of a data set by the indices of their items; an expected error takes the place of its batch."""
 
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset, collate: Callable[[list], Any]):
+        self.dataset, self.collate = dataset, collate
 
-    def __getitem__(self, index: int) -> Any:
-        """Returns an item, or the error that reading it raises."""
+    def __getitem__(self, indices: range) -> Any:
+        """Returns a batch, or the error that reading its items raises."""
         try:
-            return self.dataset[index]
+            return self.collate([self.dataset[index] for index in indices])
         except FORESEEN as error:
             return Failure(error)
 
 
-class ReportedStream(IterableDataset):
-    """A stream that yields an expected error as its last item."""
+class BatchStream(IterableDataset):
+    """The batches of a stream; an expected error ends them, as the last one."""
 
-    def __init__(self, dataset: IterableDataset):
-        self.dataset = dataset
+    def __init__(self, dataset: IterableDataset, size: int):
+        self.dataset, self.size = dataset, size
 
     def __iter__(self) -> Iterator[Any]:
-        """Yields the items, and the error that ends them."""
+        """Yields the batches, and the error that ends them."""
+        items = iter(self.dataset)
         try:
-            yield from self.dataset
+            while batch := list(islice(items, self.size)):
+                yield default_collate(batch)
         except FORESEEN as error:
             yield Failure(error)
-
-
-class Collate:
-    """Collates items to a batch, or passes on the first error among them."""
-
-    def __init__(self, collate: Callable[[list], Any]):
-        self.collate = collate
-
-    def __call__(self, items: list) -> Any:
-        """Returns the batch."""
-        return next((item for item in items if isinstance(item, Failure)), None) or self.collate(items)
 
 
 def shares(size: int, batches: range, process: int, processes: int) -> list[range]:
@@ -78,7 +70,7 @@ def batches_of(
     dataset: Dataset,
     shares: list[range],
     workers: int,
-    collate: Callable[[list], Any] = torch.utils.data.default_collate,
+    collate: Callable[[list], Any] = default_collate,
     pinned: bool = False,
 ) -> Iterable[Any]:
     """Yields a batch for each share, with the items at the share's indices.
@@ -86,15 +78,7 @@ def batches_of(
     Raises:
         RecipeError, TaaeInputError, OSError: raised by the data set in any process.
     """
-    loader = DataLoader(
-        Reported(dataset),
-        batch_sampler=shares,
-        num_workers=workers,
-        collate_fn=Collate(collate),
-        pin_memory=pinned,
-        generator=own_generator(),
-    )
-    return raised(loader)
+    return loaded(Batches(dataset, collate), workers, sampler=shares, pin_memory=pinned)
 
 
 def batches_of_stream(dataset: IterableDataset, size: int, count: int, workers: int) -> Iterable[Any]:
@@ -103,20 +87,20 @@ def batches_of_stream(dataset: IterableDataset, size: int, count: int, workers: 
     Raises:
         RecipeError, TaaeInputError, OSError: raised by the stream in any process.
     """
-    collate = Collate(torch.utils.data.default_collate)
-    stream, workers = ReportedStream(dataset), min(workers, 1)
-    loader = DataLoader(stream, size, num_workers=workers, collate_fn=collate, generator=own_generator())
-    return (batch for batch, _ in zip(raised(loader), range(count), strict=False))
+    return islice(loaded(BatchStream(dataset, size), min(workers, 1)), count)
 
 
-def own_generator() -> torch.Generator:
-    """Makes a generator for a loader, which draws a number at its start that would shift a resumed run's noise."""
-    return torch.Generator()
+def loaded(batches: Dataset, workers: int, **options: Any) -> Iterator[Any]:
+    """Yields batches that workers prepare, and raises an error that comes instead of a batch.
 
-
-def raised(batches: Iterable[Any]) -> Iterator[Any]:
-    """Yields batches, and raises an error that comes instead of a batch."""
-    for batch in batches:
+    Args:
+        batches: a data set or stream of whole batches.
+        workers: the number of worker processes; 0 prepares them in this one.
+        options: further options of the loader.
+    """
+    # With a generator of its own: a loader draws a number at its start, which would shift a resumed run's noise.
+    loader = DataLoader(batches, batch_size=None, num_workers=workers, generator=torch.Generator(), **options)
+    for batch in loader:
         if isinstance(batch, Failure):
             raise batch.error
         yield batch
