@@ -18,9 +18,9 @@ number of threads, therefore gives a clip the same tokens every time.
 The cost is small, so this is the only mode.
 """
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -29,6 +29,7 @@ from .codec import Codec
 from .taae_file import TaaeFile
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 Key = TypeVar("Key", bound=Hashable)
 
 # Seconds of audio in a block of several clips on a GPU; on a CPU each clip is a block by itself.
@@ -136,3 +137,16 @@ def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
         while (item := ahead.result()) is not end:
             ahead = thread.submit(next, iterator, end)
             yield item
+
+
+def mapped_ahead(
+    executor: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Iterator[Result]:
+    """Maps in an executor, at most `ahead` items ahead, so that not all are in memory at once."""
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        waiting.append(executor.submit(function, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

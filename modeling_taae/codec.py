@@ -192,10 +192,16 @@ class Codec:
             )
 
 
-def chosen_bottleneck(codec: Codec, text: str | None) -> str | list | tuple | None:
-    """Parses the text of `--bottleneck` and checks it against the model."""
+def chosen_bottleneck(codec: Codec, bottleneck: str | list | tuple | None) -> str | list | tuple:
+    """Returns a bottleneck, which may be given as text, after checking that the model has it; None is the model's own.
+
+    Raises:
+        TaaeInputError: if it is none, or none of the model's.
+    """
+    if bottleneck is None:
+        return codec.model.config.bottleneck
     try:
-        bottleneck = None if text is None else parse_bottleneck(text)
+        bottleneck = parse_bottleneck(bottleneck) if isinstance(bottleneck, str) else bottleneck
         codec.model.bottleneck(bottleneck)
     except ValueError as error:
         raise TaaeInputError(f"--bottleneck: {error}") from error

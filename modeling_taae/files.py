@@ -1,5 +1,6 @@
 """Reads and writes bytes and JSON: handles standard streams and pipes like files, and replaces targets in one step."""
 
+import hashlib
 import io
 import json
 import os
@@ -190,6 +191,12 @@ def search_directory(root: Path, suffixes: frozenset[str] | None, output: str | 
             # Hidden files are left out: on foreign disks macOS puts a ._speech.wav without audio beside each file.
             if (suffixes is None or path.suffix.lower() in suffixes) and not path.name.startswith("."):
                 yield path
+
+
+def sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> dict:

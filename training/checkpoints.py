@@ -4,7 +4,6 @@ A checkpoint's manifest lists the sizes and hashes of its files and the number o
 that does not match its manifest is rejected before anything else is read.
 """
 
-import hashlib
 import json
 import os
 import random
@@ -27,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from modeling_taae.errors import one_line
-from modeling_taae.files import write_bytes
+from modeling_taae.files import sha256, write_bytes
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 SHARDS = f"{FSDP_MODEL_NAME}_0"  # Accelerate's name of the folder of a sharded model
@@ -112,12 +111,6 @@ def files_below(folder: Path) -> Iterable[tuple[str, Path]]:
     for path in sorted(folder.rglob("*")):
         if path.is_file() and (name := path.relative_to(folder).as_posix()) != MANIFEST:
             yield name, path
-
-
-def sha256(path: Path) -> str:
-    """Returns the hash of a file's content."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def complete_checkpoints(output_dir: Path) -> list[Path]:

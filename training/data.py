@@ -11,9 +11,8 @@ import itertools
 import json
 import pickle
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,6 +28,7 @@ from tqdm import tqdm
 
 from modeling_taae import TaaeFeatureExtractor, __version__
 from modeling_taae.audio_io import averaged_note, to_pcm16
+from modeling_taae.batching import mapped_ahead
 from modeling_taae.data.decode import decode_row, fault
 from modeling_taae.data.row import Row
 from modeling_taae.data.sources import Corpus
@@ -155,17 +155,6 @@ def decoded_rows(corpus: Corpus, source: str, decode: Callable[[Row], dict], wor
         return
     with ProcessPoolExecutor(workers) as executor:
         yield from mapped_ahead(executor, decode, rows, 2 * workers)
-
-
-def mapped_ahead(executor: Executor, function: Callable, items: Iterable, ahead: int) -> Iterator:
-    """Maps in an executor, at most `ahead` items ahead, so that not all are in memory at once."""
-    waiting: deque = deque()
-    for item in items:
-        waiting.append(executor.submit(function, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def counted(problems: list[str]) -> str:

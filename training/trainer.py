@@ -7,7 +7,6 @@ the end the averaged weights as a folder that `AutoModel.from_pretrained` loads.
 import itertools
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -20,10 +19,11 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
+from transformers.utils import CONFIG_NAME
 
 from modeling_taae import TaaeConfig
 from modeling_taae.audio_io import averaged_note
-from modeling_taae.files import as_json, write_bytes
+from modeling_taae.files import as_json, completed, write_bytes
 from training.auxiliary import AuxiliaryNetwork
 from training.batches import batches_of, batches_of_stream, shares
 from training.checkpoints import (
@@ -356,16 +356,11 @@ class Trainer:
         """
         self.accelerator.wait_for_everyone()
         if (model := unsharded(self.average.module, self.accelerator.device)) is not None:
-            folder, unfinished = self.output_dir / "model", self.output_dir / "model.partial"
-            shutil.rmtree(unfinished, ignore_errors=True)
-            for part in (model, self.extractor, *(auxiliary.module for auxiliary in self.auxiliaries)):
-                part.save_pretrained(unfinished)
             data = training_data(self.recipe, self.crops, self.extractor.sampling_rate, str(self.precision))
-            write_bytes(unfinished / TRAINING_DATA, as_json(data.to_json()))
-            folder.mkdir(exist_ok=True)
-            for file in unfinished.iterdir():
-                os.replace(file, folder / file.name)
-            unfinished.rmdir()
+            with completed(self.output_dir / "model", CONFIG_NAME) as folder:
+                for part in (model, self.extractor, *(auxiliary.module for auxiliary in self.auxiliaries)):
+                    part.save_pretrained(folder)
+                write_bytes(folder / TRAINING_DATA, as_json(data.to_json()))
             if self.recipe.hub is not None:
                 publish_on_hub(self.recipe, self.recipe.hub, self.output_dir)
 

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..codec import Codec
+from ..codec import Codec, chosen_bottleneck
 from ..errors import TaaeInputError
-from ..taae_file import TaaeFile, format_bottleneck, parse_bottleneck, read_header
+from ..taae_file import TaaeFile, format_bottleneck, read_header
 from .alignment import SAMPLING_RATE
 
 # The errors that codecs raise for a clip that they cannot encode.
@@ -130,13 +130,7 @@ def taae_systems(codec: Codec, bottlenecks: list[str | None], name: str) -> list
             f"{name}: works at {codec.model.config.sampling_rate} Hz, but metrics are defined at {SAMPLING_RATE} Hz; "
             "expected a model at that rate"
         )
-    try:
-        parsed = [None if text is None else parse_bottleneck(text) for text in dict.fromkeys(bottlenecks)]
-        return [TaaeSystem(codec, bottleneck, name) for bottleneck in parsed]
-    except TaaeInputError:
-        raise
-    except ValueError as error:
-        raise TaaeInputError(f"--bottleneck: {error}") from error
+    return [TaaeSystem(codec, chosen_bottleneck(codec, text), name) for text in dict.fromkeys(bottlenecks)]
 
 
 class PcmSystem:

@@ -4,15 +4,12 @@
 package.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from tqdm import tqdm
 
 from ..errors import TaaeInputError, one_line
 from ..evaluation.report import metric_heading, quality_table
@@ -258,25 +255,19 @@ def check_results(folder: Path, card: "ModelCard", identity: str) -> list[str]:
 
 def check_tokens(folder: Path, card: "ModelCard") -> tuple[str, list[str]]:
     """Returns a data set's description, and its problems: missing, changed and unknown shards."""
+    from ..tokenize import read_manifest
+    from ..tokenize.verification import problems_of
+
     try:
-        manifest = json.loads(read_text(folder / MANIFEST))
-        checksums = {shard["file"]: shard["sha256"] for shard in manifest["shards"]}
-        rows, hours, model = manifest["rows"], manifest["seconds"] / 3600, manifest["model"]["name"]
-    except (KeyError, TypeError, ValueError) as error:
-        return "", [f"{MANIFEST} is not what `taae tokenize` writes ({one_line(error)})"]
-    problems = []
-    for name in tqdm(checksums, desc="Checking shards", leave=False, disable=None):
-        if not (folder / name).is_file():
-            problems.append(f"{name} is missing")
-            continue
-        with open(folder / name, "rb") as shard:
-            if hashlib.file_digest(shard, "sha256").hexdigest() != checksums[name]:
-                problems.append(f"{name} is not what {MANIFEST} says")
-    strangers = {path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")} - checksums.keys()
-    problems += [f"{MANIFEST} does not know {name}" for name in sorted(strangers) if not name.startswith(".")]
-    if f"{rows:,} recordings" not in card.text:
-        problems.append(f"{CARD} does not say how many recordings there are, {rows:,}")
-    return f"tokens of {rows:,} recordings, {hours:,.2f} hours, by {model}", problems
+        manifest, reason = read_manifest(folder), "it is empty"
+    except TaaeInputError as error:
+        manifest, reason = None, one_line(error)
+    if manifest is None:
+        return "", [f"{MANIFEST} is not what `taae tokenize` writes ({reason})"]
+    problems, rows = problems_of(folder, manifest), f"{manifest.rows:,} recordings"
+    if rows not in card.text:
+        problems.append(f"{CARD} does not say how many recordings there are, {manifest.rows:,}")
+    return f"tokens of {rows}, {manifest.seconds / 3600:,.2f} hours, by {manifest.model.name}", problems
 
 
 def check_space(folder: Path, card: "ModelCard") -> tuple[str, list[str]]:

@@ -4,7 +4,6 @@
 there are any, the results of `taae evaluate`, so that it can be made again.
 """
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -13,7 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..evaluation import report
 from ..evaluation.results import Results
-from ..files import as_json, write_bytes
+from ..files import as_json, sha256, write_bytes
 from ..modeling_taae import TaaeModel
 from ..taae_file import model_identity
 from .cards import TAGS, TEMPLATES, model_facts, write_card
@@ -60,7 +59,7 @@ def write_provenance(source: Path, weights: Path, description: Path, destination
         "source": {
             "name": source.resolve().name,
             "weights": weights.name,
-            "sha256": checksum(weights),
+            "sha256": sha256(weights),
             "description": description.name,
         },
         "license": license_fields,
@@ -90,12 +89,6 @@ def find_license(source: Path, texts: dict[str, str]) -> dict[str, str]:
         if re.search(r"stability ai community license", text, re.IGNORECASE):
             return dict(zip(LICENSE_FIELDS, ("other", STABILITY_LICENSE, name), strict=True))
     return {}
-
-
-def checksum(path: Path) -> str:
-    """Returns the SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def conversion_card(folder: Path, model: TaaeModel) -> str:

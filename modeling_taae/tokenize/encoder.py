@@ -6,8 +6,7 @@ A unit becomes a [`Part`], which does not depend on the units that are encoded t
 import copy
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TypeVar, cast
 import numpy as np
 import torch
 
-from ..batching import encode_clips, read_ahead
+from ..batching import encode_clips, mapped_ahead, read_ahead
 from ..codec import Codec
 from ..data.decode import decode_row, fault
 from ..data.row import Row
@@ -27,7 +26,6 @@ from .parts import part_bytes
 from .units import Clip, Place, UnitQueue
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 # Units that are encoded as one stream of clips, by type of device. More units fill GPU blocks better, but a killed run
 # loses all unfinished ones.
@@ -168,7 +166,8 @@ class CorpusEncoder:
             unit, row = item
             return unit, None if row is None else self._read(row)
 
-        return in_threads(read, rows(), self.encoding.readers)
+        with ThreadPoolExecutor(self.encoding.readers) as pool:
+            yield from mapped_ahead(pool, read, rows(), 2 * self.encoding.readers)
 
     def _read(self, row: Row) -> Clip:
         """Returns a row as a clip, with audio of normalised loudness or with the reason why there is none.
@@ -225,15 +224,3 @@ def without_loudness(codec: Codec) -> Codec:
     extractor = copy.copy(codec.extractor)
     extractor.target_loudness = None
     return replace(codec, extractor=extractor)
-
-
-def in_threads(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """Applies a function to items like `map`, with a few items at a time in threads."""
-    with ThreadPoolExecutor(threads) as pool:
-        at_work: deque = deque()
-        for item in items:
-            at_work.append(pool.submit(function, item))
-            if len(at_work) > 2 * threads:
-                yield at_work.popleft().result()
-        while at_work:
-            yield at_work.popleft().result()

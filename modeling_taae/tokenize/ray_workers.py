@@ -9,7 +9,7 @@ import math
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -87,15 +87,20 @@ class RayWorkers:
             TaaeInputError: if Ray is not installed or cannot be reached, or there are fewer GPUs or cores than workers.
         """
         with ExitStack() as stack:
-            stack.enter_context(environment_default("RAY_BACKEND_LOG_LEVEL", "fatal"))
+            if "RAY_BACKEND_LOG_LEVEL" not in os.environ:
+                os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+                stack.callback(os.environ.pop, "RAY_BACKEND_LOG_LEVEL", None)
             try:
                 import ray
                 import ray.data
             except ImportError as error:
                 message = f"--ray: needs Ray ({one_line(error)}); pip install 'modeling_taae[ray]'"
                 raise TaaeInputError(message) from error
-            stack.enter_context(logging_level("ray.data", logging.CRITICAL))
-            stack.enter_context(progress_bars(ray.data.DataContext.get_current(), False))
+            logger, context = logging.getLogger("ray.data"), ray.data.DataContext.get_current()
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.CRITICAL)
+            stack.callback(setattr, context, "enable_progress_bars", context.enable_progress_bars)
+            context.enable_progress_bars = False
             self._connect()
             stack.callback(ray.shutdown)
             resources = ray.cluster_resources()
@@ -158,41 +163,6 @@ class RayWorkers:
                 if error := row.pop("error"):
                     raise TaaeInputError(error)
                 yield Part(**row)
-
-
-@contextmanager
-def environment_default(name: str, value: str) -> Iterator[None]:
-    """Sets an environment variable that is not set, until the context ends."""
-    ours = name not in os.environ
-    if ours:
-        os.environ[name] = value
-    try:
-        yield
-    finally:
-        if ours:
-            os.environ.pop(name, None)
-
-
-@contextmanager
-def logging_level(name: str, level: int) -> Iterator[None]:
-    """Sets a logger's level until the context ends."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(level)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-@contextmanager
-def progress_bars(context: Any, enabled: bool) -> Iterator[None]:
-    """Switches Ray Data's progress bars on or off until the context ends; `context` is its `DataContext`."""
-    before, context.enable_progress_bars = context.enable_progress_bars, enabled
-    try:
-        yield
-    finally:
-        context.enable_progress_bars = before
 
 
 def check_reachable(address: str) -> None:

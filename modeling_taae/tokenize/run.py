@@ -10,7 +10,7 @@ import torch
 
 from .. import __version__
 from ..audio_io import averaged_note
-from ..codec import Codec, default_model, load_codec
+from ..codec import Codec, chosen_bottleneck, default_model, load_codec
 from ..data.readers import UNIT_ROWS
 from ..data.sources import Corpus
 from ..errors import TaaeInputError, as_text
@@ -108,7 +108,7 @@ def tokenize_corpus(
     with RayWorkers(ray, workers, device) if ray else nullcontext() as cluster:
         codec = load_codec(model, "cpu" if cluster else device, loudness)
         kind = cluster.device if cluster else codec.model.device.type
-        stages, read_by = chosen_stages(codec, bottleneck), readers or READERS.get(kind, DEFAULT_READERS)
+        stages, read_by = chosen_bottleneck(codec, bottleneck), readers or READERS.get(kind, DEFAULT_READERS)
         encoding = Encoding(stages, dtype, shortest, read_by, units_together, compile, block_seconds)
         plan = Plan(
             model=codec.identity,
@@ -161,22 +161,6 @@ def check_output(sources: list[str], output: str | Path) -> None:
 def located(model: str) -> str:
     """Returns a model's Hub name, or its folder as an absolute path, because workers may run in another folder."""
     return os.path.abspath(model) if os.path.isdir(model) else model
-
-
-def chosen_stages(codec: Codec, bottleneck: str | list | tuple | None) -> str | list | tuple:
-    """Returns the chosen bottleneck after checking it against the model.
-
-    Raises:
-        TaaeInputError: if the model has no such bottleneck.
-    """
-    if bottleneck is None:
-        return codec.model.config.bottleneck
-    try:
-        stages = parse_bottleneck(bottleneck) if isinstance(bottleneck, str) else bottleneck
-        codec.model.bottleneck(stages)
-    except ValueError as error:
-        raise TaaeInputError(f"--bottleneck: {error}") from error
-    return stages
 
 
 def complete_folder(folder: TokenFolder, license: str | None) -> Manifest:

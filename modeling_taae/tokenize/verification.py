@@ -9,6 +9,7 @@ from huggingface_hub import snapshot_download
 from tqdm import tqdm
 
 from ..errors import TaaeInputError, as_text, one_line
+from ..files import sha256
 from .manifest import MANIFEST, Manifest, Shard, read_manifest
 
 DATA = "data"
@@ -66,20 +67,24 @@ def verify_shards(folder: str | Path, manifest: Manifest) -> None:
     Raises:
         TaaeInputError: if a shard is missing or changed, lies outside of the folder, or is not in the manifest.
     """
-    folder = Path(folder)
-    progress = tqdm(manifest.shards, desc=f"Checking {folder.name}", unit="shard", delay=2, disable=None)
-    problems = [problem for shard in progress if (problem := shard_problem(folder, shard))]
-    listed = {shard.file for shard in manifest.shards}
-    files = [path.relative_to(folder).as_posix() for path in sorted((folder / DATA).rglob("*.parquet"))]
-    problems += [f"{as_text(file)} is not in it" for file in files if file not in listed]
-    if fingerprint_of([shard.sha256 for shard in manifest.shards]) != manifest.fingerprint:
-        problems.append("its fingerprint is not that of its shards")
-    if problems:
+    if problems := problems_of(Path(folder), manifest):
         more = f", and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise TaaeInputError(
             f"{folder}: does not hold what its {MANIFEST} lists ({'; '.join(problems[:SHOWN])}{more}); restore the "
             "folder, or tokenise into a new one"
         )
+
+
+def problems_of(folder: Path, manifest: Manifest) -> list[str]:
+    """Returns what is wrong with a token folder's shards, after reading all bytes."""
+    progress = tqdm(manifest.shards, desc=f"Checking {folder.name}", unit="shard", delay=2, disable=None)
+    problems = [problem for shard in progress if (problem := shard_problem(folder, shard))]
+    listed = {shard.file for shard in manifest.shards}
+    files = [path.relative_to(folder).as_posix() for path in sorted((folder / DATA).rglob("*.parquet"))]
+    problems += [f"{as_text(file)} is not in {MANIFEST}" for file in files if file not in listed]
+    if fingerprint_of([shard.sha256 for shard in manifest.shards]) != manifest.fingerprint:
+        problems.append("its fingerprint is not that of its shards")
+    return problems
 
 
 def shard_problem(folder: Path, shard: Shard) -> str:
@@ -93,14 +98,12 @@ def shard_problem(folder: Path, shard: Shard) -> str:
         return f"{shard.file[:80]!r} lies outside of the folder {DATA}"
     if not path.is_file():
         return f"{shard.file} is missing"
-    with path.open("rb") as file:
-        if path.stat().st_size != shard.bytes:
+    if path.stat().st_size != shard.bytes:
+        with path.open("rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
                 return f"{shard.file} is a pointer of Git LFS; fetch its content with `git lfs pull`"
-            return f"{shard.file} has {path.stat().st_size:,} bytes, not {shard.bytes:,}"
-        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-            return f"{shard.file} has another content"
-    return ""
+        return f"{shard.file} has {path.stat().st_size:,} bytes, not {shard.bytes:,}"
+    return "" if sha256(path) == shard.sha256 else f"{shard.file} has another content"
 
 
 def fingerprint_of(checksums: list[str]) -> str:
