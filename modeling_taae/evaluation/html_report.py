@@ -4,7 +4,6 @@ import base64
 import html
 import io
 import re
-from collections.abc import Sequence
 from importlib.util import find_spec
 
 import numpy as np
@@ -70,42 +69,27 @@ def html_report(results: Results) -> str:
     """Returns the page, with the samples of the results to listen to."""
     ours = [system.name for system in results.systems if system.kind == "TAAE"]
     title = ours[0].split()[0] if ours else "codecs"
-    samples = results.samples
-    sections = [
-        paragraph(report.setting(results)),
-        "<h2>Quality</h2>",
-        table(report.quality_table(results)),
-        paragraph(report.footnote(results)),
+    listen = ["<h2>Listen</h2>", *map(sample_section, results.samples)] if results.samples else []
+    parts = [
+        *map(as_html, report.summary(results)),
         rate_charts(results),
-        *sections_of(report.data_section(results)),
-        *(["<h2>Listen</h2>", *map(sample_section, samples)] if samples else []),
-        *(part for grouping in report.GROUPINGS for part in sections_of(report.breakdown(results, grouping))),
-        "<h2>Bit rates</h2>",
-        *sections_of(report.rate_table(results).split("\n\n")),
-        *sections_of(report.token_section(results)),
-        *sections_of(report.speed_section(results)),
-        "<h2>Listed files</h2>",
-        markdown_list(report.problem_list(results)),
-        "<h2>Definitions</h2>",
-        markdown_list(report.definitions(results)),
+        *map(as_html, report.data_section(results)),
+        *listen,
+        *map(as_html, report.details(results)),
     ]
-    return PAGE.format(title=html.escape(title), body="\n".join(sections))
+    return PAGE.format(title=html.escape(title), body="\n".join(parts))
 
 
-def sections_of(parts: Sequence[str]) -> list[str]:
-    """Converts headings, tables and paragraphs of Markdown to HTML."""
-    converted = []
-    for part in parts:
-        if part.startswith("## "):
-            converted.append(f"<h2>{html.escape(part[3:])}</h2>")
-        else:
-            converted.append(table(part) if part.startswith("|") else paragraph(part))
-    return converted
-
-
-def paragraph(text: str) -> str:
-    """Converts a paragraph of Markdown whose only markup is code."""
-    return f"<p>{inline(text)}</p>"
+def as_html(markdown: str) -> str:
+    """Converts a part of a report: a heading, a table, or paragraphs and a list whose only markup is code."""
+    if markdown.startswith("## "):
+        return f"<h2>{html.escape(markdown[3:])}</h2>"
+    if markdown.startswith("|"):
+        return table(markdown)
+    lines = [line for line in markdown.splitlines() if line]
+    points = "".join(f"<li>{inline(line[2:])}</li>\n" for line in lines if line.startswith("- "))
+    texts = "".join(f"<p>{inline(line)}</p>" for line in lines if not line.startswith("- "))
+    return texts + (f"<ul>{points}</ul>" if points else "")
 
 
 def inline(text: str) -> str:
@@ -122,14 +106,6 @@ def table(markdown: str) -> str:
         "<tr>" + "".join(f"<td>{INTERVAL.sub(BELOW, inline(cell))}</td>" for cell in row) + "</tr>\n" for row in rows
     )
     return f"<div class='wide'><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
-
-
-def markdown_list(markdown: str) -> str:
-    """Converts paragraphs and a list of points."""
-    lines = [line for line in markdown.splitlines() if line]
-    points = "".join(f"<li>{inline(line[2:])}</li>\n" for line in lines if line.startswith("- "))
-    texts = "".join(paragraph(line) for line in lines if not line.startswith("- "))
-    return texts + (f"<ul>{points}</ul>" if points else "")
 
 
 def rate_charts(results: Results) -> str:

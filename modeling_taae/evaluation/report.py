@@ -68,16 +68,20 @@ def cell(value: Score) -> str:
 
 def report(results: Results) -> str:
     """Returns the results as a page of Markdown."""
-    sections = [
-        "# Evaluation",
-        setting(results),
-        "## Quality",
-        quality_table(results),
-        footnote(results),
-        *data_section(results),
+    parts = ["# Evaluation", *summary(results), *data_section(results), *details(results)]
+    return "\n\n".join(parts) + "\n"
+
+
+def summary(results: Results) -> list[str]:
+    """Returns the first parts of a report: what was measured how, and the means of all metrics."""
+    return [setting(results), "## Quality", quality_table(results), footnote(results)]
+
+
+def details(results: Results) -> list[str]:
+    """Returns the last parts of a report, from the means of groups to the definitions."""
+    return [
         *(part for grouping in GROUPINGS for part in breakdown(results, grouping)),
-        "## Bit rates",
-        rate_table(results),
+        *rate_section(results),
         *token_section(results),
         *speed_section(results),
         "## Listed files",
@@ -85,7 +89,6 @@ def report(results: Results) -> str:
         "## Definitions",
         definitions(results),
     ]
-    return "\n\n".join(sections) + "\n"
 
 
 def setting(results: Results) -> str:
@@ -202,8 +205,8 @@ def breakdown(results: Results, grouping: str) -> list[str]:
     return [f"## By {grouping}", table(heading, rows)]
 
 
-def rate_table(results: Results) -> str:
-    """Returns nominal and actual bit rates."""
+def rate_section(results: Results) -> list[str]:
+    """Returns a section with nominal and actual bit rates."""
     rows = [
         [
             system.name,
@@ -220,7 +223,7 @@ def rate_table(results: Results) -> str:
         "Actual rates are all bytes over all seconds. The delay was taken out before scoring. "
         "What two seconds of digital silence become is in dB of full scale, -120 at the lowest."
     )
-    return f"{table([*heading, 'resampling', 'file'], rows)}\n\n{note}"
+    return ["## Bit rates", table([*heading, "resampling", "file"], rows), note]
 
 
 def token_section(results: Results) -> list[str]:
