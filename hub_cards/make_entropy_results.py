@@ -1,10 +1,8 @@
 """The earlier name of `training/measure.py file_sizes`."""
 
+import runpy
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout's training/ is not installed
-
-from training.measure import main
-
-sys.exit(main(["file_sizes", *sys.argv[1:]]))
+sys.argv.insert(1, "file_sizes")
+runpy.run_path(str(Path(__file__).parents[1].joinpath("training/measure.py")), run_name="__main__")

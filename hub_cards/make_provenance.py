@@ -1,10 +1,6 @@
 """The earlier name of `hub_cards/cards/make_provenance.py`."""
 
-import sys
+import runpy
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout's hub_cards/ is not installed
-
-from hub_cards.cards.make_provenance import main
-
-sys.exit(main())
+runpy.run_path(str(Path(__file__).with_name("cards").joinpath("make_provenance.py")), run_name="__main__")

@@ -1,10 +1,8 @@
 """The earlier name of `training/measure.py determinism`."""
 
+import runpy
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
-
-from training.measure import main
-
-sys.exit(main(["determinism", *sys.argv[1:]]))
+sys.argv.insert(1, "determinism")
+runpy.run_path(str(Path(__file__).with_name("measure.py")), run_name="__main__")

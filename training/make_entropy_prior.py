@@ -30,6 +30,7 @@ from modeling_taae.entropy.coding import (
 from modeling_taae.entropy.prior import GRIDS, EntropyPrior
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.quantization_taae import NATIVE, FiniteScalarQuantizer
+from training.commands import exit_status
 
 PAST, HIDDEN, WIDTH = 4, 128, 64
 BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 1024, 2e-3, 1e-2
@@ -206,13 +207,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=8000, help="training steps for each grid (default: 8000)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N utterances")
     options = parser.parse_args(arguments)
-    try:
+
+    def make() -> None:
         prior = make_prior(load_codec(str(options.folder)), options.speech, options.steps, options.limit)
         prior.save(options.folder)
-    except TaaeInputError as error:
-        print(f"make_entropy_prior.py: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_status(parser.prog, make)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
 
-from training.dispatch import dispatch
+from training.commands import dispatch
 
 MEASUREMENTS = {
     "determinism": "share of tokens that change with batch, threads, device or precision",

@@ -1,10 +1,8 @@
 """The earlier name of `training/experiment.py ablations`."""
 
+import runpy
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
-
-from training.experiment import main
-
-sys.exit(main(["ablations", *sys.argv[1:]]))
+sys.argv.insert(1, "ablations")
+runpy.run_path(str(Path(__file__).with_name("experiment.py")), run_name="__main__")

@@ -13,8 +13,7 @@ from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
 
-from modeling_taae.errors import TaaeInputError
-from training.speech_lm.options import run_command
+from training.commands import exit_status
 from training.speech_lm.speak import speak
 
 SECONDS = restricted_number_type("Seconds", float, [(">=", 0.01), ("<=", 3600)])
@@ -43,15 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     logging.set_verbosity_error()
-    try:
-        speak(**vars(options))
-    except TaaeInputError as error:
-        print(f"speak.py: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_status(parser.prog, lambda: speak(**vars(options)))
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(main())

@@ -5,8 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
 
-from modeling_taae.errors import TaaeInputError
-from training.speech_lm.options import parse_settings, run_command
+from training.commands import exit_status
+from training.speech_lm.options import parse_settings
 from training.speech_lm.results import Settings
 from training.speech_lm.train import is_main_process, run
 
@@ -19,28 +19,20 @@ TOKENS = {
 def main(arguments: list[str] | None = None) -> int:
     """Trains as the command line says and returns the exit status: 2 if that is not possible."""
     settings = parse_settings(Settings, "train_speech_lm.py", arguments, TOKENS)
-    try:
-        result = run(settings)
-    except TaaeInputError as error:
-        tell(f"error: {error}")
-        return 2
-    except KeyboardInterrupt:
-        tell("interrupted; the same command resumes from the newest checkpoint")
-        return 130
+    advice = "interrupted; the same command resumes from the newest checkpoint"
+    return exit_status("train_speech_lm.py", lambda: report(settings), advice, is_main_process())
+
+
+def report(settings: Settings) -> None:
+    """Trains, and prints the result in the main process."""
+    result = run(settings)
     if result is not None and is_main_process():
         rates = result.bit_rate
         print(
             f"{settings.output_dir}: {rates.free:.0f} bits per second of speech, {rates.grammar:.0f} with the "
             f"grammar; {result.nominal_bit_rate:.0f} if all tokens were equally likely"
         )
-    return 0
-
-
-def tell(message: str) -> None:
-    """Prints a message on standard error, only in the main process."""
-    if is_main_process():
-        print(f"train_speech_lm.py: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(main())

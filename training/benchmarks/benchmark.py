@@ -24,7 +24,7 @@ from modeling_taae.files import as_json, write_bytes
 from training.benchmarks.corpus import corpus_rows
 from training.benchmarks.inference import eight_bit_rows, latency_rows, long_audio_rows, speed_rows, startup_rows
 from training.benchmarks.peers import peer_rows
-from training.benchmarks.runner import machine, processor_text, with_tables
+from training.benchmarks.runner import machine, markers, processor_text, with_tables
 from training.benchmarks.tools import SECONDS, Bench
 from training.benchmarks.training_steps import gradient_rows, process_rows, step_rows
 
@@ -41,19 +41,14 @@ SECTIONS: dict[str, tuple[str, Rows]] = {
     "startup": ("Starting the command line", startup_rows),
     "latency": ("A frame of a stream through a causal model", latency_rows),
 }
-MARKERS = ("<!-- benchmark: written by training/benchmarks/benchmark.py -->\n", "<!-- /benchmark -->")
+SCRIPT = "benchmarks/benchmark.py"
+MARKERS, AVX2_MARKERS, GPU_MARKERS = (
+    markers(tag, SCRIPT) for tag in ("benchmark", "benchmark held to AVX2", "benchmark on a GPU")
+)
 # Environment variables that restrict PyTorch and its libraries to AVX2.
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 # Sections left out with --avx2: onnxruntime ignores the restriction, and an hour with the large model takes hours.
 NOT_HELD = {"int8", "long"}
-AVX2_MARKERS = (
-    "<!-- benchmark held to AVX2: written by training/benchmarks/benchmark.py -->\n",
-    "<!-- /benchmark held to AVX2 -->",
-)
-GPU_MARKERS = (
-    "<!-- benchmark on a GPU: written by training/benchmarks/benchmark.py -->\n",
-    "<!-- /benchmark on a GPU -->",
-)
 
 
 def measure(bench: Bench, name: str) -> dict:

@@ -299,6 +299,6 @@ MEASUREMENT = Measurement(
     lambda options: measure_folder(options.folder, options.speech, options.limit),
     markdown,
     ROOT / "docs" / "tokenize_a_corpus.md",
-    ("<!-- determinism: written by training/benchmarks/determinism.py of {name} -->\n", "<!-- /determinism -->"),
+    "determinism",
 )
 main = MEASUREMENT.run

@@ -192,6 +192,6 @@ MEASUREMENT = Measurement(
     lambda options: measure(options.folder, options.speech, options.limit),
     export_table,
     ROOT / "docs" / "export.md",
-    ("<!-- export: written by training/benchmarks/exports.py of {name} -->\n", "<!-- /export -->"),
+    "export",
 )
 main = MEASUREMENT.run

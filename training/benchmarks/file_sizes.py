@@ -120,6 +120,6 @@ MEASUREMENT = Measurement(
     lambda options: measure_all(load_codec(str(options.folder), device="cpu"), options.speech, options.limit),
     entropy_table,
     ROOT / "docs" / "taae_format.md",
-    ("<!-- entropy: written by training/benchmarks/file_sizes.py of {name} -->\n", "<!-- /entropy -->"),
+    "entropy",
 )
 main = MEASUREMENT.run

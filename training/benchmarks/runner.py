@@ -1,7 +1,6 @@
 """Runs measurements: their command line, their results file, and their place on a page."""
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,12 @@ from tqdm import tqdm
 
 from modeling_taae.codec import Codec
 from modeling_taae.data.utterances import Utterances
-from modeling_taae.errors import TaaeInputError, one_line
+from modeling_taae.errors import TaaeInputError
 from modeling_taae.evaluation.report import between
 from modeling_taae.evaluation.tables import environment
 from modeling_taae.files import as_json, write_bytes
 from training.benchmarks.tools import used_features
+from training.commands import exit_status
 
 ROOT = Path(__file__).resolve().parents[2]
 Results = dict[str, Any]
@@ -33,8 +33,8 @@ class Measurement:
         measure: function that takes the parsed options, among them `folder`, `speech` and `limit`, and returns the
             results.
         markdown: function that turns the results into text; None prints nothing.
-        page: page that shows the text.
-        place: lines around the text on the page; `{name}` in the first stands for the model's name.
+        page: page that shows the text, in `docs/`.
+        tag: tag of the text on the page (see [`markers`]).
         add_options: function that adds further options to the parser.
     """
 
@@ -44,14 +44,14 @@ class Measurement:
     measure: Callable[[argparse.Namespace], Results]
     markdown: Callable[[Results], str] | None = None
     page: Path | None = None
-    place: tuple[str, str] = ("", "")
+    tag: str = ""
     add_options: Callable[[argparse.ArgumentParser], None] | None = None
 
     def filled_page(self, name: str, results: Results) -> str | None:
         """Returns the page with a model's text filled in; None if the page has no place for the model."""
         if self.page is None or self.markdown is None:
             return None
-        return between((self.place[0].format(name=name), self.place[1]), self.page, self.markdown(results))
+        return between(markers(self.tag, f"benchmarks/{self.name}.py of {name}"), self.page, self.markdown(results))
 
     def run(self, arguments: list[str]) -> int:
         """Measures, writes, prints, and returns the exit status: 2 if the model or the speech cannot be used."""
@@ -62,17 +62,15 @@ class Measurement:
         if self.add_options is not None:
             self.add_options(parser)
         options = parser.parse_args(arguments)
-        try:
-            results = self.measure(options)
-        except TaaeInputError as error:
-            print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
-            return 2
+        return exit_status(parser.prog, lambda: self._measure(options))
+
+    def _measure(self, options: argparse.Namespace) -> None:
+        results = self.measure(options)
         write_bytes(options.folder / "results" / self.file, as_json(results))
         if self.page is not None and (filled := self.filled_page(options.folder.resolve().name, results)) is not None:
             write_bytes(self.page, filled.encode())
         if self.markdown is not None:
             print(self.markdown(results))
-        return 0
 
 
 def clips_of(codec: Codec, sources: list[str], limit: int | None) -> Iterator[np.ndarray]:
@@ -93,6 +91,11 @@ def clips_of(codec: Codec, sources: list[str], limit: int | None) -> Iterator[np
             raise TaaeInputError(f"{', '.join(sources)}: holds no speech that can be read")
 
     return clips()
+
+
+def markers(tag: str, script: str) -> tuple[str, str]:
+    """Returns the lines around a text that a script of `training/` writes into a page."""
+    return f"<!-- {tag}: written by training/{script} -->\n", f"<!-- /{tag} -->"
 
 
 def with_tables(readme: Path, tables: str, markers: tuple[str, str]) -> str:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from modeling_taae.evaluation.report import number, table
 from modeling_taae.evaluation.results import rounded
 from modeling_taae.evaluation.tables import environment
+from training.benchmarks.runner import markers
 from training.checkpoints import checkpoint_step, complete_checkpoints
 from training.experiments.runner import (
     RECIPES,
@@ -32,7 +33,7 @@ from training.model import load_model
 from training.recipe import RecipeError, parse_recipe
 
 PLAIN, ADVERSARIAL = RECIPES / "nano.yaml", RECIPES / "nano_adversarial.yaml"
-MARKERS = ("<!-- ablations: written by training/experiments/ablations.py -->\n", "<!-- /ablations -->")
+MARKERS = markers("ablations", "experiments/ablations.py")
 # Columns of the table: the name of a validation result, its heading, and its decimals.
 COLUMNS = (
     ("loss", "loss ↓", 3),

@@ -28,12 +28,13 @@ from modeling_taae.evaluation.results import Results, Row, rounded
 from modeling_taae.evaluation.run import evaluate_codecs
 from modeling_taae.evaluation.tables import environment, mean_with_interval, metric_facts
 from training.benchmarks.probes import STRESS, read_phonemes
+from training.benchmarks.runner import markers
 from training.checkpoints import complete_checkpoints
 from training.ctc import CTCHead, error_rate
 from training.experiments.runner import RECIPES, TrainingRuns, experiment_parser, run_experiment, write_json
 from training.recipe import parse_recipe
 
-MARKERS = ("<!-- stages: written by training/experiments/stages.py -->\n", "<!-- /stages -->")
+MARKERS = markers("stages", "experiments/stages.py")
 PRESET = "1x46656_400bps"
 METRICS = ("pesq_wb", "stoi", "mel_distance")
 UTTERANCES = 150  # from the start of each file

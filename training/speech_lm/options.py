@@ -1,25 +1,12 @@
 """Options of commands whose settings are a dataclass."""
 
-import os
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TypeVar
 
 from jsonargparse import ArgumentParser
 
 Settings = TypeVar("Settings")
 NONE: Mapping[str, str] = {}
-
-
-def run_command(command: Callable[[], int]) -> int:
-    """Runs a command and returns its exit status: 141 after a broken pipe, as in `… | head`."""
-    try:
-        status = command()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
-        return 141
-    return status
 
 
 def parse_settings(

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's tra
 
 from modeling_taae import TaaeFeatureExtractor, TaaeProcessor
 from modeling_taae.errors import TaaeInputError
+from training.commands import exit_status
 from training.precision import choose_precision
 from training.speech_lm.corpora import TokenCorpus
 from training.speech_lm.speak import CODEC_IDENTITY, TOKEN_SOURCE
@@ -119,21 +120,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--learning-rate", type=float, default=1e-4, help="highest learning rate (default: 0.0001)")
     parser.add_argument("--max-steps", type=int, default=1000, help="optimiser steps (default: 1000)")
     options = parser.parse_args(arguments)
-    try:
-        teach(
-            options.model,
-            TokenCorpus(options.tokens, options.texts),
-            options.output,
-            options.longest,
-            options.packed,
-            per_device_train_batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-            max_steps=options.max_steps,
-        )
-    except TaaeInputError as error:
-        print(f"teach.py: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    further = {"learning_rate": options.learning_rate, "max_steps": options.max_steps}
+    further["per_device_train_batch_size"] = options.batch_size
+
+    def work() -> None:
+        corpus = TokenCorpus(options.tokens, options.texts)
+        teach(options.model, corpus, options.output, options.longest, options.packed, **further)
+
+    return exit_status(parser.prog, work)
 
 
 if __name__ == "__main__":
