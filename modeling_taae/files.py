@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -117,18 +118,24 @@ def completed(folder: Path, last: str) -> Iterator[Path]:
     If the process is killed at any moment, the folder contains the earlier files, or the new files, or lacks `last`.
 
     Args:
-        folder: the folder, created if missing.
+        folder: the folder, created if missing; in case of an error, it is then removed.
         last: name of the file without which the folder counts as incomplete.
 
     Yields:
         The folder to make the files in.
     """
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as temporary:
-        yield Path(temporary)
-        (folder / last).unlink(missing_ok=True)
-        for file in sorted(Path(temporary).iterdir(), key=lambda file: (file.name == last, file.name)):
-            file.replace(folder / file.name)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as temporary:
+            yield Path(temporary)
+            (folder / last).unlink(missing_ok=True)
+            for file in sorted(Path(temporary).iterdir(), key=lambda file: (file.name == last, file.name)):
+                file.replace(folder / file.name)
+    except BaseException:
+        if is_new:
+            shutil.rmtree(folder)
+        raise
 
 
 def _replace(path: Path, data: bytes) -> None:
