@@ -13,6 +13,7 @@ from typing import Any, Self
 from huggingface_hub import ModelCard
 from transformers.utils import cached_file
 
+from modeling_taae.codec import model_name
 from modeling_taae.configuration_taae import NAMED_SIZES
 from modeling_taae.data.row import known_columns
 from modeling_taae.data.sources import matching_paths
@@ -170,12 +171,6 @@ def base_model(recipe: Recipe) -> BaseModel | None:
     }
     data = found[TRAINING_DATA] and json.loads(Path(found[TRAINING_DATA]).read_text(encoding="utf-8"))
     license_name = ModelCard.load(found["README.md"]).data.get("license") if found["README.md"] else None
-    return BaseModel(model_name(start), license_name or "", data and TrainingData.from_json(data))
-
-
-def model_name(start: str) -> str:
-    """Returns a model's name: that on the Hub, that of its folder, or that of its run."""
-    if not Path(start).is_dir():
-        return start
-    folder = Path(start).resolve()
-    return folder.parent.name if folder.name == "model" else folder.name
+    return BaseModel(
+        model_name(start) if Path(start).is_dir() else start, license_name or "", data and TrainingData.from_json(data)
+    )

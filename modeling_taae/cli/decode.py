@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from .encode import INTERRUPTED
+from . import encode
 from .options import FORCE_HELP, OUTPUT_HELP, SKIP_HELP, add_model_options
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ EXAMPLES = """\
   taae decode encoded/ -o decoded/
   taae decode speech.taae -o - | play -t wav -"""
 PRIOR_HELP = "the model that encoded, if another one decodes: its prior is needed to read entropy-coded tokens"
-__all__ = ["EXAMPLES", "INTERRUPTED", "SUMMARY", "add_options", "run"]
+INTERRUPTED = encode.INTERRUPTED
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING
 from ..errors import TaaeInputError, one_line
 from .judges import install_judges
 from .options import (
-    AUDIO_ROOT_HELP,
     BOTTLENECK_HELP,
-    CHANNEL_HELP,
     COMPILE_HELP,
     LEVEL_HELP,
     SHORTEST,
-    SUBSET_HELP,
+    add_corpus_options,
     add_model_options,
     number,
     whole_number,
@@ -89,10 +87,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--transcripts", metavar="FILE", help="Parquet file with columns id and text, for DATA without texts")
     add("--limit", type=whole_number(1), metavar="N", help="evaluate only the first N utterances")
     add("--split", default="test", help="split of a data set on the Hub (default: test)")
-    add("--subset", metavar="NAME", help=SUBSET_HELP)
-    add("--audio-column", default="audio", metavar="C", help="column with the audio (default: audio)")
-    add("--audio-root", metavar="DIR", help=AUDIO_ROOT_HELP)
-    add("--channel", type=whole_number(1), metavar="N", help=CHANNEL_HELP)
+    add_corpus_options(parser)
     add(
         "--noise",
         nargs="+",
@@ -131,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     from ..audio_io import averaged_note
     from ..codec import default_model, load_codec, model_name
     from ..evaluation import available_peers, choose_judges, evaluate_codecs, taae_systems, write_results
-    from ..evaluation.conditions import under_conditions
+    from ..evaluation.conditions import Conditions
     from ..evaluation.listening_test import check_codecs, write_listening_test
     from ..evaluation.report import problem_lines, quality_table
 
@@ -148,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
         check_codecs(len(ours) + len(peers) + trials)
     utterances = chosen_utterances(args)
     results = evaluate_codecs(
-        under_conditions(utterances, args.noise, args.snr, args.reverb, args.lengths, args.music),
+        Conditions(utterances, args.noise, args.snr, args.reverb, args.lengths, args.music),
         [*ours, *peers],
         metrics,
         judges,

@@ -16,10 +16,7 @@ BOTTLENECK_HELP = (
     "1x46656_400bps, 2x15625_700bps, 4x729_1000bps, native, or stages such as 5,5,5,5,5,5@1.0/5,5,5,5,5,5@0.25 "
     "(levels of each dimension @ scale); default: the model's own"
 )
-AUDIO_ROOT_HELP = "folder outside of the source that may hold recordings named in its tables and lists"
-CHANNEL_HELP = "read only this channel of recordings, such as one speaker of two: 1, 2, ... (default: average all)"
 COMPILE_HELP = "compile the layers, for GPUs (no gain on CPUs): takes a minute at first; rounding changes some tokens"
-SUBSET_HELP = "subset of a data set on the Hub that has several, such as a language"
 LEVEL_HELP = "keep the loudness as it is (default: normalise to the loudness of the training, such as -20 LUFS)"
 FORCE_HELP = "decode files of another model, most likely to noise"
 SKIP_HELP = "keep existing targets, to resume after an interruption (default: overwrite them)"
@@ -89,8 +86,24 @@ def add_encoding_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-loudness", dest="loudness", action="store_false", help=LEVEL_HELP)
 
 
+def add_corpus_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of corpora: subset, column of audio, folder of recordings, and channel."""
+    add = parser.add_argument
+    add("--subset", metavar="NAME", help="subset of a data set on the Hub that has several, such as a language")
+    add("--audio-column", default="audio", metavar="C", help="column with the audio (default: audio)")
+    outside = "folder outside of the source that may hold recordings named in its tables and lists"
+    add("--audio-root", metavar="DIR", help=outside)
+    add_channel(parser)
+
+
+def add_channel(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that chooses a channel."""
+    one = "read only this channel of recordings, such as one speaker of two: 1, 2, ... (default: average all)"
+    parser.add_argument("--channel", type=whole_number(1), metavar="N", help=one)
+
+
 def add_audio_inputs(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments for input recordings, their channel, and `--skip-existing`."""
     parser.add_argument("inputs", nargs="+", metavar="AUDIO", help=AUDIO_HELP)
-    parser.add_argument("--channel", type=whole_number(1), metavar="N", help=CHANNEL_HELP)
+    add_channel(parser)
     parser.add_argument("--skip-existing", action="store_true", help=SKIP_HELP)

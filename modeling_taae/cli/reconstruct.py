@@ -2,14 +2,14 @@
 
 import argparse
 
-from .encode import INTERRUPTED
+from . import encode
 from .options import OUTPUT_HELP, add_audio_inputs, add_encoding_options, add_model_options
 
 SUMMARY = "encode and decode audio, to hear the codec"
 EXAMPLES = """\
   taae reconstruct speech.wav -o decoded.wav
   taae reconstruct recordings/ -o decoded/ --bottleneck 4x729_1000bps"""
-__all__ = ["EXAMPLES", "INTERRUPTED", "SUMMARY", "add_options", "run"]
+INTERRUPTED = encode.INTERRUPTED
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .options import (
-    AUDIO_ROOT_HELP,
-    CHANNEL_HELP,
     COMPILE_HELP,
     SHORTEST,
-    SUBSET_HELP,
+    add_corpus_options,
     add_encoding_options,
     add_model_options,
     number,
@@ -70,11 +68,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("sources", nargs="+", metavar="SOURCE", help="audio, Parquet or .tar files, folders of them, or a Hub data set")
     add("-o", "--output", metavar="DIR", required=True, help="folder to make; an interrupted run in it is resumed")
     add("--split", type=split_name, help="split of a data set, and name of the output's split (default: train)")
-    add("--subset", metavar="NAME", help=SUBSET_HELP)
-    add("--audio-column", default="audio", metavar="C", help="column with the audio (default: audio)")
+    add_corpus_options(parser)
     add("--id-column", metavar="C", help="column with ids (default: id, utterance_id or segment_id if there is one)")
-    add("--audio-root", metavar="DIR", help=AUDIO_ROOT_HELP)
-    add("--channel", type=whole_number(1), metavar="N", help=CHANNEL_HELP)
     add("--min-seconds", type=number(0), default=0.4, metavar="S", help="reject shorter clips (default: 0.4)")
     add(
         "--dtype",

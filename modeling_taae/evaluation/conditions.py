@@ -20,64 +20,36 @@ PLAIN = "as recorded"
 # Music of three chords, synthesised to need no licence: seconds per chord, and the notes in Hz.
 CHORD_SECONDS = 1.5
 CHORDS = ((220.0, 277.18, 329.63), (293.66, 369.99, 440.0), (329.63, 415.3, 493.88))
-
-
 NOISE_RATIOS = (20.0, 10.0, 0.0)  # in dB, where none is asked for
 
 
-def under_conditions(
-    utterances: Iterable[Utterance],
-    noise: list[str] | None = None,
-    ratios: Iterable[float] | None = None,
-    reverberation: list[str] | None = None,
-    lengths: Iterable[float] = (),
-    music: bool = False,
-) -> Iterable[Utterance]:
-    """Returns utterances under the conditions that are named, as they are if there are none.
+class Conditions:
+    """Yields utterances as recorded and under conditions, if there are any; the data are read once.
 
     Args:
         utterances: the data.
-        noise: sources of noise to mix in.
-        ratios: signal-to-noise ratios in dB; None for 20, 10 and 0.
-        reverberation: sources of room impulse responses.
-        lengths: lengths in seconds of further clips.
+        noise: sources of noise to mix in; utterances use the recordings in turn.
+        ratios: signal-to-noise ratios of the mixtures in dB; None for 20, 10 and 0.
+        reverberation: sources of room impulse responses; utterances use them in turn.
+        lengths: durations in seconds of additional clips, each cut from the joined data.
         music: whether to add a clip of music.
 
     Raises:
         TaaeInputError: if a source holds no noise or no responses.
     """
-    lengths = list(lengths)
-    if not (noise or reverberation or lengths or music):
-        return utterances
-    noises = read_kind(noise, "noise") if noise else []
-    responses = read_kind(reverberation, "rir") if reverberation else []
-    return Conditions(utterances, noises, ratios or NOISE_RATIOS, responses, lengths, music)
-
-
-class Conditions:
-    """Yields utterances unchanged and under conditions; the data are read once.
-
-    Args:
-        utterances: the data.
-        noises: recordings of noise, (samples,) each; utterances use them in turn.
-        ratios: signal-to-noise ratios of the mixtures in dB.
-        responses: room impulse responses, (samples,) each; utterances use them in turn.
-        lengths: durations in seconds of additional clips, each cut from the joined data.
-        music: whether to add a clip of music.
-    """
 
     def __init__(
         self,
         utterances: Iterable[Utterance],
-        noises: list[np.ndarray] | None = None,
-        ratios: Iterable[float] = (),
-        responses: list[np.ndarray] | None = None,
+        noise: list[str] | None = None,
+        ratios: Iterable[float] | None = None,
+        reverberation: list[str] | None = None,
         lengths: Iterable[float] = (),
         music: bool = False,
     ):
-        self.utterances = utterances
-        self.noises, self.ratios = noises or [], list(ratios)
-        self.responses, self.lengths, self.music = responses or [], list(lengths), music
+        self.utterances, self.lengths, self.music = utterances, list(lengths), music
+        self.noises, self.ratios = read_kind(noise, "noise") if noise else [], list(ratios or NOISE_RATIOS)
+        self.responses = read_kind(reverberation, "rir") if reverberation else []
 
     def __len__(self) -> int:
         """Returns the number of clips, if the data's number is known."""
@@ -85,6 +57,9 @@ class Conditions:
         return each * length_hint(self.utterances) + len(self.lengths) + self.music
 
     def __iter__(self) -> Iterator[Utterance]:
+        if not (self.noises or self.responses or self.lengths or self.music):
+            yield from self.utterances
+            return
         longest = int(max(self.lengths, default=0) * SAMPLING_RATE)
         clips: list[np.ndarray] = []  # from the start of the data, for clips of other lengths
         for number, utterance in enumerate(self.utterances):

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModel
 
 from modeling_taae import TaaeConfig, TaaeModel
 from training.precision import BFLOAT16_FEATURES, processor_features
@@ -118,10 +119,5 @@ def count_operations(function: Callable[[], object]) -> int:
 
 def random_model(size: str, dtype: torch.dtype, device: torch.device, **fields) -> TaaeModel:
     """A model of a named size, in evaluation mode."""
-    config, before = TaaeConfig.named(size, **fields), torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with device:
-            return TaaeModel(config).eval()
-    finally:
-        torch.set_default_dtype(before)
+    with device:
+        return AutoModel.from_config(TaaeConfig.named(size, **fields), dtype=dtype).eval()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from datasets import Dataset, Value, concatenate_datasets
 
+from modeling_taae import TaaeFeatureExtractor
 from modeling_taae.data.utterances import read_transcripts
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.identity import TokenSource
@@ -62,6 +63,13 @@ class TokenCorpus:
     def token_source(self) -> TokenSource:
         """The source of the tokens: model, encoder and grid."""
         return self.manifest.model.token_source
+
+    def make_extractor(self) -> TaaeFeatureExtractor:
+        """Returns a feature extractor of the rate and the loudness at which the tokens were made."""
+        facts, loudness = self.manifest.model, self.manifest.plan.loudness
+        return TaaeFeatureExtractor(
+            sampling_rate=facts.sampling_rate, hop_length=facts.hop_length, target_loudness=loudness
+        )
 
     @property
     def shards(self) -> list[dict]:

@@ -22,7 +22,7 @@ from transformers import (
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's training/ is not installed
 
-from modeling_taae import TaaeFeatureExtractor, TaaeProcessor
+from modeling_taae import TaaeProcessor
 from modeling_taae.errors import TaaeInputError
 from training.commands import exit_status
 from training.precision import choose_precision
@@ -35,13 +35,7 @@ def make_processor(model: str, corpus: TokenCorpus) -> TaaeProcessor:
     tokenizer = AutoTokenizer.from_pretrained(model)
     if tokenizer.pad_token is None:  # common in models of text; padding is never learnt, so any token will do
         tokenizer.pad_token = tokenizer.eos_token
-    facts = corpus.manifest.model
-    extractor = TaaeFeatureExtractor(
-        sampling_rate=facts.sampling_rate,
-        hop_length=facts.hop_length,
-        target_loudness=corpus.manifest.plan.loudness,
-    )
-    return TaaeProcessor(extractor, tokenizer, bottleneck=corpus.bottleneck)
+    return TaaeProcessor(corpus.make_extractor(), tokenizer, bottleneck=corpus.bottleneck)
 
 
 def sequences(corpus: TokenCorpus, processor: TaaeProcessor, longest: int) -> Iterator[dict[str, list[int]]]:

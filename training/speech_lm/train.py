@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Trainer, TrainingArguments, set_seed
 
-from modeling_taae import TaaeFeatureExtractor, TaaeProcessor
+from modeling_taae import TaaeProcessor
 from modeling_taae.audio_io import write_audio
 from modeling_taae.codec import Codec, load_codec
 from modeling_taae.errors import TaaeInputError
@@ -50,14 +50,9 @@ def make_processor(settings: Settings, train: TokenCorpus, codec: Codec | None) 
             f"--bottleneck {settings.bottleneck}"
         )
     tokenizer = character_tokenizer(train.text_of_rows())
-    facts, loudness = train.manifest.model, train.manifest.plan.loudness
-    extractor = TaaeFeatureExtractor(
-        sampling_rate=facts.sampling_rate, hop_length=facts.hop_length, target_loudness=loudness
-    )
+    parts = (train.make_extractor(), tokenizer, codec and codec.model)
     try:
-        return TaaeProcessor(
-            extractor, tokenizer, codec and codec.model, bottleneck=train.bottleneck, layout=settings.layout
-        )
+        return TaaeProcessor(*parts, bottleneck=train.bottleneck, layout=settings.layout)
     except ValueError as error:
         raise TaaeInputError(str(error)) from error
 
