@@ -9,6 +9,7 @@ the samples is left to libsndfile.
 import io
 import re
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -130,20 +131,11 @@ def _marked_end(page: bytes) -> bytes:
 
 def ogg_checksum(page: bytes | bytearray) -> int:
     """Returns the CRC-32 of an Ogg page whose checksum field is zero: most significant bit first, not inverted."""
-    register = 0
-    for byte in page:
-        register = (register << 8 & 0xFFFFFFFF) ^ _CRC_TABLE[register >> 24 ^ byte]
-    return register
+    mirrored = zlib.crc32(page.translate(_MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{mirrored:032b}"[::-1], 2)
 
 
-def _crc_of_byte(byte: int) -> int:
-    register = byte << 24
-    for _ in range(8):
-        register = (register << 1 ^ (0x04C11DB7 if register & 0x80000000 else 0)) & 0xFFFFFFFF
-    return register
-
-
-_CRC_TABLE = [_crc_of_byte(byte) for byte in range(256)]
+_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def _flac_starts(content: BinaryIO) -> Iterator[int]:

@@ -152,7 +152,7 @@ def test_the_parts_of_a_step_make_up_the_whole():
 
 
 def test_a_long_recording_is_told_beside_a_short_one():
-    row = benchmark_inference.long_audio_row("tiny", torch.float32, 30, threads=1)
+    row = benchmark_inference.long_audio_row("tiny", torch.float32, 30)
     assert row["minutes"] == 0.5
     for direction in ("encode", "decode"):
         assert 0.02 < row[f"{direction}: times that of 10 s"] < 50

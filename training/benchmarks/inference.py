@@ -7,9 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -22,7 +20,7 @@ from modeling_taae.codec import Codec
 from modeling_taae.export.export import write_sides
 from modeling_taae.export.runtime import ExportedCodec
 from modeling_taae.identity import model_identity
-from training.benchmarks.tools import BFLOAT16, FLOAT32, Bench, name_of, random_model
+from training.benchmarks.tools import BFLOAT16, FLOAT32, Bench, in_own_process, name_of, random_model
 from training.dry_run import PeakMemory
 
 CLIP_SECONDS = 10.0
@@ -56,16 +54,14 @@ def speed_rows(bench: Bench) -> Iterator[dict]:
 def long_audio_rows(bench: Bench) -> Iterator[dict]:
     """Long recordings in one call, each in its own process, so that the process's memory is the recording's."""
     for size, dtype, seconds in (*LENGTHS, *(HOURS if bench.hour else ())):
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            yield process.submit(long_audio_row, size, dtype, seconds, torch.get_num_threads()).result()
+        yield in_own_process(long_audio_row, size, dtype, seconds)
 
 
-def long_audio_row(size: str, dtype: torch.dtype, seconds: int, threads: int) -> dict:
+def long_audio_row(size: str, dtype: torch.dtype, seconds: int) -> dict:
     """A row of long audio: the time per second of a long recording, and of its first ten seconds.
 
     On a CPU this is CPU time, on which other work on the machine has little influence.
     """
-    torch.set_num_threads(threads)
     device = Bench().device
     clock, unit = (time.perf_counter, "time") if device.type == "cuda" else (time.process_time, "processor time")
     bench, row = Bench(device=device, clock=clock), {"size": size, "precision": name_of(dtype), "minutes": seconds / 60}

@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from statistics import median
 from typing import TypeVar
 
@@ -115,6 +117,12 @@ def count_operations(function: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops()
+
+
+def in_own_process(function: Callable[..., Result], *arguments: object) -> Result:
+    """Calls a function in a process of its own, with as many threads, so that the memory in use is the call's."""
+    with ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (torch.get_num_threads(),)) as process:
+        return process.submit(function, *arguments).result()
 
 
 def random_model(size: str, dtype: torch.dtype, device: torch.device, **fields) -> TaaeModel:
