@@ -8,11 +8,9 @@ import numpy as np
 import pyarrow as pa
 import soundfile
 
-from ..audio.blocks import Span
 from ..audio_io import Recording, decode_recording
 from ..errors import TaaeInputError
 from ..feature_extraction_taae import SILENCE_ENERGY
-from .origin import NOWHERE, Origin
 from .row import Row
 
 # Keys of decoded audio in `datasets`, and other names for the same.
@@ -21,7 +19,11 @@ HIGHEST_RATE = 768_000  # Hz; larger values are no sampling rates
 
 
 def decode_row(row: Row, sampling_rate: int) -> Recording:
-    """Decodes a row to one channel at a rate in Hz.
+    """Decodes the audio of a row to one channel at a rate in Hz.
+
+    The audio is the bytes of an audio file, its path or address, a dictionary with the keys `bytes` and `path`, or a
+    dictionary of samples with the keys `array` and `sampling_rate`. A `Path` is a file found by the reader; it is
+    opened wherever it is.
 
     Raises:
         TaaeInputError: if there is no audio, it cannot be decoded, or it names a file outside the corpus.
@@ -29,38 +31,11 @@ def decode_row(row: Row, sampling_rate: int) -> Recording:
     """
     if row.problem:
         raise TaaeInputError(f"{row.id}: {row.problem}")
-    return decode_cell(row.audio, row.id, sampling_rate, row.origin, row.channel, row.span)
-
-
-def decode_cell(
-    audio: Any,
-    name: str,
-    sampling_rate: int,
-    origin: Origin = NOWHERE,
-    channel: int | None = None,
-    span: Span | None = None,
-) -> Recording:
-    """Decodes an audio cell of a data set.
-
-    Args:
-        audio: the bytes of an audio file, its path or address, a dictionary with the keys `bytes` and `path`, or a
-            dictionary of samples with the keys `array` and `sampling_rate`. A `Path` is a file found by the reader; it
-            is opened wherever it is.
-        name: the row's name in error messages.
-        sampling_rate: samples per second of the result, in Hz.
-        origin: the place of the corpus, below which paths are opened.
-        channel: the channel to read, counted from 1; None averages all.
-        span: the part to read; None for all of it.
-
-    Raises:
-        TaaeInputError: if there is no audio, it cannot be decoded, or it names a file outside the corpus.
-        OSError: if the file cannot be read.
-    """
 
     def decoded(content: BinaryIO) -> Recording:
-        return decode_recording(content, name, sampling_rate, channel, span=span)
+        return decode_recording(content, row.id, sampling_rate, row.channel, span=row.span)
 
-    cell = plain_cell(audio)
+    cell, name = plain_cell(row.audio), row.id
     match cell:
         case Path():
             if not cell.is_file():
@@ -72,7 +47,7 @@ def decode_cell(
         case None | "":
             raise TaaeInputError(f"{name}: missing: there is neither audio nor a path")
         case str():
-            with origin.open(cell, name) as opened:
+            with row.origin.open(cell, name) as opened:
                 return decoded(opened)
         case list() | np.ndarray():
             kind = "samples without their rate"
