@@ -102,7 +102,7 @@ class TestVerification:
 
     def test_foreign(self, tokens):
         shutil.copy(self.shard(tokens), tokens / "data" / "other.parquet")
-        with pytest.raises(TaaeInputError, match="data/other.parquet is not in it"):
+        with pytest.raises(TaaeInputError, match="data/other.parquet is not in manifest.json"):
             open_token_folder(tokens)
 
     @pytest.mark.parametrize("file", ["../data.parquet", "/etc/hostname", "data/../../data.parquet", "README.md"])
