@@ -29,13 +29,10 @@ from .listings import (
 from .origin import CURE, is_below
 from .texts import BESIDE, MICROPHONE, files_beside, texts_of
 
-# Suffixes of the files that are read in folders. Some decoders lack the formats of the second line of RECORDINGS;
-# recordings that cannot be decoded are reported.
+# Suffixes of the files that are read in folders. Some decoders lack the formats of the last ones; recordings that cannot
+# be decoded are reported.
 CONTAINERS = frozenset({".parquet", ".tar"})
-RECORDINGS = AUDIO_SUFFIXES | {
-    *(".3ga", ".3gp", ".aac", ".ac3", ".amr", ".ape", ".avi", ".awb", ".dss", ".m4a", ".m4b", ".mka", ".mkv", ".mov"),
-    *(".mp2", ".mp4", ".mpeg", ".mpg", ".mpga", ".ra", ".webm", ".weba", ".wma", ".wmv", ".wv"),
-}
+RECORDINGS = AUDIO_SUFFIXES | {".3ga", ".avi", ".awb", ".dss", ".mpeg", ".mpg", ".ra", ".weba", ".wmv"}
 # Suffixes of files that may hold speech or texts but are not read in folders; often they lie there unpacked as well.
 PACKED = frozenset({".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".arrow", ".feather", ".h5", ".hdf5"})
 OTHER_TEXTS = frozenset({".textgrid", ".srt", ".vtt", ".eaf", ".trs", ".stm", ".ctm", ".chat", ".cha", ".xlsx"})
