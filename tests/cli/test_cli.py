@@ -620,6 +620,7 @@ class TestUsage:
         monkeypatch.setattr("modeling_taae.codec.load_codec", interrupted)
         assert run("stream") == (130, "", "")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("sink", "status", "message"), [("| true", 141, ""), ("> /dev/full", 1, "No space left on device")]
     )
@@ -641,6 +642,7 @@ class TestUsage:
         assert "model_config.json" in refused("convert", "source", "target")
 
 
+@pytest.mark.slow
 def test_console_entry(run):
     wav("tone.wav")
     run("encode", "tone.wav")

@@ -35,17 +35,17 @@ print("LOADED", sorted({set(HEAVY)!r} & set(sys.modules)))
     assert "LOADED []" in run(code)
 
 
-@pytest.mark.parametrize(
-    "imports",
-    [
-        "import modeling_taae; from transformers import AutoFeatureExtractor, AutoModel",
-        "from transformers import AutoFeatureExtractor, AutoModel; import modeling_taae",
-        "import modeling_taae.quantization_taae; from transformers import AutoFeatureExtractor, AutoModel; "
-        "import modeling_taae",
-        "import importlib.util, modeling_taae; importlib.util.find_spec('transformers'); "
-        "from transformers import AutoFeatureExtractor, AutoModel",
-    ],
-)
+ORDERS = [
+    "import modeling_taae; from transformers import AutoFeatureExtractor, AutoModel",
+    "from transformers import AutoFeatureExtractor, AutoModel; import modeling_taae",
+    "import modeling_taae.quantization_taae; from transformers import AutoFeatureExtractor, AutoModel; "
+    "import modeling_taae",
+    "import importlib.util, modeling_taae; importlib.util.find_spec('transformers'); "
+    "from transformers import AutoFeatureExtractor, AutoModel",
+]
+
+
+@pytest.mark.parametrize("imports", [ORDERS[0], *(pytest.param(each, marks=pytest.mark.slow) for each in ORDERS[1:])])
 def test_the_model_type_is_registered(imports, tiny_model_folder):
     code = f"""
 import sys
@@ -88,7 +88,9 @@ print("fine")
     assert "fine" in run(code)
 
 
-@pytest.mark.parametrize("module", ["torch", "transformers.modeling_utils", "soundfile"])
+@pytest.mark.parametrize(
+    "module", ["torch", pytest.param("transformers.modeling_utils", marks=pytest.mark.slow), "soundfile"]
+)
 def test_an_interrupt_of_an_import_ends_in_a_line(module, tiny_model_folder, tmp_path):
     (tmp_path / "a.wav").write_bytes(b"RIFF")
     code = f"""

@@ -291,6 +291,7 @@ class TestBadTokens:
 
 
 @pytest.mark.skipif(shutil.which("sox") is None, reason="sox is not installed")
+@pytest.mark.slow
 def test_in_a_pipe_with_sox():
     soundfile.write("speech.wav", speechlike(16_000), RATE, subtype="PCM_16")
     taae = f"{sys.executable} -m modeling_taae stream"

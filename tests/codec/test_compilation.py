@@ -12,6 +12,9 @@ from modeling_taae.evaluation.codecs import TaaeSystem
 from modeling_taae.identity import model_identity
 
 
+pytestmark = pytest.mark.slow  # for it compiles
+
+
 class Graphs(list):
     """A backend that runs graphs as they are, and keeps them."""
 

@@ -236,6 +236,7 @@ class TestCodecs:
 
 
 class TestResume:
+    @pytest.mark.slow
     def test_workers_end_with_a_run_that_is_killed(self):
         """They hold a gigabyte each, and would wait for work for ever."""
         rows = [row(f"u{n}", flac(clip(seed=n))) for n in range(200)]

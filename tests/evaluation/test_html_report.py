@@ -87,6 +87,7 @@ def test_listening_test_has_the_same_utterances(page):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (Debian: apt-get install chromium)")
+@pytest.mark.browser
 def test_page_in_a_browser(page, tmp_path):
     probed = tmp_path / "page.html"
     probed.write_text(page.read_text(encoding="utf-8").replace("</body>", PROBE), encoding="utf-8")

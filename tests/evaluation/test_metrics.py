@@ -84,6 +84,7 @@ def test_a_codec_that_gives_silence_has_no_score(speech):
     assert score(long, half, ["pesq_wb"])["pesq_wb"] == pytest.approx(4.64, abs=0.01)
 
 
+@pytest.mark.slow
 def test_dnsmos_prefers_speech_to_noise(speech):
     pytest.importorskip("speechmos", reason="DNSMOS needs the extra `eval`")
     names = [name for name in ALL_METRICS if name.startswith("dnsmos")]
@@ -93,6 +94,7 @@ def test_dnsmos_prefers_speech_to_noise(speech):
     assert 1 <= noisy["dnsmos_ovrl"] < clean["dnsmos_ovrl"] <= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.2, 9.01, 10.02, 13.0, 25.0])
 def test_dnsmos_p808_alone_is_what_it_is_among_all(seconds):
     pytest.importorskip("speechmos", reason="DNSMOS needs the extra `eval`")

@@ -327,6 +327,7 @@ class TestHalfPrecision:
         assert (latents - expected).abs().mean() < 0.03 * expected.abs().mean()
 
 
+@pytest.mark.slow
 def test_one_graph_serves_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
     """`torch.compile(fullgraph=True, dynamic=True)`, with a backend that runs the graph instead of compiling it.
 
