@@ -29,7 +29,7 @@ from .listings import (
 from .origin import CURE, is_below
 from .texts import BESIDE, MICROPHONE, files_beside, texts_of
 
-# Suffixes of the files that are read in folders. Some decoders lack the formats of the last ones; recordings that cannot
+# Suffixes of the files that are read in folders. Some decoders lack the last of these formats; recordings that cannot
 # be decoded are reported.
 CONTAINERS = frozenset({".parquet", ".tar"})
 RECORDINGS = AUDIO_SUFFIXES | {".3ga", ".avi", ".awb", ".dss", ".mpeg", ".mpg", ".ra", ".weba", ".wmv"}

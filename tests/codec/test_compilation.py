@@ -11,7 +11,6 @@ from modeling_taae.codec import Codec
 from modeling_taae.evaluation.codecs import TaaeSystem
 from modeling_taae.identity import model_identity
 
-
 pytestmark = pytest.mark.slow  # for it compiles
 
 
