@@ -213,6 +213,7 @@ class TestUse:
     def blocks(folder: Path) -> list[str]:
         return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
 
+    @pytest.mark.slow
     def test_clips(self, folder, monkeypatch):
         make_card.main([str(folder)])
         (code,) = self.blocks(folder)
@@ -483,6 +484,7 @@ def test_other_folders_have_no_card(tmp_path, capsys):
     assert "contains nothing to make a card of" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CARDS, reason="no model with results is in this checkout yet")
 @pytest.mark.parametrize("folder", CARDS, ids=lambda folder: folder.name)
 def test_published_cards_agree_with_their_results(folder):

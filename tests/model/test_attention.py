@@ -99,6 +99,7 @@ def test_implementations_agree_in_the_whole_model(variant: str, implementation: 
     torch.testing.assert_close(output.audio_values, expected.audio_values, rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_memory_grows_linearly_with_length() -> None:
     """An hour at 25 Hz is 90,000 steps: a T × T mask would take 8 GB as booleans, and scores 32 GB."""
     script = """

@@ -181,6 +181,7 @@ class TestRuns:
         said, on = (len(soundfile.read(name)[0]) for name in ("said.wav", "on.wav"))
         assert said <= on <= said + 6_400
 
+    @pytest.mark.slow
     def test_an_interrupted_run_ends_with_the_same_weights(self, settings, tmp_path, monkeypatch):
         settings.samples = 0
         undisturbed = language_model_training.run(settings)
@@ -202,6 +203,7 @@ class TestRuns:
         one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / name / "model") for name in ("run", "interrupted"))
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
+    @pytest.mark.slow
     def test_presets_and_layouts_are_compared_once(self, tokens, tiny_model_folder, tmp_path, monkeypatch):
         comparison = compare_speech_lms.Comparison(
             tokens=str(tokens),

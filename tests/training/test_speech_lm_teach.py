@@ -68,6 +68,7 @@ class TestSequences:
 
 
 class TestTeaching:
+    @pytest.mark.slow
     @pytest.mark.parametrize("packed", [[], ["--packed"]])
     def test_it_learns_and_speaks(self, place, tmp_path, tiny_model_folder, packed, monkeypatch):
         tokens = ["--tokens", str(place / "one"), str(place / "two"), "--texts", "text"]

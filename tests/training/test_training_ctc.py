@@ -120,6 +120,7 @@ def reading(recipe_file, tmp_path_factory) -> tuple[str, ...]:
     return recipe_file, "--ctc", json.dumps(ctc), "--validation.utterances", "4"
 
 
+@pytest.mark.slow
 def test_a_run_makes_the_latents_readable_and_publishes_the_head(reading, tmp_path, capfd):
     alone = [option for name in ("log_mel", "magnitude", "waveform") for option in (f"--losses.{name}", 0)]
     options = (*alone, "--max_steps", 80, "--data.crop_frames", 4, "--optimizer.learning_rate", 1e-2)
@@ -141,6 +142,7 @@ def test_the_head_reaches_the_encoder_and_a_frozen_encoder_is_only_read(reading,
         assert not any(reached) if frozen else all(reached)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_head_resumes_exactly(reading, tmp_path, monkeypatch):
     train(*reading, "--output_dir", tmp_path / "whole")
     broken = make_trainer(*reading, "--output_dir", tmp_path / "broken")

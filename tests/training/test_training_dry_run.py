@@ -19,6 +19,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     main()
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_what_a_run_takes_and_writes_nothing(tmp_path, monkeypatch, capfd):
     """As a user starts it; there is no corpus to be read yet."""
     recipe = write_recipe(tmp_path, "nowhere.parquet")

@@ -81,6 +81,7 @@ def make_old(checkpoint: Path, average: object) -> None:
     torch.save(average, checkpoint / OLD_AVERAGE)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_earlier_version_resumes_exactly(recipe_file, tmp_path, capfd):
     options = ("--validation.corpus", "null", *ADVERSARIAL)
     first = make_trainer(recipe_file, *options, "--output_dir", tmp_path / "new", "--keep_checkpoints", 9)

@@ -136,6 +136,7 @@ def test_what_does_not_fit_is_refused(listeners, audio, tmp_path):
         PerceptualLoss(PerceptualConfig(listeners["whisper"]), 16_000)(audio.repeat(1, 1, 3), audio.repeat(1, 1, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wavlm", "whisper"])
 def test_a_run_minimises_it(listeners, kind, recipe_file, tmp_path):
     alone = ("--losses.log_mel", 0, "--losses.magnitude", 0, "--losses.waveform", 0, "--validation.corpus", "null")
