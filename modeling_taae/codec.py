@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from .errors import TaaeInputError, one_line
 from .feature_extraction_taae import TaaeFeatureExtractor
 from .identity import TokenSource, ancestors_of, listed_ancestors, model_identity, tokens_identity
 from .modeling_taae import TaaeModel
+from .quantization_taae import BOTTLENECK_PRESETS, NATIVE, ResidualFSQ
 from .taae_file import TaaeFile, TaaeFileError, parse_bottleneck
 
 DEFAULT_MODEL = "taae-speech-16k-nano"
@@ -206,6 +207,15 @@ def chosen_bottleneck(codec: Codec, bottleneck: str | list | tuple | None) -> st
     except ValueError as error:
         raise TaaeInputError(f"--bottleneck: {error}") from error
     return bottleneck
+
+
+def named_bottlenecks(model: TaaeModel) -> dict[str, ResidualFSQ]:
+    """Returns a model's bottlenecks by name: `native`, and the presets for its number of latent dimensions."""
+    found = {}
+    for name in (*BOTTLENECK_PRESETS, NATIVE):
+        with suppress(ValueError):
+            found[name] = model.bottleneck(name)
+    return found
 
 
 def default_model() -> str:

@@ -18,7 +18,7 @@ from tqdm import tqdm, trange
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
 
-from modeling_taae.codec import Codec, load_codec
+from modeling_taae.codec import Codec, load_codec, named_bottlenecks
 from modeling_taae.data.utterances import Utterances
 from modeling_taae.entropy.coding import (
     LARGEST_ACTIVATION,
@@ -116,12 +116,8 @@ def grids_of(codec: Codec) -> dict[str, FiniteScalarQuantizer]:
     Raises:
         TaaeInputError: if its training grid differs between dimensions, which the coder does not support.
     """
-    grids = {}
-    for name in sorted(set(GRIDS.values())):
-        try:
-            (grids[name],) = codec.model.bottleneck(name).stages
-        except ValueError:  # a preset for another number of latent dimensions
-            continue
+    named = named_bottlenecks(codec.model)
+    grids = {name: named[name].stages[0] for name in sorted(set(GRIDS.values())) if name in named}
     levels = grids[NATIVE].levels
     if len(set(levels)) > 1:
         raise TaaeInputError(f"this model's grid has {levels} levels; expected as many in each dimension")

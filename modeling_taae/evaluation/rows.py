@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from ..data.utterances import Utterance
 from ..errors import TaaeInputError
+from ..files import write_bytes
 from .codecs import System
 from .judges import Judge
 from .results import Row, iterate_rows
@@ -83,18 +83,15 @@ class RowStore:
         """Rewrites the file with only these rows, in this order."""
         if self.path is None:
             return
-        partial = self.path.with_suffix(".partial")
         lines = (json.dumps(self.rows[key].to_json(), ensure_ascii=False) + "\n" for key in keys)
         try:
-            with open(partial, "w", encoding="utf-8") as file:
-                file.writelines(lines)
-            os.replace(partial, self.path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise self._refusal(error) from error
+            write_bytes(self.path, "".join(lines).encode())
+        except TaaeInputError as error:
+            raise self._refusal(error.__cause__) from error
 
-    def _refusal(self, error: OSError) -> TaaeInputError:
+    def _refusal(self, error: BaseException | None) -> TaaeInputError:
+        reason = getattr(error, "strerror", None) or error
         return TaaeInputError(
-            f"{self.path}: cannot be written ({error.strerror or error}); make room or choose another folder with -o, "
-            "then run the same command to resume"
+            f"{self.path}: cannot be written ({reason}); make room or choose another folder with -o, then run the same "
+            "command to resume"
         )

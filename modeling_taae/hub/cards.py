@@ -10,9 +10,9 @@ from typing import Any
 from huggingface_hub import CardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ..codec import named_bottlenecks
 from ..evaluation import report
 from ..modeling_taae import TaaeModel
-from ..quantization_taae import BOTTLENECK_PRESETS, NATIVE
 
 # The project's public address, also in setup.cfg, README.md and docs/. The project has none yet: the domain .invalid
 # never resolves, and `taae push` rejects cards that contain it.
@@ -79,19 +79,13 @@ def model_facts(name: str, model: TaaeModel) -> dict[str, Any]:
 
 def presets(model: TaaeModel) -> list[dict]:
     """Returns the rows of a card's table of bottlenecks: the presets that the model has."""
-    rows = []
-    for name in [*BOTTLENECK_PRESETS, NATIVE]:
-        try:
-            quantizer = model.bottleneck(name)
-        except ValueError:  # a preset for another number of latent dimensions
-            continue
-        rows.append(
-            {
-                "name": name,
-                "default": name == model.config.bottleneck,
-                "tokens": len(quantizer.stages),
-                "vocabulary": f"{quantizer.codebook_sizes[0]:,}",
-                "bit_rate": report.number(quantizer.bits_per_frame * model.config.frame_rate, 0),
-            }
-        )
-    return rows
+    return [
+        {
+            "name": name,
+            "default": name == model.config.bottleneck,
+            "tokens": len(quantizer.stages),
+            "vocabulary": f"{quantizer.codebook_sizes[0]:,}",
+            "bit_rate": report.number(quantizer.bits_per_frame * model.config.frame_rate, 0),
+        }
+        for name, quantizer in named_bottlenecks(model).items()
+    ]

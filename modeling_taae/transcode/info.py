@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..codec import Codec
+from ..codec import Codec, named_bottlenecks
 from ..files import read_bytes
-from ..quantization_taae import BOTTLENECK_PRESETS, NATIVE
 from ..taae_file import CodedHeader, TaaeFile, format_bottleneck, naming, read_header
 
 
@@ -78,9 +77,5 @@ def model_rows(codec: Codec) -> Iterator[tuple[str, str]]:
     yield "model identity", codec.identity
     yield "entropy prior", "none" if codec.prior is None else codec.prior.identity
     yield "default bottleneck", format_bottleneck(config.bottleneck)
-    for name in [*BOTTLENECK_PRESETS, NATIVE]:
-        try:
-            bits = codec.model.bottleneck(name).bits_per_frame
-        except ValueError:  # a preset for another number of latent dimensions
-            continue
-        yield name, f"{bits * config.frame_rate:.1f} bit/s"
+    for name, quantizer in named_bottlenecks(codec.model).items():
+        yield name, f"{quantizer.bits_per_frame * config.frame_rate:.1f} bit/s"
