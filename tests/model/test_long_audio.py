@@ -53,6 +53,7 @@ def test_with_gradients_it_is_processed_as_a_whole(monkeypatch: pytest.MonkeyPat
     assert all(parameter.grad.any() for parameter in model.encoder.parameters())
 
 
+@pytest.mark.slow
 def test_memory_is_one_copy_of_the_widest_activations_and_the_next() -> None:
     """A transformer layer works in place, where in one pass it would make a dozen copies; a convolution makes one."""
     script = """

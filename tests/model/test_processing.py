@@ -506,6 +506,7 @@ json.dump(report, open(target, "w"))
 """
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_language_model_loads_without_the_package(tiny_model_folder, tiny_model, clips, tmp_path):
     folder = tmp_path / "a language-model-1.0"
     processor = make_processor(layout="delay", codec=tiny_model)

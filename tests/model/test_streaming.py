@@ -118,6 +118,7 @@ def test_ten_seconds_at_the_published_rates_frame_by_frame() -> None:
     assert_streams_as_a_whole(model, make_audio(1, 160_000), size=640)
 
 
+@pytest.mark.slow
 def test_an_hour() -> None:
     """90,000 frames in chunks of all sizes up to a minute; 540,000 digits, of which a few may be ties."""
     options = {"patch_size": 320, "hidden_sizes": (8, 8), "strides": (1, 2), "sliding_window": (63, 64)}
