@@ -391,10 +391,11 @@ class TestScripts:
         codec = load_codec(str(folder), device="cpu")
         assert codec.prior.model_identity == codec.identity
         from training.benchmarks import file_sizes
+        from training.benchmarks.runner import markers
 
         measurement = replace(file_sizes.MEASUREMENT, page=tmp_path / "page.md")
-        page, (start, end) = measurement.page, measurement.place
-        page.write_text(f"before\n{start.format(name='model')}old\n{end}\nafter\n")
+        page, (start, end) = measurement.page, markers(measurement.tag, "benchmarks/file_sizes.py of model")
+        page.write_text(f"before\n{start}old\n{end}\nafter\n")
         assert measurement.run([str(folder), "--speech", *speech]) == 0
         results = json.loads((folder / "results" / "entropy.json").read_text())
         assert (results["utterances"], results["seconds"], results["frames"]) == (2, 3.0, 75)

@@ -21,7 +21,7 @@ AUDIO = make_audio(1, 3000).numpy()
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    model = make_model()
+    model = make_model(hidden_sizes=(16,), strides=(2,), encoder_depths=(1,), decoder_depths=(1,))  # quick to export
     model.save_pretrained(folder)
     TaaeFeatureExtractor(hop_length=model.config.hop_length).save_pretrained(folder)
     export_codec(load_codec(str(folder), "cpu"), folder / "onnx", "onnx")
