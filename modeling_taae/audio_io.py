@@ -309,6 +309,15 @@ def write_audio(target: str | Path, audio: np.ndarray, sampling_rate: int) -> No
     """
     if not np.isfinite(audio).all():
         raise ValueError(f"{target}: not written, because the audio contains NaN or infinite samples")
-    buffer = io.BytesIO()
-    soundfile.write(buffer, to_pcm16(audio), sampling_rate, format=audio_format(target), subtype="PCM_16")
-    write_bytes(target, buffer.getvalue())
+    write_bytes(target, sound_file(to_pcm16(audio), sampling_rate, audio_format(target)))
+
+
+def sound_file(audio: np.ndarray, sampling_rate: int, file_format: str = "WAV", subtype: str = "PCM_16") -> bytes:
+    """Returns samples, (samples,) or (samples, channels), as a file of a format and an encoding of libsndfile.
+
+    Raises:
+        soundfile.SoundFileError: if libsndfile refuses them.
+    """
+    content = io.BytesIO()
+    soundfile.write(content, audio, sampling_rate, format=file_format, subtype=subtype)
+    return content.getvalue()

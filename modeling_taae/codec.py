@@ -1,5 +1,6 @@
 """Loads a model with its feature extractor, and encodes and decodes single clips with them."""
 
+import copy
 import json
 import os
 import re
@@ -59,6 +60,12 @@ class Codec:
             backend: a backend of `torch.compile`.
         """
         return replace(self, model=with_compiled_layers(self.model, backend), is_compiled=True)
+
+    def without_loudness(self) -> "Codec":
+        """Returns a codec with the same model and an extractor that does not normalise loudness."""
+        extractor = copy.copy(self.extractor)
+        extractor.target_loudness = None
+        return replace(self, extractor=extractor)
 
     @contextmanager
     def inference(self) -> Iterator[None]:

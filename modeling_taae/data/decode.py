@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import soundfile
 
-from ..audio_io import Recording, decode_recording
+from ..audio_io import Recording, decode_recording, sound_file
 from ..errors import TaaeInputError
 from ..feature_extraction_taae import SILENCE_ENERGY
 from .row import Row
@@ -104,11 +104,9 @@ def encoded_samples(array: Any, rate: Any) -> bytes | list:
         if samples.dtype.kind == "i":
             # 64-bit integers come from Python and pandas, and hold 16-bit samples.
             samples = samples / 2.0 ** (8 * samples.dtype.itemsize - 1 if samples.dtype.itemsize < 8 else 15)
-        content = io.BytesIO()
-        soundfile.write(content, samples.astype(np.float32), rate, format="WAV", subtype="FLOAT")
+        return sound_file(samples.astype(np.float32), rate, "WAV", "FLOAT")
     except (TypeError, ValueError, soundfile.SoundFileError, pa.ArrowException):
         return as_python(array)
-    return content.getvalue()
 
 
 def to_numpy(array: Any) -> np.ndarray:

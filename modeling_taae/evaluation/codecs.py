@@ -4,8 +4,7 @@ Every codec takes the same float32 clip at 16 kHz and returns one. Its `facts` d
 resampling and 16-bit samples. The evaluation removes its delay. Other codecs are in `peers.py`.
 """
 
-import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -81,10 +80,7 @@ class TaaeSystem:
     delay = 0  # decoded frames are aligned with the input
 
     def __init__(self, codec: Codec, bottleneck: str | list | tuple | None, name: str):
-        model, extractor = codec.model, copy.copy(codec.extractor)
-        extractor.target_loudness = None
-        self.codec = replace(codec, extractor=extractor)
-        self.prior = codec.prior
+        model, self.codec, self.prior = codec.model, codec.without_loudness(), codec.prior
         self.bottleneck = model.config.bottleneck if bottleneck is None else bottleneck
         self.quantizer = model.bottleneck(bottleneck)
         self.name = f"{name} {format_bottleneck(self.bottleneck)}"

@@ -7,9 +7,9 @@ import re
 from importlib.util import find_spec
 
 import numpy as np
-import soundfile
 
 from ..audio.spectrum import draw_spectrum, spectrum
+from ..audio_io import sound_file
 from ..errors import printable
 from . import report
 from .alignment import SAMPLING_RATE
@@ -141,14 +141,13 @@ def sample_section(sample: Sample) -> str:
 def clip_figure(name: str, clip: np.ndarray, loudest: float) -> str:
     """Returns a player and a spectrogram with levels in dB relative to the loudest point of the reference."""
     clip = clip[: int(LONGEST_CLIP * SAMPLING_RATE)]
-    sound = io.BytesIO()
-    soundfile.write(sound, clip.clip(-1, 1), SAMPLING_RATE, format="FLAC", subtype="PCM_16")
+    sound = sound_file(clip.clip(-1, 1), SAMPLING_RATE, "FLAC")
     label = html.escape(name)
     return (
         f"<figure><figcaption>{label}</figcaption>"
         f"<img src='data:image/png;base64,{encoded(spectrogram_png(clip, loudest))}' alt='Spectrogram, {label}'>"
         f"<audio controls preload='metadata' aria-label='{label}' "
-        f"src='data:audio/flac;base64,{encoded(sound.getvalue())}'></audio></figure>\n"
+        f"src='data:audio/flac;base64,{encoded(sound)}'></audio></figure>\n"
     )
 
 

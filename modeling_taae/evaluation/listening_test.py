@@ -9,17 +9,16 @@ channels, because it plays mono only in the left ear. Its YAML parser (yamljs) n
 new line; otherwise it reads a string.
 """
 
-import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
-import soundfile
 import soxr
 import yaml
 
+from ..audio_io import sound_file
 from ..errors import TaaeInputError
 from ..feature_extraction_taae import integrated_loudness, normalize_loudness
 from ..files import write_bytes
@@ -132,12 +131,12 @@ def write_trial(folder: Path, number: int, sample: Sample) -> dict:
     versions = {"anchor35": low_anchor(reference)} | clips
     loudness = integrated_loudness(reference, SAMPLING_RATE)
     trial = f"trial_{number:02d}"
-    write_bytes(folder / trial / "reference.wav", stereo_wav(two_channels(reference)))
+    write_bytes(folder / trial / "reference.wav", wav(two_channels(reference)))
     stimuli = {}
     for name, clip in versions.items():
         file = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name) + ".wav"
         level = clip if loudness is None else normalize_loudness(clip, SAMPLING_RATE, loudness)
-        write_bytes(folder / trial / file, stereo_wav(two_channels(level)))
+        write_bytes(folder / trial / file, wav(two_channels(level)))
         stimuli[file.removesuffix(".wav")] = resource(folder, trial, file)
     return {
         **page("mushra", trial, f"Recording {number + 1}", TASK),
@@ -166,7 +165,7 @@ def write_headphone_check(folder: Path) -> dict:
     stimuli = {}
     for order in itertools.permutations(TONES):
         name = f"quietest_{order.index('quiet') + 1}_opposite_{order.index('opposite') + 1}"
-        write_bytes(folder / "headphones" / f"{name}.wav", stereo_wav(headphone_tones(order)))
+        write_bytes(folder / "headphones" / f"{name}.wav", wav(headphone_tones(order)))
         stimuli[name] = resource(folder, "headphones", f"{name}.wav")
     text = "You hear three tones. Which of them is the quietest?"
     return {
@@ -200,8 +199,6 @@ def two_channels(audio: np.ndarray) -> np.ndarray:
     return np.stack([audio, audio], axis=1)
 
 
-def stereo_wav(audio: np.ndarray) -> bytes:
+def wav(audio: np.ndarray) -> bytes:
     """Encodes (samples, 2) as a WAV file."""
-    content = io.BytesIO()
-    soundfile.write(content, audio.clip(-1, 1), SAMPLING_RATE, format="WAV", subtype="PCM_16")
-    return content.getvalue()
+    return sound_file(audio.clip(-1, 1), SAMPLING_RATE)

@@ -115,7 +115,7 @@ class CorpusEncoder:
     def __init__(self, corpus: Corpus, encoding: Encoding, codec: Codec):
         self.corpus, self.encoding = corpus, encoding
         self.loudness = codec.extractor.target_loudness
-        self.codec = without_loudness(in_dtype(codec, encoding.dtype))
+        self.codec = in_dtype(codec, encoding.dtype).without_loudness()
         if encoding.compile:
             self.codec = self.codec.compiled()
         self.sampling_rate = codec.model.config.sampling_rate
@@ -217,10 +217,3 @@ def in_dtype(codec: Codec, dtype: str) -> Codec:
     """Returns a codec whose model computes in a dtype: the given one if it does already, else a copy."""
     wanted = getattr(torch, dtype)
     return codec if codec.model.dtype == wanted else replace(codec, model=copy.deepcopy(codec.model).to(wanted))
-
-
-def without_loudness(codec: Codec) -> Codec:
-    """Returns a codec with the same model and an extractor that does not normalise loudness."""
-    extractor = copy.copy(codec.extractor)
-    extractor.target_loudness = None
-    return replace(codec, extractor=extractor)

@@ -1,6 +1,5 @@
 """The benchmark's sections on training."""
 
-import io
 import json
 import subprocess
 import sys
@@ -13,12 +12,12 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-import soundfile
 import torch
 from datasets import Dataset
 from torch.autograd.profiler_util import FunctionEventAvg
 from torch.profiler import ProfilerActivity, profile
 
+from modeling_taae.audio_io import sound_file
 from training.benchmarks.tools import BFLOAT16, FLOAT32, Bench, count_operations, name_of, random_model
 from training.discriminator import Adversary
 from training.losses import weighted_sum
@@ -141,9 +140,8 @@ def noise_corpus(folder: Path) -> Path:
     """Writes a minute of noise as a Parquet file, and returns it."""
     rows, generator = [], np.random.default_rng(0)
     for number in range(12):
-        file = io.BytesIO()
-        soundfile.write(file, generator.normal(0, 0.1, 5 * 16_000), 16_000, format="FLAC")
-        rows.append({"bytes": file.getvalue(), "path": f"{number}.flac"})
+        noise = sound_file(generator.normal(0, 0.1, 5 * 16_000), 16_000, "FLAC")
+        rows.append({"bytes": noise, "path": f"{number}.flac"})
     corpus = folder / "noise.parquet"
     Dataset.from_dict({"audio": rows}).to_parquet(corpus)
     return corpus

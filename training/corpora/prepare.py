@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout's training/ is not installed
 
+from modeling_taae.audio_io import sound_file
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.files import as_json, write_bytes
 from training.corpora.cleaning import LONGEST, RATE, clipped_share, fault, parts, resampled, trimmed
@@ -264,11 +265,10 @@ def join(words: list[CleanRecording]) -> CleanRecording:
 def row_of(entry: SourceEntry, recording: CleanRecording, codec: str) -> dict[str, Any]:
     """Makes a row of a shard. Parts and joined words have no text, because the original text does not match them."""
     container, subtype = CODECS[codec]
-    encoded, about = io.BytesIO(), recording.about
-    soundfile.write(encoded, recording.samples, RATE, format=container, subtype=subtype)
+    encoded, about = sound_file(recording.samples, RATE, container, subtype), recording.about
     whole = recording.id == about.id and recording.joined == 1
     return {
-        "audio": {"bytes": encoded.getvalue(), "path": f"{recording.id}.{container.lower()}"},
+        "audio": {"bytes": encoded, "path": f"{recording.id}.{container.lower()}"},
         "id": recording.id,
         "speaker_id": about.speaker,
         "language": about.language,
