@@ -30,6 +30,7 @@ from modeling_taae.export.runtime import ExportedCodec
 from modeling_taae.taae_file import model_identity
 from training.benchmarks import exports
 from training.benchmarks import inference as benchmark_inference
+from training.benchmarks.runner import markers
 from training.benchmarks.tools import Bench
 
 pytestmark = pytest.mark.slow
@@ -351,7 +352,8 @@ def test_every_way_is_measured(exported: Path, folder: Path, tmp_path: Path, cap
         measure=lambda options: exports.measure(options.folder, options.speech, None, ("stoi",), copy_exported),
         page=tmp_path / "export.md",
     )
-    measurement.page.write_text("before\n{}old\n{}\nafter\n".format(*measurement.place).format(name="tiny"))
+    start, end = markers(measurement.tag, "benchmarks/exports.py of tiny")
+    measurement.page.write_text(f"before\n{start}old\n{end}\nafter\n")
     tiny = shutil.copytree(folder, tmp_path / "tiny")
     soundfile.write(tmp_path / "speech.wav", make_audio(1, 16_000)[0, 0].numpy(), 16_000)
     assert measurement.run([str(tiny), "--speech", str(tmp_path / "speech.wav")]) == 0
