@@ -15,13 +15,14 @@ import numpy as np
 
 from modeling_taae.audio.spectrum import draw_spectrum, spectrum
 from modeling_taae.audio_io import read_audio, write_audio
-from modeling_taae.codec import Codec, load_codec
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.files import write_bytes
-from modeling_taae.taae_file import TaaeFile
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from modeling_taae.codec import Codec
+    from modeling_taae.taae_file import TaaeFile
 
 MODEL = Path(__file__).parent / "taae-speech-16k-nano"
 RECORDING = Path("samples/english-woman-original.flac")  # in a model's folder
@@ -42,8 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     audio = Path(options.model) / RECORDING if options.audio is None else Path(options.audio).expanduser()
     try:
-        recording = read_audio(audio, RATE)  # before the model, which takes seconds to load
+        recording = read_audio(audio, RATE)  # before the model, which takes seconds to import and to load
         print(f"Loading {Path(options.model).name} …", flush=True)
+        from modeling_taae.codec import load_codec
+
         reconstruct(load_codec(str(options.model)), recording, options.output / audio.stem.removesuffix("-original"))
     except TaaeInputError as error:
         print(f"demo: error: {error}", file=sys.stderr)
@@ -51,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def reconstruct(codec: Codec, recording: np.ndarray, stem: Path) -> None:
+def reconstruct(codec: "Codec", recording: np.ndarray, stem: Path) -> None:
     """Encodes and decodes a recording, and writes tokens, audio and a picture.
 
     Args:
@@ -115,12 +118,12 @@ def save_picture(figure: "Figure", target: Path, identity: str) -> None:
     write_bytes(target, content.getvalue())
 
 
-def describe(encoded: TaaeFile, size: int) -> str:
+def describe(encoded: "TaaeFile", size: int) -> str:
     """Returns a sentence with a clip's length, the file's size in bytes, and the compression."""
     samples = 2 * encoded.num_samples
     return (
         f"{encoded.duration:.1f} seconds of speech became {size:,} bytes: {8 * size / encoded.duration:.0f} bits per "
-        f"second, {samples / size:,.0f} times less than 16-bit samples. Play the recording, then what came back:"
+        f"second, {samples / size:,.0f} times less than 16-bit samples. Play the recording, then the decoded one:"
     )
 
 
@@ -128,7 +131,7 @@ def speed(duration: float, seconds: float) -> str:
     """Returns how long work on a clip took, in seconds and relative to the clip's length, also in seconds."""
     faster = seconds <= duration
     ratio = duration / seconds if faster else seconds / duration
-    return f"{seconds:.2f} s ({ratio:.1f} times {'faster' if faster else 'slower'} than speaking)"
+    return f"{seconds:.2f} s ({ratio:.1f} times {'faster' if faster else 'slower'} than real time)"
 
 
 def timed(work: Callable[[], Result]) -> tuple[Result, float]:

@@ -166,9 +166,10 @@ def trial_section(folder: Path, identity: str, bottleneck: str, languages: Colle
     links = ", ".join(f"[{name}/report.md]({name}/report.md)" for name in results)
     return "\n\n".join(
         [
-            f"The first {first.data.scored} utterances of {code(first.data.sources)}, made harder, and set "
-            "end to end for other lengths. The reference is the codec's input, noise and echo included, so the "
-            "figures show the loss by coding. A lost frame is replaced by the one before it."
+            f"The first {first.data.scored} utterances of {code(first.data.sources)}, with noise or "
+            "reverberation added, with frames lost, or joined to other lengths. The reference is the codec's input, "
+            "noise and reverberation included, so the figures show only the loss by coding. A lost frame is replaced "
+            "by the one before it."
             f"{''.join(f' {origin[0].upper()}{origin[1:]}.' for origin in origins)}{music_text(rows, first)}",
             trial_table({trial: row for trial, row in rows.items() if trial != MUSIC}, first.metrics),
             f"Means; intervals and further tables are in {links}.",

@@ -200,16 +200,16 @@ def stage_text(stage: dict, frame_rate: float) -> str:
         f"{name} {value:g}" for name, value in losses.items() if isinstance(value, int | float) and value
     )
     crop_seconds = recipe["data.crop_frames"] / frame_rate
-    changes = [f"{name.removeprefix('config.')} {recipe[name]}" for name in recipe if name.startswith("config.")]
-    changes += ["only the decoder"] if recipe.get("freeze_encoder") else []
+    config = [f"{name.removeprefix('config.')} {recipe[name]}" for name in recipe if name.startswith("config.")]
+    changed = f"Changed in the configuration: {', '.join(config)}. " if config else ""
     return (
-        f"{stage['steps']:,} optimiser steps in {time_text(stage['hours'])} on {stage['trained_on']}"
-        f"{''.join(f', {change}' for change in changes)}, each on "
-        f"{crops_text(stage['batches'])} of {crop_seconds:.2f} s at -20 LUFS ({augmentation_text(recipe)}), "
-        f"{stage['frames'] / frame_rate / 3600:,.0f} hours in all; "
-        f"AdamW, learning rate {recipe['optimizer.learning_rate']:g}; "
-        f"activations in {PRECISIONS.get(recipe['mixed_precision'], recipe['mixed_precision'])}, "
-        f"averaged weights (EMA) kept. Settings of the losses: {weights}."
+        f"{stage['steps']:,} optimiser steps took {time_text(stage['hours'])} on {stage['trained_on']}. "
+        f"{changed}{'Only the decoder was trained. ' if recipe.get('freeze_encoder') else ''}"
+        f"Each step had {crops_text(stage['batches'])} of {crop_seconds:.2f} s, which are "
+        f"{stage['frames'] / frame_rate / 3600:,.0f} hours in all. {augmentation_text(recipe)} "
+        f"AdamW with a learning rate of {recipe['optimizer.learning_rate']:g}; "
+        f"activations in {PRECISIONS.get(recipe['mixed_precision'], recipe['mixed_precision'])}; "
+        f"averaged weights (EMA). Settings of the losses: {weights}."
     )
 
 
@@ -219,14 +219,14 @@ def time_text(hours: float) -> str:
 
 
 def augmentation_text(recipe: dict) -> str:
-    """Returns a description of the augmentation."""
+    """Returns a sentence or two on the augmentation."""
     settings = {name: recipe.get(f"data.augmentation.{name}") for name in AUGMENTATIONS}
     drawn = [AUGMENTATIONS[name].format(value) for name, value in settings.items() if value not in SWITCHED_OFF]
-    level = f"plus or minus {recipe['data.augmentation.level']:g} dB"
+    level = f"Crops are at -20 LUFS, plus or minus {recipe['data.augmentation.level']:g} dB."
     if not drawn:
         return level
     share = recipe.get("data.augmentation.probability", 0.5)
-    return f"{level}; {share:.0%} of them, drawn anew for each, changed in {', '.join(drawn)}"
+    return f"{level} Each of these changes is made to {share:.0%} of the crops: {', '.join(drawn)}."
 
 
 # Descriptions of the augmentations, with their settings in the recipe.
@@ -243,7 +243,7 @@ SWITCHED_OFF = (None, "None", False, 0)
 def crops_text(batches: list[dict]) -> str:
     """Returns the number of crops per step as text."""
     *earlier, last = batches
-    until = "".join(f"{batch['crops']} (until step {batch['until_step']:,}), then " for batch in earlier)
+    until = "".join(f"{batch['crops']} crops until step {batch['until_step']:,}, then " for batch in earlier)
     return f"{until}{last['crops']} crops"
 
 

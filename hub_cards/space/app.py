@@ -27,14 +27,17 @@ from modeling_taae.evaluation.alignment import align
 from modeling_taae.evaluation.codecs import System
 from modeling_taae.evaluation.peers import MissingToolError, make_peer
 from modeling_taae.quantization_taae import BOTTLENECK_PRESETS
-from modeling_taae.taae_file import TaaeFile
+from modeling_taae.taae_file import CodedHeader, TaaeFile, read_header
 
 SAMPLE = "samples/english-woman-original.flac"
 TITLE = "Speech in 400 bits per second"
 ENCODE, DECODE = "Encode and decode", "Decode the file"
+# Without a reason of ours: the queue is full, or the server failed.
+FAILED = "This did not work. Try again in a minute."
 # Scrolls to the results and moves the keyboard focus there.
 SCROLL = """() => setTimeout(() => {
     const results = document.querySelector("#results");
+    if (!results) return;  // the status says why there are none
     results.tabIndex = -1;
     results.focus({preventScroll: true});
     results.scrollIntoView({behavior: "smooth", block: "start"});
@@ -46,11 +49,11 @@ KEPT = 3600
 INTRODUCTION = f"""
 # {TITLE}
 
-Record yourself or upload speech, and hear what about 50 bytes a second keep of it. **{{name}}** is a small model of the
-[TAAE codec](https://arxiv.org/abs/2411.19842) that runs on an ordinary processor. It takes {limits.SHORTEST_CLIP:g} to
-{limits.LONGEST_CLIP:g} seconds, and does best with one voice and little noise.
+Record or upload up to {limits.LONGEST_CLIP:g} seconds of speech, and hear it after the
+[TAAE codec](https://arxiv.org/abs/2411.19842): about 50 bytes per second instead of 32,000. The model, **{{name}}**, is
+a small one that runs on a CPU. It works best with one voice and little noise.
 """
-PRIVACY = "Recordings are used for nothing but this page, and are deleted from the server within two hours."
+PRIVACY = "Recordings are used only for this page, and are deleted from the server within two hours."
 CSS = """
 .gradio-container { max-width: 72rem !important; margin: auto; }
 .html-container { padding: 0 !important; }
@@ -96,6 +99,7 @@ class Card(NamedTuple):
 def main() -> None:
     """Loads the model and serves the page until the process is ended."""
     name = default_model()
+    print(f"Loading {model_name(name)} …", flush=True)
     codec = load_codec(name, device="cpu")
     # The first pass takes longer than all others, and would be timed as the first visitor's.
     noise = np.random.default_rng(0).normal(0, 0.1, codec.model.config.sampling_rate).astype(np.float32)
@@ -159,6 +163,8 @@ def build_page(codec: Codec, name: str, example: Path | None) -> gr.Blocks:
         recording = gr.Audio(sources=["microphone"], type="filepath", label="Speech", buttons=[])
         upload = gr.UploadButton("Upload a recording", size="sm")
         upload.upload(lambda path: path, upload, recording, show_progress="hidden", api_visibility="private")
+        if example:
+            gr.Examples([[str(example)]], [recording], example_labels=["A woman, in English"])
         choices = [(preset_label(preset, rate), preset) for preset, rate in rates.items()]
         preset = gr.Radio(choices, value=choices[0][1], label="Bit rate")
         button = gr.Button(ENCODE, variant="primary")
@@ -169,10 +175,6 @@ def build_page(codec: Codec, name: str, example: Path | None) -> gr.Blocks:
             with gr.Row():
                 cards = [make_card() for _ in range(3 if all(service.peers.values()) else 2)]
             content = gr.HTML()
-        if example:
-            rows = [[str(example), each] for each in rates]
-            labels = [f"A woman reading, at {rate:.0f} bit/s" for rate in rates.values()]
-            gr.Examples(rows, [recording, preset], example_labels=labels)
         with gr.Accordion("Hear a .taae file that you saved or were sent", open=False):
             saved = gr.File(label=".taae file", file_types=[".taae"], type="filepath")
             open_button = gr.Button(DECODE)
@@ -203,6 +205,8 @@ class Parts(NamedTuple):
 def when_pressed(button: gr.Button, label: str, work: Callable[..., dict], inputs: list[Any], parts: Parts) -> None:
     """Lets a button start work. The button is disabled meanwhile. Then the page scrolls to the results.
 
+    If the input cannot be used, the status says why, and earlier results are hidden.
+
     Args:
         button: the button.
         label: label of the button between presses.
@@ -215,7 +219,7 @@ def when_pressed(button: gr.Button, label: str, work: Callable[..., dict], input
         try:
             return work(*values)
         except TaaeInputError as error:
-            raise gr.Error(html.escape(str(error)), print_exception=False) from error
+            return {parts.results: gr.Column(visible=False), parts.status: status_text(str(error))}
 
     # Gradio passes the request to an annotated parameter, so the number of parameters has to be fixed.
     if len(inputs) == 2:
@@ -232,7 +236,7 @@ def when_pressed(button: gr.Button, label: str, work: Callable[..., dict], input
     begun = button.click(
         lambda: (
             gr.Button("Working …", interactive=False),
-            status_text("Working. This takes seconds, or your turn in the queue."),
+            status_text("Working. This takes a few seconds, after those who are before you in the queue."),
         ),
         None,
         [button, parts.status],
@@ -246,9 +250,11 @@ def when_pressed(button: gr.Button, label: str, work: Callable[..., dict], input
         show_progress="full",
         show_progress_on=parts.waiting,
     )
-    done.success(None, None, None, js=SCROLL, **hidden)
-    done.failure(lambda: status_text("Nothing was made of it; the message says why."), None, parts.status, **hidden)
-    done.then(lambda: gr.Button(label, interactive=True), None, button, **hidden)
+    # Not with `then`, which Gradio does not call after a failure if there is a listener to failures.
+    done.success(lambda: gr.Button(label, interactive=True), None, button, js=SCROLL, **hidden)
+    done.failure(
+        lambda: (gr.Button(label, interactive=True), status_text(FAILED)), None, [button, parts.status], **hidden
+    )
 
 
 def status_text(text: str) -> str:
@@ -298,7 +304,7 @@ class Service:
         decoded, seconds = timed(lambda: self.codec.decode(encoded))
         text = (
             f"## {encoded.duration:.2f} seconds of speech from {len(content):,} bytes\n"
-            f"{encoded.bit_rate:.0f} bit/s of tokens. Decoding took {speed(encoded.duration, seconds)}."
+            f"The tokens have {encoded.bit_rate:.0f} bit/s. Decoding took {speed(encoded.duration, seconds)}."
         )
         return self.filled(parts, encoded, content, {f"TAAE at {encoded.bit_rate:.0f} bit/s": decoded}, text)
 
@@ -367,11 +373,13 @@ def summarize(passage: Passage) -> str:
     """Length, size and time taken, in Markdown."""
     encoded, size = passage.encoded, len(passage.content)
     seconds, samples_size = encoded.duration, 2 * encoded.num_samples
+    _, header = read_header(passage.content)
+    coded = " and after entropy coding" if isinstance(header, CodedHeader) else ""
     threads = torch.get_num_threads()
     return (
         f"## {seconds:.2f} seconds of speech in {size:,} bytes\n"
-        f"{encoded.bit_rate:.0f} bit/s of tokens, {8 * size / seconds:.0f} bit/s as a file with header and checksum; "
-        f"{samples_size / size:,.0f} times smaller than 16-bit samples ({samples_size:,} bytes). "
+        f"The tokens have {encoded.bit_rate:.0f} bit/s. The file, with header and checksum{coded}, has "
+        f"{8 * size / seconds:.0f} bit/s and is {samples_size / size:,.0f} times smaller than 16-bit samples. "
         f"On a CPU with {threads} thread{'s' * (threads > 1)}, encoding took {speed(seconds, passage.encoding)} and "
         f"decoding {speed(seconds, passage.decoding)}."
     )
@@ -381,7 +389,7 @@ def speed(duration: float, seconds: float) -> str:
     """Returns how long work on a clip took, in seconds and relative to the clip's length, also in seconds."""
     faster = seconds <= duration
     ratio = duration / seconds if faster else seconds / duration
-    return f"{seconds:.2f} s ({ratio:.1f} times {'faster' if faster else 'slower'} than speaking)"
+    return f"{seconds:.2f} s ({ratio:.1f} times {'faster' if faster else 'slower'} than real time)"
 
 
 def make_card() -> Card:

@@ -56,9 +56,9 @@ def read_tokens(path: str | None) -> bytes:
         TaaeInputError: if there is none, or it is too large for a clip.
     """
     if path is None:
-        raise TaaeInputError("There is no file yet. Choose a .taae file that was saved here.")
+        raise TaaeInputError("There is no file yet. Choose a .taae file that this page saved.")
     if (size := os.path.getsize(path)) > LARGEST_FILE:
-        raise TaaeInputError(f"The file is too large: {size:,} bytes. No clip of {LONGEST_CLIP} s takes as many.")
+        raise TaaeInputError(f"The file is too large: {size:,} bytes. Choose one of at most {LONGEST_CLIP} s.")
     with open(path, "rb") as file:
         return file.read()
 
@@ -66,7 +66,7 @@ def read_tokens(path: str | None) -> bytes:
 def check_present(path: str | None) -> None:
     """Raises a TaaeInputError if there is no recording."""
     if path is None:
-        raise TaaeInputError("There is no recording yet. Record something, upload a file, or choose an example.")
+        raise TaaeInputError("There is no recording yet. Record or upload one, or choose the example.")
 
 
 def check_samples(samples: int) -> None:
@@ -78,9 +78,9 @@ def check_samples(samples: int) -> None:
 def check_length(seconds: float) -> None:
     """Raises a TaaeInputError for a recording that is too short or too long."""
     if seconds < SHORTEST_CLIP:
-        raise TaaeInputError(f"The recording is too short: {seconds:.2f} s. At least {SHORTEST_CLIP:g} s are needed.")
+        raise TaaeInputError(f"The recording is too short: {seconds:.2f} s. Record at least {SHORTEST_CLIP:g} s.")
     if seconds > LONGEST_CLIP:
-        raise TaaeInputError(f"The recording is too long: {seconds:.0f} s. Up to {LONGEST_CLIP:g} s can be taken here.")
+        raise TaaeInputError(f"The recording is too long: {seconds:.0f} s. Cut it to at most {LONGEST_CLIP:g} s.")
 
 
 class RateLimit:
@@ -108,7 +108,7 @@ class RateLimit:
         times = self.times.setdefault(visitor, deque(maxlen=self.clips))
         if len(times) == self.clips and (wait := times[0] + self.seconds - now) > 0:
             raise TaaeInputError(
-                f"Those were {self.clips} clips in {self.seconds:g} seconds, and others want a turn too. "
-                f"Go on in {math.ceil(wait)} seconds."
+                f"You had {self.clips} clips within {self.seconds:g} seconds, which is the limit. "
+                f"Try again in {math.ceil(wait)} seconds."
             )
         times.append(now)

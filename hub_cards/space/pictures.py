@@ -59,9 +59,9 @@ def show_tokens(encoded: TaaeFile, bottleneck: ResidualFSQ) -> str:
     count, dimensions = len(bottleneck.stages), len(bottleneck.stages[0].levels)
     return (
         f"<h3>{encoded.frames:,} frames of {1000 * encoded.hop_length / encoded.sampling_rate:g} ms</h3>"
-        f"<p>A column is a frame of {count} token{'s' * (count > 1)}. A token is one of "
-        f"{bottleneck.codebook_sizes[0]:,} points in {dimensions} dimensions: these are the rows, and the colour is "
-        "its place on each.</p>"
+        f"<p>Each column is a frame of {count} token{'s' * (count > 1)}, each row a dimension of the latent, and the "
+        f"colour is the level. A token is one of {bottleneck.codebook_sizes[0]:,} combinations of levels in "
+        f"{dimensions} dimensions.</p>"
     ) + picture(content.getvalue(), "Picture of the tokens", "tokens")
 
 
@@ -74,7 +74,7 @@ def show_bytes(content: bytes) -> str:
     more = f"… {len(tokens) - LONGEST_DUMP:,} more …" if len(tokens) > LONGEST_DUMP else ""
     return (
         f"<h3>{len(content):,} bytes</h3>"
-        f"<p>{len(header)} say how to decode it, {len(tokens):,} are the speech, {len(checksum)} a checksum. "
+        f"<p>{len(header)} bytes of header, {len(tokens):,} of tokens, {len(checksum)} of checksum. "
         f"<a download='speech.taae' href='{link}'>Save the file</a></p>"
         f"<p class='bytes'><span>{header.hex(' ')}</span> {tokens[:LONGEST_DUMP].hex(' ')} {more} "
         f"<span>{checksum.hex(' ')}</span></p>"

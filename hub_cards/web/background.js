@@ -11,7 +11,7 @@ export function startWorker() {
     else reject(new Error(error));
   };
   worker.onerror = () => {
-    broken = new Error("this browser cannot run the codec; a newer one can");
+    broken = new Error("this browser cannot run the codec; update it or use another one");
     waiting.forEach(({ reject }) => reject(broken));
   };
   return (task, argument, transfer = []) =>

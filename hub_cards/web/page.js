@@ -1,4 +1,4 @@
-/** The page: records a voice and makes a link of it, or makes a voice of the link that it was opened with. */
+/** The page: makes a link of a recording, or plays the voice message in the link that it was opened with. */
 
 import { startWorker } from "./background.js";
 import { loadFiles } from "./loader.js";
@@ -21,13 +21,13 @@ let last = Promise.resolve(); // what the visitor asked for last, until it is do
 let focused = false; // whether the button had the focus when it was disabled
 const LEFT = "left"; // why a recording ends that nobody wants any more
 
-/** Something that the visitor can do something about; the message says what. */
+/** A problem that the visitor can solve; the message says how. */
 class Problem extends Error {}
 
 main().catch(complain);
 
 async function main() {
-  tell(location.hash ? "Somebody sent you a voice. The codec is loading, to make it heard…" : "Loading the codec…");
+  tell(location.hash ? "Somebody sent you a voice message. Loading the codec…" : "Loading the codec…");
   await keepForOffline();
   model = await fetchModel();
   find("#model").textContent = model.name;
@@ -49,7 +49,7 @@ async function main() {
 /** Loads the codec, and shows how far it is: the runtime and the model, as they come over the network. */
 async function loadCodec() {
   const bar = find("#progress");
-  const sent = location.hash ? "Somebody sent you a voice. " : "";
+  const sent = location.hash ? "Somebody sent you a voice message. " : "";
   const files = await loadFiles(model, (arrived, total) => {
     bar.hidden = false;
     bar.value = arrived / total;
@@ -58,12 +58,12 @@ async function loadCodec() {
   tell(`${sent}Starting the codec…`);
   const { seconds } = await codec("load", { model, files }, Object.values(files));
   bar.hidden = true;
-  tell(`Ready: the codec was started in ${seconds.toFixed(1)} s.`);
+  tell(`Ready: the codec started in ${seconds.toFixed(1)} s.`);
 }
 
 async function fetchModel() {
   const response = await fetch("model.json");
-  if (!response.ok) throw new Problem("This page is not complete: model.json is missing. Reload it.");
+  if (!response.ok) throw new Problem("The page could not be loaded completely: model.json is missing. Reload the page.");
   return response.json();
 }
 
@@ -111,7 +111,7 @@ function discarded(worker) {
   });
 }
 
-/** Makes a voice of the page's link, if there is one in it. */
+/** Decodes the voice message in the page's link, if there is one. */
 async function receive() {
   if (!location.hash) return;
   const fragment = location.hash.slice(1);
@@ -122,10 +122,10 @@ async function receive() {
     `${duration(voice.samples)} from ${fragment.length} characters. ` +
     `Decoded in ${seconds.toFixed(2)} s in this browser.`;
   find("#received").hidden = false;
-  tell("A voice for you is ready.");
+  tell("The message is ready: press play.");
 }
 
-/** Makes a link of a voice, and makes the link the page's own. getVoice promises samples, or null for none. */
+/** Makes a link of a recording, and shows it as the page's own. getVoice promises samples, or null for none. */
 async function send(getVoice) {
   const samples = await getVoice();
   if (samples === null) return;
@@ -140,7 +140,7 @@ async function send(getVoice) {
   find("#decoded").src = decoded.audio;
   find("#original").src = play(samples);
   find("#sent .facts").textContent =
-    `${duration(samples.length)} became ${fragment.length} characters, the whole link has ${location.href.length}. ` +
+    `${duration(samples.length)} became ${fragment.length} characters; the whole link has ${location.href.length}. ` +
     `Encoded in ${seconds.toFixed(2)} s and decoded in ${decoded.seconds.toFixed(2)} s in this browser.`;
   find("#copied").textContent = "";
   find("#sent").hidden = false;
@@ -149,7 +149,7 @@ async function send(getVoice) {
 
 /** Records until the button is pressed again or the time is up; null if the visitor has gone on to another link. */
 async function recordVoice() {
-  if (!navigator.mediaDevices) throw new Problem("Browsers give the microphone to pages under https: only.");
+  if (!navigator.mediaDevices) throw new Problem("Browsers allow the microphone only on https: pages. Open this page with https:, or choose a file.");
   stop = new AbortController();
   const { signal } = stop;
   tell("Waiting for the microphone…");
@@ -171,14 +171,14 @@ async function chosenFile() {
   const [file] = find("#file").files;
   find("#file").value = ""; // so that the same one can be chosen again
   if (!file) return null;
-  return read(await file.arrayBuffer(), `${file.name} is no recording that this browser plays: choose another file.`);
+  return read(await file.arrayBuffer(), `This browser cannot play ${file.name}. Choose another file, such as a WAV or MP3.`);
 }
 
 /** The recording that comes with the page. */
 async function example() {
   const response = await fetch(EXAMPLE);
-  if (!response.ok) throw new Problem("This page has no example: record something, or choose a file.");
-  return read(await response.arrayBuffer(), "This browser does not play the example: record something.");
+  if (!response.ok) throw new Problem("This page has no example. Record something, or choose a file.");
+  return read(await response.arrayBuffer(), "This browser cannot play the example. Record something, or choose a file.");
 }
 
 /** The first seconds of a file's content, as samples. */
@@ -203,10 +203,10 @@ function showRecording(block, seconds) {
 
 function checkVoice(samples) {
   if (samples.length < SHORTEST * model.sampling_rate) {
-    throw new Problem(`That was too short: speak for at least ${SHORTEST} seconds before you press Stop.`);
+    throw new Problem(`The recording is too short. Speak for at least ${SHORTEST} seconds.`);
   }
   if (integratedLoudness(samples, model.sampling_rate) === null) {
-    throw new Problem("Nothing was heard: see whether the microphone is switched off, or another one is chosen.");
+    throw new Problem("The recording is silent. Check that the microphone is on and that the right one is selected.");
   }
 }
 
@@ -241,9 +241,9 @@ function tell(text) {
 
 function complain(error) {
   const messages = {
-    NotAllowedError: "The microphone may not be used: allow it for this page in the browser's settings, and try again.",
-    NotFoundError: "There is no microphone: connect one, and try again.",
-    NotReadableError: "The microphone is used by another program: close that, and try again.",
+    NotAllowedError: "This page may not use the microphone. Allow it in the browser's settings, and try again.",
+    NotFoundError: "There is no microphone. Connect one and try again, or choose a file.",
+    NotReadableError: "Another program is using the microphone. Close it, and try again.",
   };
   const foreseen = error instanceof LinkError || error instanceof Problem;
   tell("");

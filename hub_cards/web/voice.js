@@ -26,15 +26,15 @@ export function toFragment(voice, model) {
 /** The voice in a fragment. Throws a LinkError if it is cut short, damaged, foreign, or of another version or model. */
 export function fromFragment(fragment, model) {
   if (fragment.length > LONGEST_FRAGMENT) {
-    throw new LinkError(`This link is too long: ${fragment.length} characters. Links of this page have fewer than 800.`);
+    throw new LinkError(`This link is too long: ${fragment.length} characters. Links of this page have about 800. Ask for it again.`);
   }
   const bytes = fromBase64(fragment);
   if (String.fromCharCode(...bytes.subarray(0, MAGIC.length)) !== MAGIC) {
-    throw new LinkError("There is no voice in this link. Ask for it again, and open it as it is.");
+    throw new LinkError("There is no voice message in this link. Ask for it again, and open it unchanged.");
   }
   const version = bytes[MAGIC.length];
   if (version > VERSION) {
-    throw new LinkError(`This link has version ${version}, this page reads version ${VERSION}. Reload it when online.`);
+    throw new LinkError(`This link has version ${version}; this page reads version ${VERSION}. Reload the page while you are online.`);
   }
   if (bytes.length < SAMPLES[1]) throw cutShort(fragment);
   const samples = new DataView(bytes.buffer).getBigUint64(SAMPLES[0], true);
@@ -71,20 +71,19 @@ function checkModel(bytes, expected, model) {
   if (differs(...IDENTITY)) {
     const digits = [...bytes.subarray(...IDENTITY)].map((byte) => byte.toString(16).padStart(2, "0"));
     throw new LinkError(
-      `This voice was made with another model (${digits.join("")}) than this page has (${model.identity}), ` +
-        "which would make noise of it. Reload this page once while online; if that does not help, open the link at the " +
-        "page that it was made with."
+      `This message was made with another model (${digits.join("")}); this page has ${model.identity} and cannot decode ` +
+        "it. Reload the page while you are online. If that does not help, open the link on the page that made it."
     );
   }
   if (differs(0, expected.length)) {
-    throw new LinkError("This voice was made with settings that this page does not read. Open it with `taae decode`.");
+    throw new LinkError("This message was made with settings that this page cannot decode. Open the link on the page that made it.");
   }
 }
 
 function cutShort(fragment) {
   return new LinkError(
-    `This link was cut short: only ${fragment.length} characters of the voice arrived. ` +
-      "Ask for it again, and open the whole of it."
+    `This link is incomplete: only ${fragment.length} characters of the message arrived. ` +
+      "Ask for it again, and open the whole link."
   );
 }
 

@@ -15,7 +15,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Converts the checkpoint and returns the exit status."""
-    from ..hub.convert import convert_checkpoint
+    from .progress import telling
 
-    convert_checkpoint(Path(args.source), Path(args.target))
+    with telling(f"converting {args.source}", args.patience):
+        from ..hub.convert import convert_checkpoint
+
+        convert_checkpoint(Path(args.source), Path(args.target))
     return 0

@@ -32,8 +32,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Decodes the files and returns the exit status."""
     from ..audio_io import audio_format
-    from ..codec import load_codec
-    from ..transcode.files import decode_files
     from .files import plan
     from .jobs import run_jobs
 
@@ -42,6 +40,9 @@ def run(args: argparse.Namespace) -> int:
         audio_format(job.target)
 
     def prepare() -> "Prepared":
+        from ..codec import load_codec
+        from ..transcode.files import decode_files
+
         codec = load_codec(args.model, args.device)
         prior = load_codec(args.prior, "cpu").prior if args.prior else None
         return codec, lambda there, on_error: decode_files(codec, there, prior, args.force, on_error)

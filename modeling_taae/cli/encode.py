@@ -1,8 +1,14 @@
 """`taae encode`: encodes audio files to `.taae` files."""
 
 import argparse
+from typing import TYPE_CHECKING, Any
 
 from .options import OUTPUT_HELP, add_audio_inputs, add_encoding_options, add_model_options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..transcode.job import Job
 
 SUMMARY = "turn audio into .taae files"
 EXAMPLES = """\
@@ -24,7 +30,6 @@ def run(args: argparse.Namespace) -> int:
     """Encodes the files and returns the exit status."""
     from ..audio_io import AUDIO_SUFFIXES
     from ..errors import TaaeInputError
-    from ..transcode.files import encode_files
     from .files import plan
     from .jobs import run_encoder
 
@@ -33,4 +38,9 @@ def run(args: argparse.Namespace) -> int:
         if job.target.suffix.lower() in AUDIO_SUFFIXES:
             raise TaaeInputError(f"{job.target}: is a name for audio; expected one that ends in .taae; change -o")
 
-    return run_encoder(args, jobs, "encoding", encode_files)
+    def work(*arguments: Any) -> "Iterable[Job]":
+        from ..transcode.files import encode_files
+
+        return encode_files(*arguments)
+
+    return run_encoder(args, jobs, "encoding", work)

@@ -124,18 +124,23 @@ def run(args: argparse.Namespace) -> int:
         TaaeInputError: if the model, the data or an option cannot be used.
     """
     from ..audio_io import averaged_note
-    from ..codec import default_model, load_codec, model_name
-    from ..evaluation import available_peers, choose_judges, evaluate_codecs, taae_systems, write_results
-    from ..evaluation.conditions import Conditions
-    from ..evaluation.listening_test import check_codecs, write_listening_test
-    from ..evaluation.report import problem_lines, quality_table
+    from .progress import telling
 
     check_options(args)
-    name, folder = args.model or default_model(), Path(args.output)
-    metrics, judges, missing = choose_judges(args.metrics, args.recognizer, args.speaker_model, args.device or "cpu")
-    codec = load_codec(name, args.device)
-    codec = codec.compiled() if args.compile else codec
-    peers, left_out = available_peers(args.peers, codec.model.device.type)
+    with telling("loading the model", args.patience):
+        from ..codec import default_model, load_codec, model_name
+        from ..evaluation import available_peers, choose_judges, evaluate_codecs, taae_systems, write_results
+        from ..evaluation.conditions import Conditions
+        from ..evaluation.listening_test import check_codecs, write_listening_test
+        from ..evaluation.report import problem_lines, quality_table
+
+        name, folder = args.model or default_model(), Path(args.output)
+        metrics, judges, missing = choose_judges(
+            args.metrics, args.recognizer, args.speaker_model, args.device or "cpu"
+        )
+        codec = load_codec(name, args.device)
+        codec = codec.compiled() if args.compile else codec
+        peers, left_out = available_peers(args.peers, codec.model.device.type)
     tell([*left_out, *missing])
     ours = taae_systems(codec, args.bottleneck or [None], model_name(name))
     if args.mushra:

@@ -44,15 +44,16 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         TaaeInputError: if the model, the bottleneck or the folder cannot be used, or a package is missing.
     """
-    from ..codec import chosen_bottleneck, load_codec
+    from .progress import telling
 
     check_packages(args.format)
-    from ..export.export import FORMATS, export_codec
-
-    codec = load_codec(args.name, device="cpu")
-    bottleneck = chosen_bottleneck(codec, args.bottleneck)
     folder = Path(args.output)
-    agreement = export_codec(codec, folder, args.format, bottleneck)
+    with telling("exporting the model, and comparing the export with it", args.patience):
+        from ..codec import chosen_bottleneck, load_codec
+        from ..export.export import FORMATS, export_codec
+
+        codec = load_codec(args.name, device="cpu")
+        agreement = export_codec(codec, folder, args.format, chosen_bottleneck(codec, args.bottleneck))
     for path in sorted(folder.glob(f"*coder{FORMATS[args.format]}*")):
         print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
     equal, ratio = agreement.tokens - agreement.differing, agreement.signal_to_error

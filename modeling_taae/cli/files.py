@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import TaaeInputError, describe, one_line
 from ..files import STANDARD_STREAM, is_standard_stream, search_directory
-from ..transcode.files import Job
+from ..transcode.job import Job
 
 
 class Failures:

@@ -1,18 +1,24 @@
-"""Runs a command that converts files one by one."""
+"""Runs a command that converts files one by one.
+
+Slow imports wait until an input is known to exist, and then count as loading the model.
+"""
 
 import argparse
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..audio_io import averaged_note, read_recording
-from ..codec import Codec, chosen_bottleneck, load_codec
-from ..transcode.files import Job, OnError, layer_progress
+from ..transcode.job import Job, OnError
 from .files import Failures
 from .progress import Progress
 from .startup import import_loudness
+
+if TYPE_CHECKING:
+    from ..codec import Codec
 
 
 class Reader:
@@ -38,9 +44,9 @@ class Reader:
 
 
 # A codec, and a function that processes jobs and yields each one once it is done.
-Prepared = tuple[Codec, Callable[[list[Job], OnError], Iterable[Job]]]
+Prepared = tuple["Codec", Callable[[list[Job], OnError], Iterable[Job]]]
 # A function that encodes jobs with a bottleneck, and yields each one once it is done; its last argument reads files.
-EncodingWork = Callable[[Codec, list[Job], str | list | tuple | None, OnError, Reader], Iterable[Job]]
+EncodingWork = Callable[["Codec", list[Job], str | list | tuple | None, OnError, Reader], Iterable[Job]]
 
 
 def run_encoder(args: argparse.Namespace, jobs: list[Job], doing: str, work: EncodingWork) -> int:
@@ -54,6 +60,8 @@ def run_encoder(args: argparse.Namespace, jobs: list[Job], doing: str, work: Enc
     def prepare() -> Prepared:
         if args.loudness:
             import_loudness()
+        from ..codec import chosen_bottleneck, load_codec
+
         codec = load_codec(args.model, args.device, args.loudness)
         bottleneck = chosen_bottleneck(codec, args.bottleneck)
         return codec, lambda there, on_error: work(codec, there, bottleneck, on_error, reader)
@@ -79,6 +87,8 @@ def run_jobs(args: argparse.Namespace, jobs: list[Job], doing: str, prepare: Cal
     with Progress(args.patience) as progress:
         progress.say("loading the model")
         codec, work = prepare()
+        from ..transcode.files import layer_progress
+
         with layer_progress(codec.model, progress.done):
             progress.work(work(there, failures.add), there, doing)
     return failures.report()

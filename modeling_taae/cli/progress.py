@@ -1,15 +1,24 @@
 """Reports what a command is doing after some seconds of silence."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from threading import Event, Thread
 from types import TracebackType
 
 from tqdm import tqdm
 
-from ..transcode.files import Job
+from ..transcode.job import Job
 
 RAREST = 60.0  # longest time between two lines in a log, in seconds
+
+
+@contextmanager
+def telling(text: str, patience: float) -> Iterator[None]:
+    """Reports, after some seconds of silence, that something is being done, such as "loading the model"."""
+    with Progress(patience) as progress:
+        progress.say(text)
+        yield
 
 
 class Progress:
@@ -61,13 +70,14 @@ class Progress:
         return f"{doing} {todo[0].source}" if len(todo) == 1 else f"{doing}, {number} of {len(todo)} files are done"
 
     def _tell(self) -> None:
-        wait = self.patience
+        wait, last = self.patience, ""
         while not self._ended.wait(wait):
-            if self.has_bar or not self.text:
-                continue
             share = f", {self.share:.0%}" if self.share else ""
+            line = f"taae: {self.text}{share}"
+            if self.has_bar or not self.text or line == last:
+                continue
             start, end = ("\r\033[K", "") if self._on_terminal else ("", "\n")
-            print(f"{start}taae: {self.text}{share}", end=end, file=sys.stderr, flush=True)
-            self._told = True
+            print(f"{start}{line}", end=end, file=sys.stderr, flush=True)
+            self._told, last = True, line
             if not self._on_terminal:
                 wait = min(2 * wait, RAREST)

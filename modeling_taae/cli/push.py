@@ -29,7 +29,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         TaaeInputError: if the folder cannot be published or an argument cannot be used.
     """
-    from ..hub.push import PushError, push_folder
+    from .progress import telling
+
+    with telling("starting", args.patience):
+        from ..hub.push import PushError, push_folder
 
     try:
         push_folder(args.folder, args.repo, not args.public, args.revision, args.message, args.dry_run, report=say)

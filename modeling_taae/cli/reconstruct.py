@@ -1,9 +1,15 @@
 """`taae reconstruct`: encodes and decodes audio files."""
 
 import argparse
+from typing import TYPE_CHECKING, Any
 
 from . import encode
 from .options import OUTPUT_HELP, add_audio_inputs, add_encoding_options, add_model_options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..transcode.job import Job
 
 SUMMARY = "encode and decode audio, to hear the codec"
 EXAMPLES = """\
@@ -23,7 +29,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Reconstructs the files and returns the exit status."""
     from ..audio_io import AUDIO_SUFFIXES, audio_format
-    from ..transcode.files import reconstruct_files
     from .files import plan
     from .jobs import run_encoder
 
@@ -31,4 +36,9 @@ def run(args: argparse.Namespace) -> int:
     for job in jobs:
         audio_format(job.target)
 
-    return run_encoder(args, jobs, "reconstructing", reconstruct_files)
+    def work(*arguments: Any) -> "Iterable[Job]":
+        from ..transcode.files import reconstruct_files
+
+        return reconstruct_files(*arguments)
+
+    return run_encoder(args, jobs, "reconstructing", work)

@@ -53,13 +53,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Streams standard input to standard output and returns the exit status."""
-    from ..codec import chosen_bottleneck, load_codec
     from ..files import standard_input, standard_output
-    from ..transcode.live import check_causal, stream
+    from .progress import telling
 
     source, sink = standard_input(), standard_output()
-    codec = load_codec(args.model, args.device)
-    check_causal(codec)
+    with telling("loading the model", args.patience):
+        from ..codec import chosen_bottleneck, load_codec
+        from ..transcode.live import check_causal, stream
+
+        codec = load_codec(args.model, args.device)
+        check_causal(codec)
     bottleneck = None if args.bottleneck is None else chosen_bottleneck(codec, args.bottleneck)
     stream(codec, source, sink, args.input, args.output, bottleneck, args.gain, args.force)
     return 0

@@ -104,10 +104,13 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         TaaeInputError: if the model, a source, the folder or an option cannot be used, or no row could be tokenised.
     """
-    from ..files import read_json
-    from ..tokenize import read_manifest, tokenize_corpus
-    from ..tokenize.manifest import REPORT
-    from ..tokenize.report import Report
+    from .progress import telling
+
+    with telling("starting", args.patience):
+        from ..files import read_json
+        from ..tokenize import read_manifest, tokenize_corpus
+        from ..tokenize.manifest import REPORT
+        from ..tokenize.report import Report
 
     was_complete = read_manifest(args.output) is not None
     manifest = tokenize_corpus(

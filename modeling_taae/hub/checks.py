@@ -176,8 +176,11 @@ def read_card(folder: Path) -> tuple["ModelCard", list[str]]:
     problems = []
     if (gap := PLACEHOLDER.search(text)) is not None:
         line = text.count("\n", 0, gap.start()) + 1
-        what = "the placeholder of the project's address, set PROJECT_URL" if ".invalid" in gap.group() else "a gap"
-        problems.append(f"{CARD} has {what} in line {line} ({gap.group()})")
+        what, cure = "a gap", ""
+        if ".invalid" in gap.group():
+            what = "the placeholder of the project's address"
+            cure = ", write the address there, or set PROJECT_URL in modeling_taae/hub/cards.py and run `make card`"
+        problems.append(f"{CARD} has {what} in line {line} ({gap.group()}){cure}")
     if not card.data.get("license"):
         problems.append(f"{CARD} names no license in its header, such as the line license: cc-by-4.0")
     elif card.data.license == "other" and not (card.data.get("license_name") and card.data.get("license_link")):

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
@@ -17,16 +16,7 @@ from ..entropy.prior import EntropyPrior
 from ..files import display_name
 from ..modeling_taae import TaaeModel
 from ..taae_file import TaaeFile
-
-
-class Job(NamedTuple):
-    """A source file and its target; `-` is a standard stream."""
-
-    source: Path
-    target: Path
-
-
-OnError = Callable[[Job, Exception], None]
+from .job import Job, OnError
 
 
 def encode_files(

@@ -631,7 +631,8 @@ class TestUsage:
         environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
         result = subprocess.run(shell, capture_output=True, text=True, env=environment, timeout=300)
         assert (result.returncode, result.stdout) == (status, "")
-        assert message in result.stderr and result.stderr.count("\n") == bool(message)
+        errors = result.stderr.replace("taae: loading the model\n", "")  # on a slow machine
+        assert message in errors and errors.count("\n") == bool(message)
 
     def test_convert_hands_over_paths(self, run, refused, monkeypatch):
         calls = []
@@ -649,7 +650,7 @@ def test_console_entry(run):
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
     command = [sys.executable, "-m", "modeling_taae", "info", "tone.taae"]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, result.stderr.replace("taae: reading the file\n", "")) == (0, "")
     assert "1x46656_400bps" in result.stdout
 
 
@@ -744,7 +745,7 @@ class TestProgress:
         wav("long.wav", tone(20.0))
         assert cli.main(["encode", "long.wav"], patience=1e-3) == 0
         lines = capsys.readouterr().err.splitlines()
-        assert "taae: loading the model" in lines
+        assert lines.count("taae: loading the model") == 1
         assert all(line.startswith("taae: ") for line in lines)
 
     def test_shares_of_one_long_file(self, monkeypatch):

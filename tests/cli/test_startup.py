@@ -35,6 +35,59 @@ print("LOADED", sorted({set(HEAVY)!r} & set(sys.modules)))
     assert "LOADED []" in run(code)
 
 
+@pytest.mark.parametrize("command", ["encode", "decode", "reconstruct"])
+def test_a_missing_file_is_told_before_anything_slow_is_imported(command, tmp_path):
+    code = f"""
+import sys
+from modeling_taae.cli import main
+errors = sys.stderr = open({str(tmp_path / "errors")!r}, "w")
+status = main([{command!r}, "missing.wav", "-o", "out.wav" if {command!r} != "encode" else "out.taae"], patience=600)
+print(status, "LOADED", sorted({{"torch", "transformers"}} & set(sys.modules)))
+"""
+    assert run(code) == "2 LOADED []\n"
+    assert "missing.wav: cannot be read" in (tmp_path / "errors").read_text()
+
+
+COMMANDS = [
+    "encode tone.wav",
+    "decode tone.taae -o tone.wav",
+    "info tone.taae",
+    "evaluate tone.wav --samples 0 -o results",
+    "tokenize tone.wav -o tokens",
+    "push folder me/name --dry-run",
+    "convert folder target",
+    "stream",
+]
+
+
+@pytest.mark.parametrize(
+    "command", [COMMANDS[0], *(pytest.param(each, marks=pytest.mark.slow) for each in COMMANDS[1:])]
+)
+def test_the_terminal_tells_of_imports(command, tmp_path):
+    """torch cannot be imported here before the command has said what it does, and then not at all."""
+    (tmp_path / "tone.wav").touch()
+    (tmp_path / "tone.taae").touch()
+    code = f"""
+import os, sys, time
+os.chdir({str(tmp_path)!r})
+
+class Waiting:
+    def find_spec(name, path=None, target=None):
+        if name == "torch":
+            deadline = time.monotonic() + 60
+            while not open("errors").read() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Waiting)
+from modeling_taae.cli import main
+errors = sys.stderr = open("errors", "w", buffering=1)
+print(main({command.split()!r}, patience=1e-3))
+"""
+    assert run(code) == "130\n"
+    assert (tmp_path / "errors").read_text().startswith("taae: ")
+
+
 ORDERS = [
     "import modeling_taae; from transformers import AutoFeatureExtractor, AutoModel",
     "from transformers import AutoFeatureExtractor, AutoModel; import modeling_taae",

@@ -77,7 +77,7 @@ def test_own_recording_gives_sounds_tokens_and_a_picture(demo, model, recording,
 
 @pytest.mark.parametrize(("seconds", "words"), [(0.5, "0.50 s (4.0 times faster"), (3.0, "3.00 s (1.5 times slower")])
 def test_speed_is_told_in_either_direction(demo, seconds, words):
-    assert demo.speed(2.0, seconds) == f"{words} than speaking)"
+    assert demo.speed(2.0, seconds) == f"{words} than real time)"
 
 
 def test_silence_can_be_drawn(demo, model, tmp_path):

@@ -179,11 +179,11 @@ def test_a_bad_link_is_told(evaluate):
     changed = bytearray(content)
     changed[60] ^= 1
     for length in range(6, len(text)):
-        assert "cut short" in read(evaluate, text[:length]), length
+        assert "is incomplete" in read(evaluate, text[:length]), length
     assert "damaged" in read(evaluate, fragment(bytes(changed)))
     assert "damaged" in read(evaluate, fragment(content + b"more"))
     for foreign in ("", "VEFB", "top", "%20", text + ".", fragment(b"RIFF" + content)):
-        assert "no voice" in read(evaluate, foreign), foreign
+        assert "no voice message" in read(evaluate, foreign), foreign
     newer = content[:4] + b"\x02" + content[5:]
     assert "version 2" in read(evaluate, fragment(newer))
     stranger = taae_file(model_identity="fedcba9876543210")
@@ -329,7 +329,7 @@ def test_a_file_and_an_example_stand_in_for_a_microphone(visit, site, tmp_path):
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Choose a file").click()
     chooser.value.set_files(tmp_path / "words.wav")
-    page.get_by_text("words.wav is no recording that this browser plays").wait_for()
+    page.get_by_text("This browser cannot play words.wav").wait_for()
 
 
 def test_its_large_files_are_packed_fetched_once_and_told(visit, browser, url, site):
@@ -337,7 +337,7 @@ def test_its_large_files_are_packed_fetched_once_and_told(visit, browser, url, s
     assert set(facts) == {"encoder.onnx.gz", "decoder.onnx.gz", "ort-wasm-simd-threaded.wasm.gz"}
     assert all((site / name).stat().st_size == fact["bytes"] for name, fact in facts.items())
     page = visit(f"{url}#VEFBRQE")
-    assert "Somebody sent you a voice" in page.evaluate("document.querySelector('#received h2').textContent")
+    assert "Somebody sent you a voice message" in page.evaluate("document.querySelector('#received h2').textContent")
     asked = []
     page.on("request", lambda request: asked.append(request.url))
     page.reload()
@@ -356,14 +356,14 @@ def test_long_links_are_refused(visit):
 def test_what_went_wrong_is_told(visit):
     page = visit()
     page.evaluate("location.hash = 'VEFBRQE'")
-    page.get_by_text("This link was cut short").wait_for()
+    page.get_by_text("This link is incomplete").wait_for()
     page.get_by_role("button", name="Record").click()
     page.get_by_role("button", name="Stop").click()
-    page.get_by_text("That was too short").wait_for()
+    page.get_by_text("The recording is too short").wait_for()
     refusal = "() => Promise.reject(new DOMException('', 'NotAllowedError'))"
     page.evaluate(f"() => {{ navigator.mediaDevices.getUserMedia = {refusal}; }}")
     page.get_by_role("button", name="Record").click()
-    page.get_by_text("The microphone may not be used").wait_for()
+    page.get_by_text("This page may not use the microphone").wait_for()
     assert page.get_by_role("button", name="Record").is_enabled()
 
 
@@ -388,7 +388,7 @@ def test_another_link_ends_what_is_under_way(visit):
     page.get_by_role("button", name="Stop").wait_for()
     assert page.evaluate("document.querySelector('#decoded').paused")
     page.evaluate("location.hash = 'VEFBRQE'")
-    page.get_by_text("This link was cut short").wait_for()
+    page.get_by_text("This link is incomplete").wait_for()
     page.locator("#record:enabled", has_text="Record").wait_for()
     assert page.url.endswith("#VEFBRQE") and not page.locator("#sent").is_visible()
 

@@ -304,8 +304,13 @@ class TestCard:
         assert make_card.main([str(folder)]) == 0
         text = (folder / "README.md").read_text()
         first, second = (text.index(f"**Stage {number}.** 400 optimiser steps") for number in (1, 2))
-        assert first < text.index("an abacus, causal True, each on") < second < text.index("a slide rule")
-        assert "50% of them, drawn anew for each, changed in speed by up to 10%)" in text
+        assert (
+            first
+            < text.index("an abacus. Changed in the configuration: causal True. Each step had")
+            < second
+            < text.index("a slide rule")
+        )
+        assert "Each of these changes is made to 50% of the crops: speed by up to 10%." in text
         assert text.count("At its end, on validation speech: STOI 0.100.") == 2
         assert "parameters, trained from scratch on 3 hours" in text
         assert "2.0 hours of a process at an assumed 500 W and" in text
