@@ -24,6 +24,7 @@ SECTIONS = {
         "batching",
         "taae_file",
         "audio_io",
+        "transcode.job",
         "transcode.files",
         "transcode.live",
         "transcode.info",

@@ -252,7 +252,7 @@ class TestCard:
         assert f"| {stoi['mean']:.3f} ({stoi['low']:.3f} to {stoi['high']:.3f}) |" in text
         assert "trained further from `model` on 3 hours" in text and "67 % of the hours in English" in text
         assert "400 optimiser steps" in text and "an abacus" in text
-        assert "4 (until step 200), then 12 crops of 1.28 s" in text and "1 hours in all" in text
+        assert "4 crops until step 200, then 12 crops of 1.28 s" in text and "1 hours in all" in text
         assert "| [kerstin](https://github.com/rhasspy/dataset-voice-kerstin) | de | 1.00 | unknown | CC0-1.0 |" in text
         card = ModelCard(text)
         assert (card.data.license, card.data.language) == ("cc-by-sa-4.0", ["en", "de"])
