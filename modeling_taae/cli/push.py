@@ -10,6 +10,7 @@ EXAMPLES = """\
   taae push my_tokens/ me/my-tokens --public --message "All of May"
 
 The folder holds a model, tokens of `taae tokenize`, or a Space. Log in first with `hf auth login`."""
+EXTRA = "data"  # for tokens
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
