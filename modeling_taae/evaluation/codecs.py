@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..audio_io import to_pcm16
 from ..codec import Codec, chosen_bottleneck
 from ..errors import TaaeInputError
 from ..taae_file import TaaeFile, format_bottleneck, read_header
@@ -170,7 +171,7 @@ class OriginalSystem:
 
 def pcm_bytes(audio: np.ndarray) -> bytes:
     """Converts (samples,) float to 16-bit little-endian samples."""
-    return np.clip(np.rint(audio * 2.0**15), -(2**15), 2**15 - 1).astype("<i2").tobytes()
+    return to_pcm16(audio).astype("<i2").tobytes()
 
 
 def pcm_samples(content: bytes) -> np.ndarray:
