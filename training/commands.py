@@ -1,11 +1,17 @@
-"""What the commands of this folder share: exit statuses, and the running of the module that the first word names."""
+"""What the commands of this folder share: options, exit statuses, and the running of the module that a word names."""
 
 import os
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from typing import TypeVar
+
+from jsonargparse import ArgumentParser
 
 from modeling_taae.errors import TaaeInputError, one_line
+
+Settings = TypeVar("Settings")
+NONE: Mapping[str, str] = {}
 
 
 def exit_status(program: str, command: Callable[[], object], interrupted: str = "", telling: bool = True) -> int:
@@ -54,3 +60,21 @@ def dispatch(script: str, package: str, names: Mapping[str, str], arguments: lis
         )
         return 0 if arguments in (["-h"], ["--help"]) else 2
     return import_module(f"{package}.{arguments[0]}").main(arguments[1:])
+
+
+def parse_settings(
+    kind: type[Settings], program: str, arguments: list[str] | None, several: Mapping[str, str] = NONE
+) -> Settings:
+    """Reads a dataclass from the command line; a mistake ends the program with status 2 and one line.
+
+    Args:
+        kind: the dataclass; its fields are the options, its docstring is their help.
+        program: the command's name.
+        arguments: the arguments without the command's name; None for those of the process.
+        several: the fields that take one or more values after their option, with their help.
+    """
+    parser = ArgumentParser(prog=program, description=(kind.__doc__ or "").splitlines()[0], allow_abbrev=False)
+    for name, explanation in several.items():
+        parser.add_argument(f"--{name}", nargs="+", type=str, required=True, help=explanation)
+    parser.add_class_arguments(kind, as_group=False, skip={*several})
+    return kind(**parser.instantiate(parser.parse_args(arguments)))

@@ -5,9 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
 
-from training.commands import exit_status
+from training.commands import exit_status, parse_settings
 from training.speech_lm.compare import Comparison, compare
-from training.speech_lm.options import parse_settings
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,8 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
 
-from training.commands import exit_status
-from training.speech_lm.options import parse_settings
+from training.commands import exit_status, parse_settings
 from training.speech_lm.results import Settings
 from training.speech_lm.train import is_main_process, run
 
