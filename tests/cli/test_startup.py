@@ -88,17 +88,18 @@ print(main({command.split()!r}, patience=1e-3))
     assert (tmp_path / "errors").read_text().startswith("taae: ")
 
 
-ORDERS = [
-    "import modeling_taae; from transformers import AutoFeatureExtractor, AutoModel",
-    "from transformers import AutoFeatureExtractor, AutoModel; import modeling_taae",
-    "import modeling_taae.quantization_taae; from transformers import AutoFeatureExtractor, AutoModel; "
-    "import modeling_taae",
-    "import importlib.util, modeling_taae; importlib.util.find_spec('transformers'); "
-    "from transformers import AutoFeatureExtractor, AutoModel",
-]
-
-
-@pytest.mark.parametrize("imports", [ORDERS[0], *(pytest.param(each, marks=pytest.mark.slow) for each in ORDERS[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import modeling_taae; from transformers import AutoFeatureExtractor, AutoModel",
+        "from transformers import AutoFeatureExtractor, AutoModel; import modeling_taae",
+        "import modeling_taae.quantization_taae; from transformers import AutoFeatureExtractor, AutoModel; "
+        "import modeling_taae",
+        "import importlib.util, modeling_taae; importlib.util.find_spec('transformers'); "
+        "from transformers import AutoFeatureExtractor, AutoModel",
+    ],
+)
 def test_the_model_type_is_registered(imports, tiny_model_folder):
     code = f"""
 import sys

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
+import pytest
 import soundfile
 
 from modeling_taae.evaluation.probes import classify, digit_features, mel_features, phoneme_error_rate, pooled
@@ -51,6 +52,7 @@ class TestClassify:
         assert classify(features, self.labels, [str(number) for number in range(80)])["accuracy"] > 0.9
 
 
+@pytest.mark.slow
 def test_phonemes_are_read_where_they_are():
     generator = np.random.default_rng(0)
 
