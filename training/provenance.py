@@ -86,7 +86,7 @@ class TrainingData:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """Reads plain values, also those of `make provenance`, which have no base and no attributions."""
+        """Reads plain values, also those of `make provenance`, which have no base."""
         return cls(**read_fields(cls, values))
 
     def bases(self) -> Iterator[BaseModel]:

@@ -213,6 +213,7 @@ def training_data(files: list[str]) -> dict:
             "utterances": len(members),
             "hours": round(sum(row["duration"] for row in members) / 3600, 4),
             "speakers": count_speakers(row["speaker_id"] for row in members),
+            "attribution": attribution(name),
         }
         for (name, license_name), members in sources.items()
     ]
@@ -221,6 +222,12 @@ def training_data(files: list[str]) -> dict:
         "languages": {language: round(hours, 4) for language, hours in sorted(languages.items())},
         "sources": sorted(described, key=lambda source: -source["hours"]),
     }
+
+
+def attribution(source: str) -> str:
+    """Returns the makers and the address of a source, for the cards of fine-tuned models; empty if they are not known."""
+    credits = yaml.safe_load((Path(__file__).parent / "templates" / "sources.yaml").read_text(encoding="utf-8"))
+    return "{credit}, {link}".format(**credits[source]) if source in credits else ""
 
 
 def count_speakers(names: Iterable[str | None]) -> int:

@@ -390,6 +390,17 @@ def test_what_limits_a_model_follows_from_its_curves(tmp_path, gap, verdict):
 
 
 class TestProvenance:
+    def test_says_who_made_the_recordings(self, made):
+        """Cards of models that are fine-tuned from this one have to name them."""
+        first, second = json.loads((made / "training_data.json").read_text())["sources"]
+        assert first["attribution"] == "Linda Johnson, Keith Ito, https://keithito.com/LJ-Speech-Dataset/"
+        assert second["attribution"].startswith("Kerstin and Michael Hansen")
+
+    @pytest.mark.parametrize("folder", CARDS, ids=lambda folder: folder.name)
+    def test_published_models_say_who_made_their_recordings(self, folder):
+        for source in json.loads((folder / "training_data.json").read_text())["sources"]:
+            assert source["attribution"] == make_provenance.attribution(source["name"]) != ""
+
     def test_steps_that_were_lost_are_left_out(self, made):
         lines = (made / "curves.csv").read_text().splitlines()
         assert lines[0] == "step,train/log_mel,validation/stoi"

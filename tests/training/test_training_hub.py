@@ -112,7 +112,11 @@ def test_a_card_names_languages_sources_and_the_parent(recipe_file, tmp_path):
     assert "| Sprekers | nl | 0.00 | 1 | CC0-1.0 | De sprekers, CC0 |" in content.text
     assert "from `taae-parent`, whose weights are under cc-by-sa-4.0" in content.text
     assert "| LibriSpeech | en | unknown | unknown | CC-BY-4.0 | Panayotov et al. |" in content.text
-    assert "computed in float32 (as asked)" in content.text and "| taae-dutch" in content.text
+    assert (
+        "computed in float32." in content.text
+        and "fine-tuned from `taae-parent`" in content.text
+        and "| taae-dutch" in content.text
+    )
     assert [
         base.name for base in TrainingData.from_json(read_json(tmp_path / "taae-dutch" / TRAINING_DATA)).bases()
     ] == ["taae-parent"]
