@@ -1,4 +1,7 @@
-"""What the commands of this folder share: options, exit statuses, and the running of the module that a word names."""
+"""What the commands of this folder share: options, exit statuses, and the running of the module that a word names.
+
+It imports nothing slow, so that help and mistakes in options come at once.
+"""
 
 import os
 import sys
@@ -41,6 +44,12 @@ def exit_status(program: str, command: Callable[[], object], interrupted: str = 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
         return 141
     return 0
+
+
+def tell_loading(program: str) -> None:
+    """Says on a terminal that libraries and models are being loaded, which takes seconds; in the first process only."""
+    if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
+        print(f"{program}: loading …", file=sys.stderr, flush=True)
 
 
 def dispatch(script: str, package: str, names: Mapping[str, str], arguments: list[str]) -> int:

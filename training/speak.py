@@ -9,12 +9,11 @@ import sys
 from pathlib import Path
 
 from jsonargparse.typing import restricted_number_type
-from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
 
-from training.commands import exit_status
-from training.speech_lm.speak import speak
+from modeling_taae.files import is_standard_stream
+from training.commands import exit_status, tell_loading
 
 SECONDS = restricted_number_type("Seconds", float, [(">=", 0.01), ("<=", 3600)])
 TEMPERATURE = restricted_number_type("Temperature", float, [(">=", 0.01), ("<=", 100)])
@@ -41,8 +40,19 @@ def main(arguments: list[str] | None = None) -> int:
         help="seed of the random draws; another seed gives another voice (default: 0)",
     )
     options = parser.parse_args(arguments)
+    tell_loading(parser.prog)
+    from transformers.utils import logging
+
+    from training.speech_lm.speak import speak
+
     logging.set_verbosity_error()
-    return exit_status(parser.prog, lambda: speak(**vars(options)))
+
+    def work() -> None:
+        speak(**vars(options))
+        if not is_standard_stream(options.output):
+            print(f"{options.output} is written")
+
+    return exit_status(parser.prog, work)
 
 
 if __name__ == "__main__":

@@ -6,24 +6,17 @@ On a CPU this uses all cores. On GPUs start it with `accelerate launch training/
 import sys
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from soundfile import SoundFileError
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
 
-from modeling_taae.errors import TaaeInputError
-from training.checkpoints import CheckpointError
-from training.dry_run import check_room, dry_run
-from training.launch import helpers, own_processes, script_command
-from training.optimization import DivergenceError
-from training.publish import HubError
+from training.commands import tell_loading
 from training.recipe import Recipe, RecipeError, parse_recipe
-from training.trainer import IncompleteRunError, Trainer
 
 
 def run(recipe: Recipe) -> None:
     """Trains as a recipe says, or estimates the memory and time of that."""
+    from training.dry_run import check_room, dry_run
+    from training.trainer import Trainer
+
     if not recipe.dry_run:
         Trainer(recipe).train()
         return
@@ -36,6 +29,18 @@ def run(recipe: Recipe) -> None:
 def main() -> None:
     """Runs the command; an error is one line on standard error, with exit status 2 for a mistake, 1 for a failure."""
     recipe = parse_recipe(sys.argv[1:])
+    tell_loading("train.py")
+    import torch
+    from safetensors import SafetensorError
+    from soundfile import SoundFileError
+
+    from modeling_taae.errors import TaaeInputError
+    from training.checkpoints import CheckpointError
+    from training.launch import helpers, own_processes, script_command
+    from training.optimization import DivergenceError
+    from training.publish import HubError
+    from training.trainer import IncompleteRunError
+
     try:
         processes = own_processes(recipe)
         with helpers(script_command(Path(__file__), sys.argv[1:]), processes):

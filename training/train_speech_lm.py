@@ -5,9 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
 
-from training.commands import exit_status, parse_settings
+from training.commands import exit_status, parse_settings, tell_loading
 from training.speech_lm.results import Settings
-from training.speech_lm.train import is_main_process, run
 
 TOKENS = {
     "train": "tokens to train on: folders of `taae tokenize`, or names of such data sets on the Hub",
@@ -18,12 +17,17 @@ TOKENS = {
 def main(arguments: list[str] | None = None) -> int:
     """Trains as the command line says and returns the exit status: 2 if that is not possible."""
     settings = parse_settings(Settings, "train_speech_lm.py", arguments, TOKENS)
+    tell_loading("train_speech_lm.py")
+    from training.speech_lm.train import is_main_process
+
     advice = "interrupted; the same command resumes from the newest checkpoint"
     return exit_status("train_speech_lm.py", lambda: report(settings), advice, is_main_process())
 
 
 def report(settings: Settings) -> None:
     """Trains, and prints the result in the main process."""
+    from training.speech_lm.train import is_main_process, run
+
     result = run(settings)
     if result is not None and is_main_process():
         rates = result.bit_rate

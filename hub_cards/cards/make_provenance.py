@@ -225,7 +225,7 @@ def training_data(files: list[str]) -> dict:
 
 
 def attribution(source: str) -> str:
-    """Returns the makers and the address of a source, for the cards of fine-tuned models; empty if they are not known."""
+    """Returns the makers and the address of a source, for cards of fine-tuned models; empty if they are not known."""
     credits = yaml.safe_load((Path(__file__).parent / "templates" / "sources.yaml").read_text(encoding="utf-8"))
     return "{credit}, {link}".format(**credits[source]) if source in credits else ""
 

@@ -163,5 +163,6 @@ def summary(output: str, manifest: "Manifest", report: "Report") -> Iterator[str
             f"speed: {speed.speed:,.1f} seconds of audio a second, {speed.speed_per_unit:,.1f} per {unit} without "
             f"start-up; the model was busy for {speed.model_busy_share:.0%} of the time"
         )
-        cost = "" if million.cost is None else f", and cost {million.cost:,.2f}"
-        yield f"a million hours would take {million.unit_hours:,.0f} hours of a {unit}{cost}"
+        if million.cost is not None:
+            work = f"{million.unit_hours:,.0f} hours of a {unit}"
+            yield f"a million hours would take {work}, and cost {million.cost:,.2f}"

@@ -167,7 +167,7 @@ class TestOutput:
     def test_from_python(self, capsys):
         source = parquet("data.parquet", many_rows(10))
         tokenize(source, output="by command/tokens")
-        capsys.readouterr()
+        assert "million" not in capsys.readouterr().out, "nobody asked for a price"
         manifest = tokenize_corpus(Path(source), Path("by python/tokens"))
         assert contents("by python/tokens") == contents("by command/tokens") and capsys.readouterr().out == ""
         assert manifest.rows == 9 and manifest.rejected == {"bad audio": 1}

@@ -70,7 +70,7 @@ class TestSequences:
 class TestTeaching:
     @pytest.mark.slow
     @pytest.mark.parametrize("packed", [[], ["--packed"]])
-    def test_it_learns_and_speaks(self, place, tmp_path, tiny_model_folder, packed, monkeypatch):
+    def test_it_learns_and_speaks(self, place, tmp_path, tiny_model_folder, packed, monkeypatch, capfd):
         tokens = ["--tokens", str(place / "one"), str(place / "two"), "--texts", "text"]
         extent = ["--max-steps", "8", "--batch-size", "2", "--learning-rate", "0.01", "--longest", "100"]
         before = (place / "text" / "model.safetensors").read_bytes()
@@ -82,6 +82,7 @@ class TestTeaching:
         )
         codec, said = ["--codec", str(tiny_model_folder)], str(tmp_path / "said.wav")
         assert speak.main([str(tmp_path), "hello", "-o", said, "--seconds", "0.4", *codec]) == 0
+        assert f"{said} is written" in capfd.readouterr().out
         audio, rate = soundfile.read(said)
         assert rate == 16_000 and 0 < len(audio) <= 6_400
         # The same to standard output, as it comes.

@@ -1,12 +1,17 @@
 """Where a run computes: precision, attention and processes by the machine; launchers that ask for something else."""
 
+import io
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from support.processes import finish
 from support.training_runs import make_trainer, published, start_script, start_training, train
 
+from training.commands import tell_loading
 from training.launch import own_processes
 from training.precision import choose_attention, choose_precision, choose_processes, choose_workers, processor_features
 from training.recipe import CTCConfig, Recipe, RecipeError
@@ -14,6 +19,7 @@ from training.recipe import CTCConfig, Recipe, RecipeError
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -142,6 +148,30 @@ def test_a_launcher_may_choose_where_the_recipe_leaves_it_open(recipe_file, tmp_
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     trainer = make_trainer(recipe_file, "--mixed_precision", "auto", "--output_dir", tmp_path)
     assert trainer.accelerator.mixed_precision == trainer.precision.precision == "bf16"
+
+
+@pytest.mark.parametrize("script", ["train.py", "train_speech_lm.py", "speak.py"])
+def test_help_comes_before_anything_slow_is_imported(script):
+    code = f"""
+import runpy, sys
+sys.argv = [{script!r}, "--help"]
+try:
+    runpy.run_path({str(ROOT / "training" / script)!r}, run_name="__main__")
+except SystemExit as end:
+    print("ENDED", end.code, sorted({{"torch", "transformers"}} & set(sys.modules)))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "ENDED 0 []" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize(("rank", "told"), [("0", "train.py: loading …\n"), ("1", "")])
+def test_a_terminal_is_told_once_what_takes_long(monkeypatch, rank, told):
+    errors = io.StringIO()
+    monkeypatch.setattr(errors, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", errors)
+    monkeypatch.setenv("RANK", rank)
+    tell_loading("train.py")
+    assert errors.getvalue() == told
 
 
 def test_the_entry_point_is_an_entry_point(capfd):
