@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import soxr
@@ -18,6 +19,7 @@ SAME = 1 - 1e-4
 # Seconds by which the end of a part may lie behind the recording's, because lengths in lists are rounded.
 TOLERANCE = 0.2
 
+NOTHING = np.zeros(0, dtype=np.float32)
 Blocks = Iterator[tuple[np.ndarray, int]]
 
 
@@ -128,33 +130,27 @@ def resample(blocks: Blocks, name: str, sampling_rate: int, most_samples: int = 
     Raises:
         TaaeInputError: if a sampling rate is out of range, or there are more samples.
     """
-    parts, length = [np.zeros(0, dtype=np.float32)], 0
-    resampler, resampled_rate = None, sampling_rate
-
-    def keep(part: np.ndarray) -> None:
-        nonlocal length
-        length += len(part)
-        if length > most_samples:
-            seconds = most_samples / sampling_rate
-            raise TaaeInputError(f"{name}: is longer than {seconds:,.0f} s; cut it into shorter recordings")
-        parts.append(part)
-
-    for block, rate in blocks:
+    parts, length = [NOTHING], 0
+    for rate, group in groupby(blocks, key=lambda block: block[1]):
         if not LEAST_RATE <= rate <= GREATEST_RATE:
             raise TaaeInputError(
                 f"{name}: has a sampling rate of {rate:,} Hz; expected {LEAST_RATE:,} to {GREATEST_RATE:,} Hz, so "
                 "check how it was made"
             )
-        if rate != resampled_rate:
-            if resampler is not None:
-                keep(resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True))
-            resampled_rate = rate
-            resampler = None if rate == sampling_rate else _resampler(rate, sampling_rate)
-        keep(block if resampler is None else resampler.resample_chunk(block))
-    if resampler is not None:
-        keep(resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True))
+        for part in _resampled((block for block, _ in group), rate, sampling_rate):
+            parts.append(part)
+            length += len(part)
+            if length > most_samples:
+                seconds = most_samples / sampling_rate
+                raise TaaeInputError(f"{name}: is longer than {seconds:,.0f} s; cut it into shorter recordings")
     return np.concatenate(parts)
 
 
-def _resampler(rate: int, sampling_rate: int) -> soxr.ResampleStream:
-    return soxr.ResampleStream(rate, sampling_rate, 1, dtype="float32")
+def _resampled(blocks: Iterator[np.ndarray], rate: int, sampling_rate: int) -> Iterator[np.ndarray]:
+    """Resamples blocks of one rate as one signal."""
+    if rate == sampling_rate:
+        yield from blocks
+        return
+    resampler = soxr.ResampleStream(rate, sampling_rate, 1, dtype="float32")
+    yield from map(resampler.resample_chunk, blocks)
+    yield resampler.resample_chunk(NOTHING, last=True)
