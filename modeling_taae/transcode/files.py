@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ..audio_io import read_audio, write_audio
 from ..batching import encode_clips, read_ahead
@@ -114,21 +113,19 @@ def layer_progress(model: TaaeModel, report: Callable[[float], None]) -> Iterato
         report: called with a share from 0 to 1 after each layer; for long recordings, after each chunk in a layer.
     """
     rates = [math.prod(model.config.strides[block + 1 :]) for block in range(len(model.config.strides))]
-    handles = [
-        *_watch(model.encoder, list(model.encoder.blocks), rates, model.config.hop_length, report),
-        *_watch(model.decoder, list(reversed(model.decoder.blocks)), rates, 1, report),
-    ]
+    sides = (
+        _Work(model.encoder, list(model.encoder.blocks), rates, model.config.hop_length, report),
+        _Work(model.decoder, list(reversed(model.decoder.blocks)), rates, 1, report),
+    )
     try:
         yield
     finally:
-        for handle in handles:
+        for handle in (handle for side in sides for handle in side.handles):
             handle.remove()
 
 
-def _watch(
-    network: nn.Module, blocks: list, rates: list[int], hop_length: int, report: Callable[[float], None]
-) -> Iterator[RemovableHandle]:
-    """Watches the layers of an encoder or a decoder.
+class _Work:
+    """Counts the work of an encoder or a decoder while its layers run.
 
     Args:
         network: the encoder or decoder, whose input has `hop_length` steps per frame of tokens.
@@ -137,25 +134,27 @@ def _watch(
         hop_length: steps per frame at the network's input.
         report: called with the share of the work that is done.
     """
-    sizes = [sum(value.numel() for value in block.transformer.parameters()) for block in blocks]
-    work_per_frame = sum(size * rate for size, rate in zip(sizes, rates, strict=True))
-    done, frames = 0.0, 1.0
 
-    def begin(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        nonlocal done, frames
-        done, frames = 0.0, inputs[0].shape[0] * inputs[0].shape[-1] / hop_length
+    def __init__(
+        self, network: nn.Module, blocks: list, rates: list[int], hop_length: int, report: Callable[[float], None]
+    ):
+        sizes = [sum(value.numel() for value in block.transformer.parameters()) for block in blocks]
+        per_frame = sum(size * rate for size, rate in zip(sizes, rates, strict=True))
+        self.per_step: dict[nn.Module, float] = {
+            layer: size / len(block.transformer.layers) / per_frame
+            for block, size in zip(blocks, sizes, strict=True)
+            for layer in block.transformer.layers
+        }
+        self.hop_length, self.report, self.done, self.frames = hop_length, report, 0.0, 1.0
+        self.handles = [network.register_forward_pre_hook(self._begin)]
+        self.handles += [layer.register_forward_hook(self._count) for layer in self.per_step]
 
-    yield network.register_forward_pre_hook(begin)
-    for block, size in zip(blocks, sizes, strict=True):
-        for layer in block.transformer.layers:
-            work_per_step = size / len(block.transformer.layers) / work_per_frame
+    def _begin(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.done, self.frames = 0.0, inputs[0].shape[0] * inputs[0].shape[-1] / self.hop_length
 
-            def count(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor, work: float = work_per_step) -> None:
-                nonlocal done
-                done += work * inputs[0].shape[:-1].numel() / frames
-                report(min(done, 1.0))
-
-            yield layer.register_forward_hook(count)
+    def _count(self, layer: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        self.done += self.per_step[layer] * inputs[0].shape[:-1].numel() / self.frames
+        self.report(min(self.done, 1.0))
 
 
 class _Failing:
