@@ -103,7 +103,9 @@ def dry_run(trainer: Trainer) -> str:
         "memory": f"{memory_text(fixed | {'activations': activations})}, in each process",
         "precision": str(trainer.precision),
         "a step": f"{frames:,} token frames, {audio:,.1f} s of audio, in {place}",
-        "takes": ", ".join(f"{seconds:.3g} s from step {step:,} on" for step, seconds in phases.items()),
+        "its time": ", ".join(
+            f"{seconds:.3g} s" + f" from step {step:,} on" * (len(phases) > 1) for step, seconds in phases.items()
+        ),
         "a day": f"{DAY / last * audio / HOUR:,.1f} hours of audio",
         "the run": f"{duration(run_seconds(recipe, phases))} for {recipe.max_steps:,} steps, validations not counted",
     }
@@ -111,7 +113,7 @@ def dry_run(trainer: Trainer) -> str:
         rest = sum(fixed_memory(None, [*others, *listeners]).values()) + activations
         sharded = ((devices, (sum(fixed.values()) + activations - rest) / devices + rest) for devices in DEVICES)
         texts = (f"{gigabytes(size)} GB on each of {devices} GPUs" for devices, size in sharded)
-        lines["sharded"] = f"about {', '.join(texts)}"
+        lines["if sharded"] = f"about {', '.join(texts)}"
     return "\n".join(f"{name:<11} {text}" for name, text in lines.items())
 
 

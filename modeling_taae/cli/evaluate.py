@@ -162,7 +162,8 @@ def run(args: argparse.Namespace) -> int:
         sources=args.data,
         added={what: names for what, names in (("noise", args.noise), ("reverberation", args.reverb)) if names},
     )
-    write_results(folder, results)
+    with telling("writing the report", args.patience):
+        write_results(folder, results)
     if args.mushra:
         write_listening_test(Path(args.mushra), results.samples)
     if utterances.averaged:

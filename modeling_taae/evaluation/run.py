@@ -81,20 +81,20 @@ def evaluate_codecs(
     check_names(systems)
     check_metrics(metrics)
     run = Run(systems, metrics, judges, target_loudness, samples)
-    utterances = run.calibrate(data)
-    run.add_trials(tandem, packet_loss)
-    total = length_hint(data) * len(run.systems) or None
-    with (
-        RowStore(folder) as store,
-        metric_workers(workers) as submit,
-        tqdm(total=total, unit="clip", desc="Scoring", disable=None) as progress,
-    ):
-        scorer = Scorer(store, judges, submit, lookahead=2 * workers)
-        for row in run.score(utterances, store, scorer):
-            run.rows[row.system].append(row)
-            progress.update(row.system != ORIGINAL)
-        store.keep(row.key for rows in run.rows.values() for row in rows)
-    return run.results(speed_seconds, sources, added or {})
+    with tqdm(unit="clip", desc="Measuring delays", disable=None) as progress:
+        utterances = run.calibrate(data)
+        run.add_trials(tandem, packet_loss)
+        progress.total = length_hint(data) * len(run.systems) or None
+        progress.set_description("Scoring")
+        with RowStore(folder) as store, metric_workers(workers) as submit:
+            scorer = Scorer(store, judges, submit, lookahead=2 * workers)
+            for row in run.score(utterances, store, scorer):
+                run.rows[row.system].append(row)
+                progress.update(row.system != ORIGINAL)
+            store.keep(row.key for rows in run.rows.values() for row in rows)
+        if speed_seconds is not None:
+            progress.set_description("Measuring speed")
+        return run.results(speed_seconds, sources, added or {})
 
 
 class Coded(NamedTuple):

@@ -26,11 +26,20 @@ def test_a_dry_run_tells_what_a_run_takes_and_writes_nothing(tmp_path, monkeypat
     options = ("--dry_run", "true", "--output_dir", tmp_path / "run", *ADVERSARIAL, "--discriminator.start_step", 4)
     run_main(monkeypatch, recipe, *options, "--gradient_accumulation_steps", 3)
     lines = {line[:11].strip(): line[12:] for line in capfd.readouterr().out.splitlines()}
-    assert sorted(lines) == ["a day", "a step", "memory", "parameters", "precision", "sharded", "takes", "the run"]
+    assert sorted(lines) == [
+        "a day",
+        "a step",
+        "if sharded",
+        "its time",
+        "memory",
+        "parameters",
+        "precision",
+        "the run",
+    ]
     assert not (tmp_path / "run").exists()
     # Three times 2 crops of 16 frames of 640 samples.
     assert re.fullmatch(r"96 token frames, 3.8 s of audio, in 1 process of \d+ threads?", lines["a step"])
-    assert "from step 0 on" in lines["takes"] and "from step 4 on" in lines["takes"]
+    assert "from step 0 on" in lines["its time"] and "from step 4 on" in lines["its time"]
     codec = make_trainer(recipe, "--dry_run", "true").model
     assert f"codec {codec.num_parameters():,}, " in lines["parameters"] and "discriminator" in lines["parameters"]
 
