@@ -111,12 +111,12 @@ class Codec:
             )
         return prior
 
-    def encode(self, audio: np.ndarray, bottleneck: str | list | tuple | tuple | None = None) -> TaaeFile:
+    def encode(self, audio: np.ndarray, bottleneck: str | list | tuple | None = None) -> TaaeFile:
         """Encodes one clip, (samples,) float32 at the model's rate, without padding beyond whole frames."""
         return self.encode_block([audio], 1, len(audio), bottleneck)[0]
 
     def encode_block(
-        self, clips: list[np.ndarray], rows: int, samples: int, bottleneck: str | list | tuple | tuple | None = None
+        self, clips: list[np.ndarray], rows: int, samples: int, bottleneck: str | list | tuple | None = None
     ) -> list[TaaeFile]:
         """Encodes clips in one padded batch of a given shape.
 

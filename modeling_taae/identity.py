@@ -57,7 +57,7 @@ def encoder_identity(model: "TaaeModel") -> str:
 
 
 def tokens_identity(
-    model: "TaaeModel", target_loudness: float | None, bottleneck: str | list | tuple | tuple | None = None
+    model: "TaaeModel", target_loudness: float | None, bottleneck: str | list | tuple | None = None
 ) -> str:
     """Returns the identity of the tokens that a model makes.
 

@@ -74,7 +74,7 @@ class TaaeFileError(TaaeInputError):
     """Bytes that are no valid `.taae` file, or tokens that cannot be stored in one."""
 
 
-def format_bottleneck(bottleneck: str | list | tuple | tuple) -> str:
+def format_bottleneck(bottleneck: str | list | tuple) -> str:
     """Formats a bottleneck: a name unchanged, stages as `5,5,5,5,5,5@1.0/5,5,5,5,5,5@0.25` (levels `@` scale)."""
     if isinstance(bottleneck, str):
         return bottleneck

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import IO
 
 import torch
@@ -163,8 +162,3 @@ def watch(process: subprocess.Popen, output: IO[str], over: threading.Event) -> 
         output.seek(0)
         print(output.read(), file=sys.stderr, flush=True)
         os._exit(status if status > 0 else 1)
-
-
-def script_command(script: Path, arguments: Sequence[str]) -> list[str]:
-    """Returns the command that runs a script with this Python."""
-    return [sys.executable, str(script), *arguments]

@@ -36,14 +36,14 @@ def main() -> None:
 
     from modeling_taae.errors import TaaeInputError
     from training.checkpoints import CheckpointError
-    from training.launch import helpers, own_processes, script_command
+    from training.launch import helpers, own_processes
     from training.optimization import DivergenceError
     from training.publish import HubError
     from training.trainer import IncompleteRunError
 
     try:
         processes = own_processes(recipe)
-        with helpers(script_command(Path(__file__), sys.argv[1:]), processes):
+        with helpers([sys.executable, __file__, *sys.argv[1:]], processes):
             run(recipe)
     except RecipeError as error:
         print(f"train.py: error: {error}", file=sys.stderr)
