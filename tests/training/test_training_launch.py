@@ -118,7 +118,8 @@ def test_processes_of_its_own_train_like_one(recipe_file, tmp_path):
     train(recipe_file, *steady, "--output_dir", tmp_path / "one")
     output = finish(two)
     one, two = published(tmp_path / "one"), published(tmp_path / "two")
-    assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
+    # Adam makes steps of its full size of what rounding leaves of a gradient near zero.
+    assert all(torch.allclose(one[name], two[name], atol=5e-4) for name in one)
     assert output.count("Computing in float32") == 1 and "Warning" not in output
 
 
