@@ -18,7 +18,7 @@ TRAINING_SPEECH := $(SPEECH)/train-*.parquet $(SPEECH)/train_more-*.parquet
 DEMO = '$(SPEECH)/train-*.parquet' lj-LJ001-0036
 BOTTLENECKS := 1x46656_400bps 2x15625_700bps
 METRICS ?= pesq_wb pesq_nb stoi si_sdr mel_distance stft_distance dnsmos_p808
-# The evaluation by networks, with neural peers.
+# The evaluation by networks, with neural peers: six minutes of one core for each codec, two for the originals.
 JUDGED_METRICS := pesq_wb stoi dnsmos_p808 wer cer dwer dcer speaker_similarity distillmos
 NEURAL_PEERS := lyra-3.2k lyra-6k opus-6k-nolace opus-6k codec2-700C
 # What was judged for other models: their originals and peers are not judged again.
