@@ -6,12 +6,14 @@ A recipe is a YAML file. Any field can be overridden on the command line by its 
 
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 PROGRAM = "train.py"
+EXAMPLE = "training/recipes/nano.yaml"
 
 
 class RecipeError(ValueError):
@@ -378,6 +380,8 @@ def parse_recipe(arguments: list[str]) -> Recipe:
     parser.add_argument("--recipe", action="config", help="the recipe; may also be given first, without --recipe")
     parser.add_class_arguments(Recipe, as_group=False)
     if arguments and not arguments[0].startswith("-"):
+        if not Path(arguments[0]).is_file():
+            parser.error(f"{arguments[0]}: there is no such recipe; expected a YAML file, such as {EXAMPLE}")
         arguments = ["--recipe", *arguments]
     try:
         parsed = parser.parse_args(arguments)

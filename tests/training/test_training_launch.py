@@ -14,7 +14,7 @@ from support.training_runs import make_trainer, published, start_script, start_t
 from training.commands import tell_loading
 from training.launch import own_processes
 from training.precision import choose_attention, choose_precision, choose_processes, choose_workers, processor_features
-from training.recipe import CTCConfig, Recipe, RecipeError
+from training.recipe import CTCConfig, Recipe, RecipeError, parse_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -163,6 +163,12 @@ except SystemExit as end:
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert "ENDED 0 []" in result.stdout, result.stderr
+
+
+def test_a_recipe_that_is_not_there_is_named(capsys):
+    with pytest.raises(SystemExit) as end:
+        parse_recipe(["nowhere.yaml", "--max_steps", "3"])
+    assert end.value.code == 2 and capsys.readouterr().err.startswith("train.py: error: nowhere.yaml: there is no such")
 
 
 @pytest.mark.parametrize(("rank", "told"), [("0", "train.py: loading …\n"), ("1", "")])
