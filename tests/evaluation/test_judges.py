@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,6 +37,17 @@ class Parrot:
     def transcribe(self, clips):
         self.asked += clips
         return [self.texts[len(audio)] for audio, _ in clips]
+
+
+class Stuck:
+    """Stands in for faster-whisper's model, stuck in a phrase unless it may use none twice."""
+
+    supported_languages = ("en",)
+
+    def transcribe(self, audio, no_repeat_ngram_size=0, **options):
+        text = "and so they went" if no_repeat_ngram_size else "and so " * 112
+        ratio = len(text.encode()) / len(zlib.compress(text.encode()))
+        return iter([SimpleNamespace(text=text, compression_ratio=ratio)]), None
 
 
 class Ears:
@@ -194,6 +207,12 @@ def test_cached_rows_need_no_judge(tmp_path):
         for _ in range(2)
     ]
     assert runs[0].to_json() == runs[1].to_json() and len(parrot.asked) == 2
+
+
+def test_a_transcript_that_repeats_itself_is_made_again():
+    listener = recognition.WhisperListener.__new__(recognition.WhisperListener)
+    listener.model = Stuck()
+    assert listener.transcribe([(noise(), "en")]) == ["and so they went"]
 
 
 judged = pytest.mark.judges

@@ -3,7 +3,8 @@
 `wer` and `cer` compare what it hears of the decoded clip with the text, where there is one; `dwer` and `dcer` compare
 with what it hears of the original, so that its own errors cancel out. Errors and lengths are added up over all clips
 before they are divided. Lower is better; 1 is 100 %. In languages written without spaces, count characters. The figure
-is of this recogniser: name it. Without a model it is Whisper tiny.en, which knows English alone.
+is of this recogniser: name it. Without a model it is Whisper tiny.en, which knows English alone. Where Whisper repeats
+itself without end, it transcribes the clip again and uses no phrase twice.
 """
 
 from modeling_taae.evaluation import hub_modules as evaluate_modules
