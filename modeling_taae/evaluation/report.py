@@ -123,7 +123,9 @@ def footnote(results: Results) -> str:
         f"{intervals.resamples:,} resamples, seed {intervals.seed})."
     )
     if "dwer" in results.metrics:
-        text += " dWER is the share of words that the recogniser hears differently in decoded speech and in the recording."
+        text += (
+            " dWER is the share of words that the recogniser hears differently in decoded speech and in the recording."
+        )
     judges = [f"{name}: {value}" for name, value in results.judges.items() if f"{name} weights" in results.judges]
     return text + (f" Judges: {'; '.join(judges)}." if judges else "") + voices_text(results)
 
