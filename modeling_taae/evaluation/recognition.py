@@ -1,6 +1,5 @@
 """Measures intelligibility with a speech recogniser: word and character errors in its transcript of a decoded clip."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -11,6 +10,7 @@ import numpy as np
 
 from ..codec import model_name
 from ..errors import TaaeInputError
+from ..files import sha256
 from ..identity import weights_identity
 from .judges import JudgedClip, MissingJudgeError, Remembered, load, need_package
 from .metrics import SAMPLING_RATE, Metric, primary_language
@@ -191,7 +191,7 @@ class WhisperListener:
         purpose = "many languages" if self.model.model.is_multilingual else "English"
         self.facts: dict[str, Any] = {
             "recognizer": f"{title or model_name(name)} by faster-whisper {version} (int8), for recognising {purpose}",
-            "recognizer weights": file_hash(folder / WEIGHTS_FILE)[:16],
+            "recognizer weights": sha256(folder / WEIGHTS_FILE)[:16],
             "transcripts that repeat themselves": f"made again, with no {PHRASE} tokens twice",
         }
 
@@ -242,15 +242,9 @@ def bundled_listener(device: str = "cpu") -> WhisperListener:
     if spec is None or spec.origin is None:
         raise MissingJudgeError(f"the package {BUNDLED_PACKAGE} is not installed")
     folder = Path(spec.origin).parent / "model"
-    if not (folder / WEIGHTS_FILE).is_file() or file_hash(folder / WEIGHTS_FILE) != BUNDLED_SHA256:
+    if not (folder / WEIGHTS_FILE).is_file() or sha256(folder / WEIGHTS_FILE) != BUNDLED_SHA256:
         raise TaaeInputError(
             f"{folder}: the package {BUNDLED_PACKAGE} {version} does not hold the weights of {BUNDLED_NAME} that are "
             "known here; install version 0.1.0, or name another recogniser with --recognizer"
         )
     return WhisperListener(str(folder), f"{BUNDLED_NAME} (in {BUNDLED_PACKAGE} {version})", device)
-
-
-def file_hash(path: Path) -> str:
-    """Returns a file's SHA-256."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
