@@ -8,14 +8,14 @@ stress tests (`make protocols`), probes of the tokens (`make probes`), and overf
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.evaluation import report
 from modeling_taae.evaluation.conditions import PLAIN
 from modeling_taae.evaluation.metrics import ALL_METRICS
-from modeling_taae.evaluation.results import Mean, MetricFacts, Results, SystemSummary
+from modeling_taae.evaluation.results import Group, Mean, MetricFacts, Results, SystemSummary
 
 JUDGED, PRESETS, PROBES = "results/judged", "results/presets", "results/probes.json"
 QUALITY_PICTURE, RATE_PICTURE = "quality.png", "rates.png"
@@ -26,6 +26,8 @@ TRIALS = {
     "results/multilingual": "{languages} languages, {unheard} not in training",
 }
 TRIAL_METRICS = ("pesq_wb", "stoi")
+LANGUAGES = "results/languages"
+RANKED_LANGUAGES = 5  # named at either end of the ranking
 JUDGED_METRICS = ("dwer", "wer", "speaker_similarity", "distillmos", "dnsmos_p808", "stoi", "pesq_wb")
 MUSIC, MUSIC_METRIC = "music", "mel_distance"
 FEATURES = ("tokens", "log-mel")
@@ -223,6 +225,65 @@ def music_text(rows: dict[str, dict[str, dict[str, Mean]]], results: Results) ->
         report.figure(next(iter(rows[trial].values()))[MUSIC_METRIC], facts, False) for trial in (MUSIC, PLAIN)
     )
     return f" A few chords of music end up at a {facts.label} of {music}, where speech as recorded is at {speech}."
+
+
+def language_section(folder: Path, identity: str, trained: Collection[str]) -> str:
+    """Returns the scores in many languages, those of the training data apart; empty without results.
+
+    Args:
+        folder: the model's folder.
+        identity: the identity of its weights.
+        trained: the languages that it was trained on.
+
+    Raises:
+        CardError: if the results belong to other weights.
+    """
+    if not (folder / LANGUAGES / "results.json").is_file():
+        return ""
+    results = read_results(folder / LANGUAGES / "results.json", identity, "run `make languages`")
+    ours = results.systems[0].groups("language")
+    heard = [language for language in ours if language in trained]
+    groups = {
+        "all": list(ours),
+        "in the training data": heard,
+        "not in the training data": [language for language in ours if language not in heard],
+        "English": [language for language in ours if language == "en"],
+    }
+    rows = [language_row(name, chosen, results) for name, chosen in groups.items() if chosen]
+    cells = [(facts, system) for facts in results.metrics.values() for system in results.systems]
+    heading = [f"{report.metric_heading(facts)} {system.name}" for facts, system in cells]
+    return "\n\n".join(
+        [
+            f"{results.data.scored} clips in {len(ours)} languages, from {code(results.data.sources)}. No model here "
+            "was trained on their speakers. Each figure is a mean over languages, however many clips they have.",
+            report.table(["languages", "number", "clips", *heading], rows),
+            f"[{LANGUAGES}/report.md]({LANGUAGES}/report.md) has every language. {ranking_text(ours, results)}".strip(),
+        ]
+    )
+
+
+def language_row(name: str, chosen: list[str], results: Results) -> list[str]:
+    """Returns the row of some languages: their number, their clips, and each metric of each codec."""
+    clips = sum(results.systems[0].groups("language")[language].utterances for language in chosen)
+    row = [name, str(len(chosen)), str(clips)]
+    for metric, facts in results.metrics.items():
+        for system in results.systems:
+            means = [system.groups("language")[language].metrics[metric].mean for language in chosen]
+            known = [mean for mean in means if mean is not None]
+            row.append(report.figure(Mean(sum(known) / len(known)) if known else NO_MEAN, facts, False))
+    return row
+
+
+def ranking_text(groups: Mapping[str, Group], results: Results) -> str:
+    """Returns a sentence with the languages of the lowest and of the highest STOI; empty if it was not measured."""
+    facts = results.metrics.get("stoi")
+    known = [(each.metrics["stoi"].mean, name) for name, each in groups.items()] if facts else []
+    ranked = sorted((mean, name) for mean, name in known if mean is not None)
+    if len(ranked) <= 2 * RANKED_LANGUAGES:
+        return ""
+    ends = ranked[:RANKED_LANGUAGES], ranked[::-1][:RANKED_LANGUAGES]
+    low, high = (", ".join(f"{name} ({mean:.3f})" for mean, name in end) for end in ends)
+    return f"STOI of this model is lowest for {low}, and highest for {high}."
 
 
 def probe_section(folder: Path, identity: str) -> str:

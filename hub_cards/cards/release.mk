@@ -13,7 +13,7 @@ WATTS ?= 10
 RECORDINGS ?=
 # If the run continued a published model: that model's earlier folder.
 AFTER ?=
-TRAINING_SPEECH := $(SPEECH)/train-*.parquet $(SPEECH)/train_more-*.parquet
+TRAINING_SPEECH ?= $(SPEECH)/train-*.parquet $(SPEECH)/train_more-*.parquet
 # An utterance of LJ Speech, which is in the public domain.
 DEMO = '$(SPEECH)/train-*.parquet' lj-LJ001-0036
 BOTTLENECKS := 1x46656_400bps 2x15625_700bps
@@ -21,6 +21,8 @@ METRICS ?= pesq_wb pesq_nb stoi si_sdr mel_distance stft_distance dnsmos_p808
 # The evaluation by networks, with neural peers: six minutes of one core for each codec, two for the originals.
 JUDGED_METRICS := pesq_wb stoi dnsmos_p808 wer cer dwer dcer speaker_similarity distillmos
 NEURAL_PEERS := lyra-3.2k lyra-6k opus-6k-nolace opus-6k codec2-700C
+# Speech in many languages, prepared with `training/corpora/prepare.py cv61_60_languages --part test`.
+LANGUAGES ?= runs/languages/*.parquet
 # What was judged for other models: their originals and peers are not judged again.
 ROWS ?= $(filter-out $(CARD:%/=%)/%,$(wildcard hub_cards/*/results/judged/rows.jsonl))
 # Points of the curve: the presets, and three and nine levels per dimension. Trials on a part of the data take minutes.
@@ -33,10 +35,10 @@ BUDGET ?= --budget.crop_frames 100 --budget.batch_size 4 --budget.max_steps 300
 PEERS := codec2-450 codec2-700C codec2-1200 codec2-2400 opus-6k pcm16
 # Steps for new weights, in the order of their needs; those in the middle only for the documentation's model.
 SHOWN := $(filter %/taae-speech-16k-nano,$(CARD:%/=%))
-RELEASE := weights prior provenance results judged entropy determinism exports \
+RELEASE := weights prior provenance results judged languages entropy determinism exports \
 	$(if $(SHOWN),presets protocols probes language-models page notebook) pictures samples card
 
-.PHONY: release code weights prior entropy results judged presets protocols probes exports provenance determinism language-models page pictures benchmark stages samples card
+.PHONY: release code weights prior entropy results judged languages presets protocols probes exports provenance determinism language-models page pictures benchmark stages samples card
 
 release:  ## run all steps for new weights, which takes hours: make release RUN=runs/nano [CARD=hub_cards/taae-…]
 	for step in $(RELEASE); do $(MAKE) $$step || exit; done
@@ -64,6 +66,10 @@ judged: $(VENV)/judges.stamp  ## judge words, naturalness and voices by networks
 $(VENV)/judges.stamp: $(VENV)/eval.stamp
 	@$(BIN)/python -c 'from modeling_taae.cli.judges import install_judges; install_judges()'
 	@touch $@
+
+languages: $(VENV)/eval.stamp  ## evaluate the model in the languages of LANGUAGES
+	$(BIN)/taae evaluate $(LANGUAGES) --model $(CARD) --bottleneck $(firstword $(BOTTLENECKS)) \
+		--peers codec2-700C opus-6k $(TRIALS) -o $(CARD)/results/languages
 
 presets: $(VENV)/eval.stamp  ## evaluate every preset of the published model, and draw quality against bit rate
 	$(BIN)/taae evaluate $(SPEECH)/test-*.parquet --model $(CARD) --bottleneck $(STAGES) --limit 60 \

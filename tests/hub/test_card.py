@@ -178,6 +178,30 @@ class TestSections:
         assert make_card.main([str(folder), "--check"]) == 2
         assert f"{path}: holds results of other weights" in capsys.readouterr().err
 
+    def test_a_language_counts_once_however_many_clips_it_has(self, folder):
+        results = json.loads((folder / "results" / "results.json").read_text())
+
+        def groups(means: dict[str, tuple[int, float]]) -> dict:
+            return {
+                name: {"utterances": count, "metrics": dict.fromkeys(results["metrics"], {"mean": mean, "n": count})}
+                for name, (count, mean) in means.items()
+            }
+
+        others = {f"x{n:02}": (1, 0.7 + 0.01 * n) for n in range(11)}
+        ours, peer = results["systems"]
+        ours["by"] = {"language": groups({"en": (1, 0.9), "de": (99, 0.6), **others})}
+        peer["by"] = {"language": groups({"en": (1, 1.0), "de": (99, 1.0), **dict.fromkeys(others, (1, 1.0))})}
+        (folder / "results" / "languages").mkdir()
+        (folder / "results" / "languages" / "results.json").write_text(json.dumps(results))
+        make_card.main([str(folder)])
+        text = (folder / "README.md").read_text()
+        rows = {line.split(" | ")[0][2:]: line.split(" | ")[1:4] for line in text.splitlines() if line[:2] == "| "}
+        assert "3 clips in 13 languages" in text
+        assert rows["in the training data"] == ["2", "100", "0.750"]  # English and German, of 0.9 and 0.6
+        assert rows["not in the training data"] == ["11", "11", "0.750"] and rows["English"] == ["1", "1", "0.900"]
+        assert "lowest for de (0.600), x00 (0.700), x01 (0.710)" in text
+        assert "highest for en (0.900), x10 (0.800)" in text
+
     def test_speakers_of_each_gender(self, folder):
         path = folder / "results" / "results.json"
         results = json.loads(path.read_text())
