@@ -44,11 +44,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--check", action="store_true", help="write nothing; fail if anything would change")
     options = parser.parse_args(arguments)
+    changed = []
     try:
-        files = {path: text for folder in options.folders for path, text in make_files(folder).items()}
-        changed = [path for path, text in files.items() if not path.is_file() or path.read_text("utf-8") != text]
-        for path in () if options.check else changed:
-            write_bytes(path, files[path].encode())
+        for folder in options.folders:  # one by one, because several models write into the project's README
+            files = make_files(folder)
+            changes = [path for path, text in files.items() if not path.is_file() or path.read_text("utf-8") != text]
+            for path in () if options.check else changes:
+                write_bytes(path, files[path].encode())
+            changed += changes
     except ValueError as error:
         print(f"make_card.py: error: {error}", file=sys.stderr)
         return 2

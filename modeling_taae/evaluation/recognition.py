@@ -61,7 +61,7 @@ def normalize_text(text: str) -> str:
 
 def recognizer_metrics(languages: tuple[str, ...] = ()) -> dict[str, Metric]:
     """Returns the metrics of a recogniser for these languages, or for all languages if none are given."""
-    words = Metric("WER", "lower", 2, word_errors, unit="%", needs_words=True, languages=languages)
+    words = Metric("WER", "lower", 1, word_errors, unit="%", needs_words=True, languages=languages)
     characters = replace(words, label="CER", function=character_errors, needs_words=False)
     return {
         "wer": replace(words, needs_text=True, needs_reference=False),

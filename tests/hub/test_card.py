@@ -22,7 +22,7 @@ from PIL import Image
 
 from hub_cards import make_card
 from hub_cards.cards import make_pictures, make_provenance
-from hub_cards.cards.readme_tables import COMPARISON
+from hub_cards.cards.readme_tables import COMPARISON, MODELS
 from modeling_taae import TaaeConfig, TaaeModel, cli
 from modeling_taae.codec import load_codec
 from modeling_taae.errors import TaaeInputError
@@ -371,6 +371,17 @@ class TestCard:
         text = (folder.parents[1] / "README.md").read_text()
         assert text.startswith("before\n<!-- comparison") and text.endswith("<!-- /comparison -->\nafter\n")
         assert "| pcm16 |" in text and "old" not in text.replace("LUFS", "")
+
+    def test_several_models_fill_their_parts_of_one_readme(self, folder):
+        readme, other = folder.parents[1] / "README.md", folder.with_name("taae-other")
+        shutil.copytree(folder, other)
+        start, end = MODELS
+        assert make_card.main([str(other)]) == 0  # the table of models lists those with a card
+        readme.write_text(f"{readme.read_text()}{start}old\n{end}\n")
+        assert make_card.main([str(folder), str(other)]) == 0
+        text = readme.read_text()
+        assert "| pcm16 |" in text and "[taae-other](hub_cards/taae-other/README.md)" in text and "old" not in text
+        assert make_card.main([str(other), str(folder), "--check"]) == 0
 
     def test_check_fails_when_results_and_card_disagree(self, folder, capsys):
         assert make_card.main([str(folder), "--check"]) == 1
