@@ -202,6 +202,7 @@ def stage_text(stage: dict, frame_rate: float) -> str:
         f"{name} {value:g}" for name, value in losses.items() if isinstance(value, int | float) and value
     )
     crop_seconds = recipe["data.crop_frames"] / frame_rate
+    listener = recipe.get("perceptual.model")
     config = [f"{name.removeprefix('config.')} {recipe[name]}" for name in recipe if name.startswith("config.")]
     changed = f"Changed in the configuration: {', '.join(config)}. " if config else ""
     return (
@@ -212,6 +213,7 @@ def stage_text(stage: dict, frame_rate: float) -> str:
         f"AdamW with a learning rate of {recipe['optimizer.learning_rate']:g}; "
         f"activations in {PRECISIONS.get(recipe['mixed_precision'], recipe['mixed_precision'])}; "
         f"averaged weights (EMA). Settings of the losses: {weights}."
+        f"{f' The perceptual loss compares hidden states of {listener}.' if listener else ''}"
     )
 
 

@@ -1,5 +1,6 @@
 """Measures intelligibility with a speech recogniser: word and character errors in its transcript of a decoded clip."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -23,6 +24,7 @@ BUNDLED_SHA256 = "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b
 WEIGHTS_FILE = "model.bin"  # of a CTranslate2 model
 # Text repeats itself if zlib shortens it by more than this factor (Whisper's own value); a phrase has so many tokens.
 REPETITIVE, PHRASE = 2.4, 3
+MADE_AGAIN = {"transcripts that repeat themselves": f"made again, with no {PHRASE} tokens twice"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,15 @@ def normalize_text(text: str) -> str:
     from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
     return BasicTextNormalizer()(text).strip()
+
+
+def repeats_itself(text: str) -> bool:
+    """Returns whether a transcript repeats itself, as those of Whisper do where speech is unclear.
+
+    Such a clip is transcribed again without using any phrase twice: one phrase can come two hundred times.
+    """
+    content = text.strip().encode()
+    return len(content) > REPETITIVE * len(zlib.compress(content))
 
 
 def recognizer_metrics(languages: tuple[str, ...] = ()) -> dict[str, Metric]:
@@ -133,6 +144,8 @@ def pair(clip: JudgedClip) -> tuple[np.ndarray, np.ndarray]:
 class TransformersListener:
     """A Transformers model for automatic speech recognition.
 
+    Whisper transcribes a clip again if the transcript repeats itself, see [`repeats_itself`].
+
     Args:
         name: the model's folder or Hub name.
         device: the model's torch device.
@@ -153,22 +166,32 @@ class TransformersListener:
             "recognizer": f"{model_name(name)} by transformers {transformers.__version__}, for speech recognition",
             "recognizer weights": weights_identity(self.pipeline.model.state_dict()),
         }
+        self.whisper = self.pipeline.model.config.model_type == "whisper"
+        if self.whisper:
+            self.facts |= MADE_AGAIN
 
     def transcribe(self, clips: list[tuple[np.ndarray, str]]) -> list[str]:
         """Transcribes; see [`Listener`]. The model detects the language itself."""
-        whisper = self.pipeline.model.config.model_type == "whisper"
+        texts = self._transcribe([audio for audio, _ in clips])
+        again = [place for place, text in enumerate(texts) if self.whisper and repeats_itself(text)]
+        if again:
+            other = {"generate_kwargs": {"no_repeat_ngram_size": PHRASE}}
+            for place, text in zip(again, self._transcribe([clips[place][0] for place in again], **other), strict=True):
+                texts[place] = text
+        return texts
+
+    def _transcribe(self, clips: list[np.ndarray], **options: Any) -> list[str]:
         # Whisper reads windows of 30 s, and continues to the next one only with time stamps.
-        long = whisper and any(len(audio) > 30 * SAMPLING_RATE for audio, _ in clips)
-        inputs = [{"raw": audio, "sampling_rate": SAMPLING_RATE} for audio, _ in clips]
-        options = {"return_timestamps": True} if long else {}
+        long = self.whisper and any(len(audio) > 30 * SAMPLING_RATE for audio in clips)
+        inputs = [{"raw": audio, "sampling_rate": SAMPLING_RATE} for audio in clips]
+        options |= {"return_timestamps": True} if long else {}
         return [found["text"] for found in self.pipeline(inputs, batch_size=1 if long else self.batch_size, **options)]
 
 
 class WhisperListener:
     """Whisper in CTranslate2's format, run by faster-whisper in 8 bits with greedy decoding and no random fallbacks.
 
-    Where speech is unclear, Whisper sometimes repeats a phrase up to two hundred times. It then transcribes the clip
-    again, and uses no phrase twice.
+    It transcribes a clip again if the transcript repeats itself, see [`repeats_itself`].
 
     Args:
         name: the model's folder or Hub name.
@@ -192,7 +215,7 @@ class WhisperListener:
         self.facts: dict[str, Any] = {
             "recognizer": f"{title or model_name(name)} by faster-whisper {version} (int8), for recognising {purpose}",
             "recognizer weights": sha256(folder / WEIGHTS_FILE)[:16],
-            "transcripts that repeat themselves": f"made again, with no {PHRASE} tokens twice",
+            **MADE_AGAIN,
         }
 
     def transcribe(self, clips: list[tuple[np.ndarray, str]]) -> list[str]:
@@ -202,7 +225,7 @@ class WhisperListener:
     def _transcribe(self, audio: np.ndarray, language: str) -> str:
         told = language if language in self.model.supported_languages else None
         segments = self._segments(audio, told)
-        if any(segment.compression_ratio > REPETITIVE for segment in segments):
+        if any(repeats_itself(segment.text) for segment in segments):
             segments = self._segments(audio, told, no_repeat_ngram_size=PHRASE)
         return " ".join(segment.text for segment in segments)
 

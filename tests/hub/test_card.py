@@ -317,6 +317,7 @@ class TestCard:
         before = Path(shutil.copytree(folder, folder.parent / "before"))
         facts = json.loads((before / "training.json").read_text())
         facts["recipe"] |= {"size": "nano", "config.causal": True, "data.augmentation.speed": 0.1}
+        facts["recipe"] |= {"perceptual.model": "wavlm-large", "losses.perceptual": 3.0}
         (before / "training.json").write_text(json.dumps(facts | {"process_hours": 2.0, "watts": 500}))
         options = ["--run", str(made.parent / "run"), "--trained-on", "a slide rule", "--after", str(before)]
         for folder_of_last in (folder, before):  # the stages of stages come along
@@ -336,6 +337,7 @@ class TestCard:
         )
         assert "Each of these changes is made to 50% of the crops: speed by up to 10%." in text
         assert text.count("At its end, on validation speech: STOI 0.100.") == 2
+        assert "perceptual 3. The perceptual loss compares hidden states of wavlm-large. At its end" in text
         assert "parameters, trained from scratch on 3 hours" in text
         assert "2.0 hours of a process at an assumed 500 W and" in text
         assert len(json.loads((before / "training.json").read_text())["before"]) == 1
