@@ -241,6 +241,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="folder of the model")
     parser.add_argument("--run", type=Path, help="folder of the training run")
     parser.add_argument("--after", type=Path, metavar="FOLDER", help="folder of the published model that it continued")
+    parser.add_argument(
+        "--averaged", action="store_true", help="the weights were averaged with what the run started from"
+    )
     parser.add_argument("--until", type=int, metavar="STEP", help="step of the weights, if the run continued after it")
     parser.add_argument("--trained-on", default="one machine", metavar="TEXT", help="such as 'two cores of an EPYC'")
     parser.add_argument("--watts", type=float, default=WATTS, help="assumed power per process (default: %(default)s)")
@@ -250,6 +253,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.run:
             curves = read_curves(options.run, options.until)
             facts = training_facts(options.run, curves, options.trained_on, options.watts)
+            if options.averaged:
+                facts["averaged"] = True
             if options.after:
                 remedy = "this folder has no facts of its model's training, so name another with --after"
                 facts["before"] = stages(read_json(options.after / "training.json", remedy))

@@ -203,6 +203,8 @@ def stage_text(stage: dict, frame_rate: float) -> str:
     )
     crop_seconds = recipe["data.crop_frames"] / frame_rate
     listener = recipe.get("perceptual.model")
+    listened = f" The perceptual loss compares hidden states of {listener}." if listener else ""
+    averaged = " Its weights were then averaged with those that it started from." if stage.get("averaged") else ""
     config = [f"{name.removeprefix('config.')} {recipe[name]}" for name in recipe if name.startswith("config.")]
     changed = f"Changed in the configuration: {', '.join(config)}. " if config else ""
     return (
@@ -212,8 +214,7 @@ def stage_text(stage: dict, frame_rate: float) -> str:
         f"{stage['frames'] / frame_rate / 3600:,.0f} hours in all. {augmentation_text(recipe)} "
         f"AdamW with a learning rate of {recipe['optimizer.learning_rate']:g}; "
         f"activations in {PRECISIONS.get(recipe['mixed_precision'], recipe['mixed_precision'])}; "
-        f"averaged weights (EMA). Settings of the losses: {weights}."
-        f"{f' The perceptual loss compares hidden states of {listener}.' if listener else ''}"
+        f"averaged weights (EMA). Settings of the losses: {weights}.{listened}{averaged}"
     )
 
 

@@ -11,8 +11,9 @@ TRAINED_ON ?= two CPU cores
 WATTS ?= 10
 # Data sets to read the recordings of hub_cards/samples/clips.yaml from; empty keeps the present recordings.
 RECORDINGS ?=
-# If the run continued a published model: that model's earlier folder.
+# If the run continued a published model: that model's earlier folder, and whether its weights were averaged with it.
 AFTER ?=
+AVERAGED ?=
 TRAINING_SPEECH ?= $(SPEECH)/train-*.parquet $(SPEECH)/train_more-*.parquet
 # An utterance of LJ Speech, which is in the public domain.
 DEMO = '$(SPEECH)/train-*.parquet' lj-LJ001-0036
@@ -95,7 +96,7 @@ exports: $(VENV)/eval.stamp $(VENV)/export.stamp  ## export the published model 
 
 provenance: $(VENV)/train.stamp  ## write the provenance and the curves of the run RUN
 	$(BIN)/python hub_cards/cards/make_provenance.py $(CARD) --run $(RUN) --trained-on "$(TRAINED_ON)" \
-		--watts $(WATTS) $(if $(AFTER),--after $(AFTER)) \
+		--watts $(WATTS) $(if $(AFTER),--after $(AFTER)) $(if $(AVERAGED),--averaged) \
 		--data $(TRAINING_SPEECH)
 
 determinism: $(VENV)/eval.stamp  ## count the tokens that change with threads, batches, dtype, attention and compiler
