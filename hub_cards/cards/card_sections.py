@@ -251,7 +251,10 @@ def language_section(folder: Path, identity: str, trained: Collection[str]) -> s
     }
     rows = [language_row(name, chosen, results) for name, chosen in groups.items() if chosen]
     cells = [(facts, system) for facts in results.metrics.values() for system in results.systems]
-    heading = [f"{report.metric_heading(facts)} {system.name}" for facts, system in cells]
+    heading = [
+        f"{report.metric_heading(facts)} {'this model' if system.kind == 'TAAE' else system.name}"
+        for facts, system in cells
+    ]
     return "\n\n".join(
         [
             f"{results.data.scored} clips in {len(ours)} languages, from {code(results.data.sources)}. No model here "

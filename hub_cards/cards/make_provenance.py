@@ -193,12 +193,19 @@ def without_folders(value: object) -> object:
 def training_data(files: list[str]) -> dict:
     """Hours by source and by language of Parquet files with the columns of `COLUMNS`.
 
+    A recording that several files have, by its `id` if they give one, counts once.
+
     Raises:
         ProvenanceError: if there is no row.
     """
     from pyarrow import parquet
 
-    rows = [row for file in files for row in parquet.read_table(file, columns=list(COLUMNS)).to_pylist()]
+    rows, counted = [], set[str]()
+    for file in files:
+        named = "id" in parquet.read_schema(file).names
+        found = parquet.read_table(file, columns=[*COLUMNS, *(["id"] if named else [])]).to_pylist()
+        rows += [row for row in found if row.get("id") not in counted]
+        counted |= {row["id"] for row in found} if named else set()
     if not rows:
         raise ProvenanceError("the training data hold no row; check --data")
     sources, languages = defaultdict(list), defaultdict(float)

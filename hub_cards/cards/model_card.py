@@ -182,7 +182,8 @@ def training_text(training: dict, curves: Curves, frame_rate: float) -> str:
     texts, start = [], 0
     for stage in stages(training):
         end = start + stage["steps"]
-        texts.append(stage_text(stage, frame_rate) + score_text(curves, start, end))
+        averaged = " Its weights were then averaged with those that it started from." if stage.get("averaged") else ""
+        texts.append(stage_text(stage, frame_rate) + score_text(curves, start, end) + averaged)
         start = end
     if len(texts) > 1:
         texts = [f"**Stage {number}.** {text}" for number, text in enumerate(texts, 1)]
@@ -204,7 +205,6 @@ def stage_text(stage: dict, frame_rate: float) -> str:
     crop_seconds = recipe["data.crop_frames"] / frame_rate
     listener = recipe.get("perceptual.model")
     listened = f" The perceptual loss compares hidden states of {listener}." if listener else ""
-    averaged = " Its weights were then averaged with those that it started from." if stage.get("averaged") else ""
     config = [f"{name.removeprefix('config.')} {recipe[name]}" for name in recipe if name.startswith("config.")]
     changed = f"Changed in the configuration: {', '.join(config)}. " if config else ""
     return (
@@ -214,7 +214,7 @@ def stage_text(stage: dict, frame_rate: float) -> str:
         f"{stage['frames'] / frame_rate / 3600:,.0f} hours in all. {augmentation_text(recipe)} "
         f"AdamW with a learning rate of {recipe['optimizer.learning_rate']:g}; "
         f"activations in {PRECISIONS.get(recipe['mixed_precision'], recipe['mixed_precision'])}; "
-        f"averaged weights (EMA). Settings of the losses: {weights}.{listened}{averaged}"
+        f"averaged weights (EMA). Settings of the losses: {weights}.{listened}"
     )
 
 

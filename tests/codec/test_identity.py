@@ -21,7 +21,7 @@ from modeling_taae.identity import (
 from modeling_taae.taae_file import TaaeFileError
 
 ROOT = Path(__file__).parents[2]
-PUBLISHED = {"nano": "1108e1ea49cb8d3f", "small": "aaf4996f312a3b4d", "nano-causal": "7c9739c563e5dd83"}
+PUBLISHED = {"nano": "1108e1ea49cb8d3f", "small": "a9177e7cbf78df12", "nano-causal": "7c9739c563e5dd83"}
 
 # Changes of a configuration that give other tokens or another sound from the same weights.
 EDITS = {

@@ -344,6 +344,15 @@ class TestCard:
         assert len(json.loads((before / "training.json").read_text())["before"]) == 1
         assert make_pictures.main([str(folder)]) == 0
 
+    def test_a_recording_in_two_files_counts_once(self, folder, tmp_path):
+        row = {"source": "kerstin", "license": "CC0-1.0", "language": "de", "duration": 3600.0, "speaker_id": "k"}
+        for name, ids in (("first", "ab"), ("second", "bc")):
+            rows = [row | {"id": each} for each in ids]
+            pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+        assert make_provenance.main([str(folder), "--data", str(tmp_path / "*.parquet")]) == 0
+        data = json.loads((folder / "training_data.json").read_text())
+        assert data["languages"] == {"de": 3.0} and data["sources"][0]["utterances"] == 3
+
     def test_a_folder_before_that_does_not_tell(self, folder, made, tmp_path, capsys):
         options = ["--run", str(made.parent / "run"), "--after", str(tmp_path)]
         assert make_provenance.main([str(folder), *options]) == 2
