@@ -252,7 +252,7 @@ def crops_text(batches: list[dict]) -> str:
     return f"{until}{last['crops']} crops"
 
 
-PRECISIONS = {"no": "float32", "bf16": "bfloat16"}
+PRECISIONS = {"no": "float32", "bf16": "bfloat16", "auto": "bfloat16 or float32, whichever the machine computes faster"}
 # Losses that apply only if the recipe has the part that they come from.
 PARTS_OF_LOSSES = {
     "adversarial": "discriminator",
