@@ -25,9 +25,14 @@ DIGITS = 16
 # Fields of the configuration that names and shapes of weights do not show. ENCODER_FIELDS change tokens.
 ENCODER_FIELDS = ("sampling_rate", "causal", "sliding_window", "norm_eps", "qk_norm_eps", "rope_theta")
 FIELDS = (*ENCODER_FIELDS, "quantization_levels", "soft_clip")
-# Models published before the configuration was part of the identity: the identity of their weights, and whether they
-# are causal. Their identities must not change; the other fields of their configurations have the default values.
-PUBLISHED_CAUSAL = {"1108e1ea49cb8d3f": False, "aaf4996f312a3b4d": False, "7c9739c563e5dd83": True}
+# Models published here: the identity of their weights, which is the model's too, and whether they are causal. Some are
+# older than the configuration's part in the identity; the other fields of all have the default values.
+PUBLISHED_CAUSAL = {
+    "1108e1ea49cb8d3f": False,
+    "aaf4996f312a3b4d": False,
+    "a9177e7cbf78df12": False,
+    "7c9739c563e5dd83": True,
+}
 ENCODER = "encoder."
 
 
