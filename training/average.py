@@ -14,7 +14,7 @@ from transformers.utils import CONFIG_NAME
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout's training/ is not installed
 
-from modeling_taae import TaaeFeatureExtractor, TaaeModel
+from modeling_taae.codec import load_codec
 from modeling_taae.errors import TaaeInputError
 from modeling_taae.files import completed
 from training.commands import exit_status
@@ -28,20 +28,20 @@ def average_models(sources: Sequence[Path], output: Path) -> None:
         output: folder to write, which is there as a whole or not at all.
 
     Raises:
-        TaaeInputError: if the weights of a model have other names or shapes than those of the first.
-        OSError: if a model cannot be read, or the folder cannot be written.
+        TaaeInputError: if a model cannot be loaded, or its weights have other names or shapes than those of the first.
+        OSError: if the folder cannot be written.
     """
-    model = TaaeModel.from_pretrained(sources[0])
-    mean = {name: tensor.float() / len(sources) for name, tensor in model.fused_state_dict().items()}
+    first = load_codec(str(sources[0]), device="cpu")
+    mean = {name: tensor.float() / len(sources) for name, tensor in first.model.fused_state_dict().items()}
     for source in sources[1:]:
-        other = TaaeModel.from_pretrained(source).fused_state_dict()
+        other = load_codec(str(source), device="cpu").model.fused_state_dict()
         if shapes(other) != shapes(mean):
             raise TaaeInputError(f"{source}: has other weights than {sources[0]}; average models of one configuration")
         for name, tensor in other.items():
             mean[name] += tensor.float() / len(sources)
     with completed(output, CONFIG_NAME) as folder:
-        model.save_pretrained(folder, state_dict=mean)
-        TaaeFeatureExtractor.from_pretrained(sources[0]).save_pretrained(folder)
+        first.model.save_pretrained(folder, state_dict=mean)
+        first.extractor.save_pretrained(folder)
 
 
 def shapes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Size]:

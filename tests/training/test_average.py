@@ -34,6 +34,13 @@ def test_a_model_is_its_own_mean(folders, tmp_path):
 def test_another_configuration_is_refused(folders, tmp_path, capsys):
     sizes = {"hidden_sizes": (16, 32), "encoder_depths": (1, 1), "decoder_depths": (1, 1), "head_dim": 16}
     TaaeModel(TaaeConfig(**sizes)).save_pretrained(tmp_path / "other")
+    TaaeFeatureExtractor().save_pretrained(tmp_path / "other")
     assert average.main([folders[0], str(tmp_path / "other"), "-o", str(tmp_path / "mean")]) == 2
     assert f"{tmp_path / 'other'}: has other weights than {folders[0]}" in capsys.readouterr().err
     assert not (tmp_path / "mean").exists()
+
+
+def test_a_missing_model_is_told(folders, tmp_path, capsys):
+    assert average.main([folders[0], str(tmp_path / "nowhere"), "-o", str(tmp_path / "mean")]) == 2
+    error = capsys.readouterr().err
+    assert "nowhere" in error and error.startswith("average.py: error:") and not (tmp_path / "mean").exists()
