@@ -7,6 +7,7 @@ import torch
 
 from modeling_taae import TaaeConfig, TaaeFeatureExtractor, TaaeModel
 from modeling_taae.codec import load_codec
+from modeling_taae.identity import encoder_identity
 from training import average
 
 
@@ -38,6 +39,30 @@ def test_another_configuration_is_refused(folders, tmp_path, capsys):
     assert average.main([folders[0], str(tmp_path / "other"), "-o", str(tmp_path / "mean")]) == 2
     assert f"{tmp_path / 'other'}: has other weights than {folders[0]}" in capsys.readouterr().err
     assert not (tmp_path / "mean").exists()
+
+
+def test_a_causal_model_and_one_that_is_not_are_refused(folders, tmp_path, capsys):
+    settings = TaaeModel.from_pretrained(folders[0]).config.to_dict()
+    TaaeModel(TaaeConfig(**{**settings, "causal": True})).save_pretrained(tmp_path / "causal")
+    TaaeFeatureExtractor().save_pretrained(tmp_path / "causal")
+    assert average.main([folders[0], str(tmp_path / "causal"), "-o", str(tmp_path / "mean")]) == 2
+    assert f"{tmp_path / 'causal'}: has causal True, not False" in capsys.readouterr().err
+    assert not (tmp_path / "mean").exists()
+
+
+def test_a_mean_with_other_decoders_reads_the_tokens_of_the_first_model(folders, tmp_path):
+    model = TaaeModel.from_pretrained(folders[0])
+    sources = [folders[0]]
+    for name, factor in (("louder", 1.1), ("quieter", 0.7)):
+        with torch.no_grad():
+            model.decoder.conv_out.weight.mul_(factor)
+        model.save_pretrained(tmp_path / name)
+        TaaeFeatureExtractor().save_pretrained(tmp_path / name)
+        sources.append(str(tmp_path / name))
+    assert average.main([*sources, "-o", str(tmp_path / "mean")]) == 0
+    first, mean = load_codec(folders[0]), load_codec(str(tmp_path / "mean"))
+    assert encoder_identity(mean.model) == encoder_identity(first.model)
+    assert first.identity in mean.ancestors and mean.identity != first.identity
 
 
 def test_a_missing_model_is_told(folders, tmp_path, capsys):
