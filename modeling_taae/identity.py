@@ -31,6 +31,7 @@ PUBLISHED_CAUSAL = {
     "1108e1ea49cb8d3f": False,
     "aaf4996f312a3b4d": False,
     "a9177e7cbf78df12": False,
+    "a9a732cbe3e4f77a": False,
     "7c9739c563e5dd83": True,
 }
 ENCODER = "encoder."

@@ -249,7 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, help="folder of the training run")
     parser.add_argument("--after", type=Path, metavar="FOLDER", help="folder of the published model that it continued")
     parser.add_argument(
-        "--averaged", action="store_true", help="the weights were averaged with what the run started from"
+        "--averaged", metavar="TEXT", help="what the weights were averaged with, such as 'those that it started from'"
     )
     parser.add_argument("--until", type=int, metavar="STEP", help="step of the weights, if the run continued after it")
     parser.add_argument("--trained-on", default="one machine", metavar="TEXT", help="such as 'two cores of an EPYC'")
@@ -261,7 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
             curves = read_curves(options.run, options.until)
             facts = training_facts(options.run, curves, options.trained_on, options.watts)
             if options.averaged:
-                facts["averaged"] = True
+                facts["averaged"] = options.averaged
             if options.after:
                 remedy = "this folder has no facts of its model's training, so name another with --after"
                 facts["before"] = stages(read_json(options.after / "training.json", remedy))

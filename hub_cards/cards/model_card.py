@@ -182,7 +182,7 @@ def training_text(training: dict, curves: Curves, frame_rate: float) -> str:
     texts, start = [], 0
     for stage in stages(training):
         end = start + stage["steps"]
-        averaged = " Its weights were then averaged with those that it started from." if stage.get("averaged") else ""
+        averaged = f" Its weights were then averaged with {stage['averaged']}." if "averaged" in stage else ""
         texts.append(stage_text(stage, frame_rate) + score_text(curves, start, end) + averaged)
         start = end
     if len(texts) > 1:

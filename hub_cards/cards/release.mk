@@ -11,7 +11,7 @@ TRAINED_ON ?= two CPU cores
 WATTS ?= 10
 # Data sets to read the recordings of hub_cards/samples/clips.yaml from; empty keeps the present recordings.
 RECORDINGS ?=
-# If the run continued a published model: that model's earlier folder, and whether its weights were averaged with it.
+# If the run continued a published model: that model's earlier folder, and what its weights were averaged with.
 AFTER ?=
 AVERAGED ?=
 TRAINING_SPEECH ?= $(SPEECH)/train-*.parquet $(SPEECH)/train_more-*.parquet
@@ -96,7 +96,7 @@ exports: $(VENV)/eval.stamp $(VENV)/export.stamp  ## export the published model 
 
 provenance: $(VENV)/train.stamp  ## write the provenance and the curves of the run RUN
 	$(BIN)/python hub_cards/cards/make_provenance.py $(CARD) --run $(RUN) --trained-on "$(TRAINED_ON)" \
-		--watts $(WATTS) $(if $(AFTER),--after $(AFTER)) $(if $(AVERAGED),--averaged) \
+		--watts $(WATTS) $(if $(AFTER),--after $(AFTER)) $(if $(AVERAGED),--averaged "$(AVERAGED)") \
 		--data $(TRAINING_SPEECH)
 
 determinism: $(VENV)/eval.stamp  ## count the tokens that change with threads, batches, dtype, attention and compiler

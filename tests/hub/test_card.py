@@ -321,7 +321,7 @@ class TestCard:
         (before / "training.json").write_text(json.dumps(facts | {"process_hours": 2.0, "watts": 500}))
         options = ["--run", str(made.parent / "run"), "--trained-on", "a slide rule", "--after", str(before)]
         for folder_of_last in (folder, before):  # the stages of stages come along
-            assert make_provenance.main([str(folder_of_last), *options, "--averaged"]) == 0
+            assert make_provenance.main([str(folder_of_last), *options, "--averaged", "its start"]) == 0
         curves = [line.split(",")[:2] for line in (folder / "curves.csv").read_text().splitlines()]
         steps = [*range(50, 401, 50)]
         assert [int(step) for step, _ in curves[1:]] == [*steps, *(400 + step for step in steps)]
@@ -340,7 +340,7 @@ class TestCard:
         assert "perceptual 3. The perceptual loss compares hidden states of wavlm-large. At its end" in text
         assert "parameters, trained from scratch on 3 hours" in text
         assert "2.0 hours of a process at an assumed 500 W and" in text
-        assert second < text.index("Its weights were then averaged with those that it started from.")
+        assert second < text.index("Its weights were then averaged with its start.")
         assert len(json.loads((before / "training.json").read_text())["before"]) == 1
         assert make_pictures.main([str(folder)]) == 0
 
