@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from modeling_taae.codec import Codec
     from modeling_taae.taae_file import TaaeFile
 
-MODEL = Path(__file__).parent / "taae-speech-16k-nano"
+MODEL = Path(__file__).parent / "taae-speech-16k-small"
 RECORDING = Path("samples/english-woman-original.flac")  # in a model's folder
 OUTPUT = Path("demo_out")
 RATE = 16_000

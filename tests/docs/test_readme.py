@@ -181,7 +181,7 @@ def workplace(tmp_path, tiny_model, tiny_model_folder, monkeypatch) -> Path:
     (tmp_path / "LICENSE-of-my-weights").write_text("Do what you like.\n")
     (tmp_path / "training").symlink_to(CHECKOUT / "training")
     (tmp_path / "hub_cards" / "demo.py").symlink_to(CHECKOUT / "hub_cards" / "demo.py")
-    recording = tmp_path / NANO / "samples" / "english-woman-original.flac"
+    recording = tmp_path / SMALL / "samples" / "english-woman-original.flac"
     recording.parent.mkdir()
     soundfile.write(recording, speech, 16_000)
     monkeypatch.setenv("TAAE_MODEL", str(tmp_path / NANO))
